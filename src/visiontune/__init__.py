@@ -1,0 +1,17 @@
+"""visiontune turns a person's own images and annotations into a fine-tuned vision model, and proves each step."""
+
+from visiontune.api import doctor, evaluate, export, inspect, pause, predict, prepare, resume, train
+from visiontune.errors import VisiontuneError
+
+__all__ = [
+    "VisiontuneError",
+    "doctor",
+    "evaluate",
+    "export",
+    "inspect",
+    "pause",
+    "predict",
+    "prepare",
+    "resume",
+    "train",
+]

@@ -1,0 +1,227 @@
+"""The verbs, as Python functions. Torch and transformers are imported only by those that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visiontune.errors import DataError, RequirementError
+from visiontune.progress import note, warn
+
+if TYPE_CHECKING:
+    from visiontune.data.dataset import Dataset
+    from visiontune.data.inspect import Inspection
+    from visiontune.data.sample import Prediction
+    from visiontune.machine import Device
+    from visiontune.metrics.text import TextScores
+    from visiontune.run import Run
+
+Source = str | Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def inspect(source: Source, *, limit: int | None = None) -> Inspection:
+    """What the data are, what would be trained, and what is wrong with them. Raises DataError."""
+    from visiontune.data.inspect import inspect as inspect_data
+
+    return inspect_data(Path(source), limit=limit)
+
+
+def prepare(
+    source: Source,
+    out: Source,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+) -> Dataset:
+    """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row."""
+    from visiontune.data.prepare import prepare as prepare_data
+
+    return prepare_data(Path(source), Path(out), seed=seed, limit=limit, strict=strict, workers=workers)
+
+
+def train(
+    *data: Source,
+    model: str,
+    out: Source,
+    weights: Sequence[float] | None = None,
+    recipe: Source | None = None,
+    epochs: float | None = None,
+    limit: int | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Run:
+    """Train on one or several datasets (folders that are not prepared yet are prepared inside `out`).
+
+    The recipe is derived from data, model and machine; `recipe` (a YAML file, whole or partial) and then `overrides`
+    (`{"lora.rank": 8}`) change its fields. Raises VisiontuneError.
+    """
+    from visiontune.machine import hardware
+    from visiontune.recipe import read_fragment
+    from visiontune.run import Run
+    from visiontune.training.loop import train_run
+    from visiontune.training.plan import derive, plan_run
+    from visiontune.training.ranks import Ranks
+
+    run = Run(out)
+    changes = dict(overrides or {})
+    fragment = read_fragment(Path(recipe)) if recipe is not None else {}
+    device: Device | None = changes.get("machine.device", fragment.get("machine", {}).get("device"))
+    machine = hardware(device)
+    ranks = Ranks(machine.device)
+    if ranks.is_first:
+        datasets = [_dataset(source, run.path / "data" / Path(source).name, limit) for source in data]
+        if not datasets:
+            raise DataError("No data were given.", fix="visiontune train DATA --model NAME --out RUN")
+        shares = list(weights) if weights is not None else [None] * len(datasets)
+        if len(shares) != len(datasets):
+            raise DataError(f"{len(datasets)} datasets need as many weights; there are {len(shares)}.", where="--weights")
+        planned = derive(datasets, shares, model, machine, ranks=ranks.count, limit=limit, epochs=epochs)
+        planned = planned.overlaid(fragment).changed(changes)
+        plan_run(run, planned, datasets)
+    ranks.wait()
+    return _trained(train_run, run)
+
+
+def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
+    """The prepared dataset at `source`, or the folder there prepared; DataError where a fault forbids training."""
+    from visiontune.data.dataset import INFO_NAME, Dataset
+
+    source = Path(source)
+    dataset = Dataset.open(source) if (source / INFO_NAME).is_file() else prepare(source, prepared, limit=limit)
+    if errors := [fault for fault in dataset.info.faults if fault.severity == "error"]:
+        first = errors[0]
+        raise DataError(f"The data have {len(errors)} errors, the first: {first.found}", where=first.where, fix=first.fix)
+    return dataset
+
+
+def _trained(train_run: Any, run: Run) -> Run:
+    from visiontune.report import write_report
+
+    try:
+        return train_run(run)
+    finally:
+        if run.recipe_path.exists():
+            note(f"report: {write_report(run)}")
+
+
+def resume(run: Source) -> Run:
+    """Go on with a run from its latest checkpoint; only the folder is needed. Raises VisiontuneError."""
+    from visiontune.run import Run
+    from visiontune.training.loop import train_run
+
+    return _trained(train_run, Run.open(run))
+
+
+def pause(run: Source) -> Run:
+    """Ask the trainer of a run to checkpoint and stop at its next step."""
+    from visiontune.run import Run
+
+    opened = Run.open(run)
+    opened.ask_to_pause()
+    return opened
+
+
+def evaluate(
+    run: Source,
+    *,
+    split: str = "test",
+    require: str | Sequence[str] = (),
+    limit: int | None = None,
+    step: int | None = None,
+    device: Device | None = None,
+) -> TextScores:
+    """Answer a split with the best checkpoint (or that of `step`) and score the answers.
+
+    `require` holds conditions like "accuracy>=0.85"; raises RequirementError where one does not hold.
+    """
+    from visiontune.metrics.text import parse_requirements
+    from visiontune.report import write_report
+    from visiontune.run import Run
+    from visiontune.training.evaluate import evaluate_split
+    from visiontune.training.model import load_trained, open_datasets
+    from visiontune.training.ranks import Ranks
+
+    requirements = parse_requirements(require) if require else ()
+    opened = Run.open(run)
+    recipe = _on_device(opened, device)
+    datasets = open_datasets(recipe)
+    if sum(dataset.count(split) for dataset in datasets) == 0:
+        raise DataError(f"Split '{split}' is empty.", where=str(run), fix="use another --split, or prepare more data")
+    ranks = Ranks(recipe.machine.device)
+    adapter, step = load_trained(opened, recipe, ranks.device, step)
+    scores = evaluate_split(opened, adapter, datasets, split, recipe, ranks, step, limit=limit)
+    if ranks.is_first:
+        note(f"report: {write_report(opened)}")
+    if failed := [f"{r} (found {scores.metric(r.metric).value})" for r in requirements if not r.holds(scores)]:
+        raise RequirementError(f"Required, and not so: {'; '.join(failed)}.", where=f"{run}, {split} split")
+    return scores
+
+
+def predict(
+    run: Source,
+    images: Sequence[Source],
+    *,
+    prompt: str | None = None,
+    limit: int | None = None,
+    step: int | None = None,
+    device: Device | None = None,
+) -> list[Prediction]:
+    """Answers about image files, or all images of folders. Raises DataError for one that cannot be read."""
+    from visiontune.run import Run
+    from visiontune.training.evaluate import predict_images
+    from visiontune.training.model import load_trained
+    from visiontune.training.ranks import Ranks
+
+    paths = [path for source in images for path in _image_files(Path(source))][:limit]
+    opened = Run.open(run)
+    recipe = _on_device(opened, device)
+    ranks = Ranks(recipe.machine.device)
+    adapter, _ = load_trained(opened, recipe, ranks.device, step)
+    return predict_images(adapter, paths, recipe, ranks.device, prompt)
+
+
+def _image_files(source: Path) -> list[Path]:
+    """The file itself, or the image files below a folder, sorted; DataError where there is none."""
+    if source.is_file():
+        return [source]
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
+    if not found:
+        raise DataError("There is no image.", where=str(source), fix="give image files, or folders that hold some")
+    return found
+
+
+def _on_device(run: Run, device: Device | None) -> Any:
+    """The run's recipe on the device asked for, else on its own one where it is here, else on the best one here."""
+    import torch
+
+    from visiontune.machine import available_devices, hardware
+
+    recipe = run.recipe
+    if device is None and recipe.machine.device not in available_devices():
+        warn(f"the run was trained on {recipe.machine.device}, which is not here; using {available_devices()[0]}")
+        device = available_devices()[0]
+    chosen = hardware(device or recipe.machine.device)
+    torch.set_num_threads(recipe.machine.threads)
+    precision = recipe.machine.precision if chosen.device == recipe.machine.device else "fp32"
+    machine = recipe.machine.model_copy(update={"device": chosen.device, "precision": precision})
+    return recipe.model_copy(update={"machine": machine})
+
+
+def export(run: Source, *, to: Sequence[str] | str, out: Source, step: int | None = None) -> dict[str, Path]:
+    """Write the trained model as `adapter` (plain PEFT) and/or `merged` (plain transformers); returns the folders."""
+    from visiontune.export.weights import export_weights
+    from visiontune.run import Run
+
+    forms = to.split(",") if isinstance(to, str) else list(to)
+    return export_weights(Run.open(run), [form.strip() for form in forms], Path(out), step)
+
+
+def doctor() -> dict[str, Any]:
+    """This machine: devices, memory, disk, versions, and what is missing for what."""
+    from visiontune.machine import doctor as examine
+
+    return examine()

@@ -1,0 +1,298 @@
+"""The verbs at the command line, one short function each."""
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+import visiontune
+from visiontune.errors import RecipeError, VisiontuneError
+
+Device = Literal["cpu", "cuda", "mps"]
+Limit = Annotated[int | None, Parameter(help="take N samples, for a first look")]
+OnDevice = Annotated[Device | None, Parameter(help="compute here instead of on the run's own device")]
+AtStep = Annotated[int | None, Parameter(help="the checkpoint of this step instead of the best one")]
+UsageError = 2
+
+app = App(
+    name="visiontune",
+    help="Turn your own images and annotations into a fine-tuned vision model, and prove each step.\n\n"
+    "Every verb takes --json (one object on standard output) and --debug (the traceback of an error).",
+    help_format="plaintext",
+    result_action="return_value",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb has to say: `value` for programs (--json), `text` for people."""
+
+    value: Any
+    text: str
+
+
+@app.command
+def inspect(data: Path, *, limit: Limit = None) -> Answer:
+    """What the data are, what would be trained, what is wrong.
+
+    Parameters
+    ----------
+    data
+        a folder of images, or a prepared dataset
+    """
+    found = visiontune.inspect(data, limit=limit).to_json()
+    lines = [f"{found['samples']} samples; " + ", ".join(f"{split} {n}" for split, n in found["splits"].items())]
+    for target, facts in found["targets"].items():
+        labels = facts.get("labels")
+        lines.append(f"target: {target}" + (f", {len(labels)} classes: {_counts(labels)}" if labels else ""))
+    lines.append("trains: " + ("; ".join(f"{t['kind']} ({t['target']})" for t in found["trains"]) or "nothing yet"))
+    lines += [f"{f['severity']}: {f['found']}\n  where: {f['where']}\n  fix:   {f['fix']}" for f in found["faults"]]
+    return Answer(found, "\n".join([*lines, f"{len(found['faults'])} faults"]))
+
+
+def _counts(labels: dict[str, int], most: int = 20) -> str:
+    shown = ", ".join(f"{label} {count}" for label, count in list(labels.items())[:most])
+    return shown + (", ..." if len(labels) > most else "")
+
+
+@app.command
+def prepare(
+    data: Path, *, out: Path, seed: int = 0, limit: Limit = None, strict: bool = False, workers: int | None = None
+) -> Answer:
+    """One clean dataset on disk: split, hashed, with what was left out and why.
+
+    Parameters
+    ----------
+    data
+        a folder of images
+    out
+        folder of the dataset; an earlier one there is extended, its rows keep their split
+    seed
+        seed of the split
+    strict
+        refuse the whole folder if one sample cannot be used
+    workers
+        processes; as many as cores where not given
+    """
+    dataset = visiontune.prepare(data, out, seed=seed, limit=limit, strict=strict, workers=workers)
+    info = dataset.info.model_dump(mode="json")
+    splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
+    text = f"{len(dataset)} samples ({splits}), {len(dataset.info.left_out)} left out: {dataset.path}"
+    return Answer({"path": str(dataset.path), **info}, text)
+
+
+@app.command
+def train(
+    *data: Path,
+    model: str,
+    out: Path,
+    weights: Annotated[tuple[float, ...] | None, Parameter(help="share of the draws of each dataset")] = None,
+    recipe: Annotated[Path | None, Parameter(help="YAML file, whole or partial, that changes the derived recipe")] = None,
+    epochs: Annotated[float | None, Parameter(help="how often each sample is seen; sets schedule.steps")] = None,
+    limit: Limit = None,
+    overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
+) -> Answer:
+    """Train on one or several datasets, from data, model and machine alone.
+
+    Any field of the recipe can be set as --section.field VALUE (see docs/recipe.md), for instance --lora.rank 8.
+
+    Parameters
+    ----------
+    data
+        prepared datasets, or folders of images
+    model
+        hub id, folder of a checkpoint, or tiny/smolvlm
+    out
+        the new run folder
+    """
+    return _run_answer(
+        visiontune.train(
+            *data, model=model, out=out, weights=weights, recipe=recipe, epochs=epochs, limit=limit, overrides=overrides
+        )
+    )
+
+
+@app.command
+def resume(run: Path) -> Answer:
+    """Go on with a paused, killed or failed run."""
+    return _run_answer(visiontune.resume(run))
+
+
+@app.command
+def pause(run: Path) -> Answer:
+    """Ask a running trainer to checkpoint and stop at its next step."""
+    asked = visiontune.pause(run)
+    return Answer({"path": str(asked.path), "request": "pause"}, f"asked {asked.path} to pause")
+
+
+def _run_answer(run: Any) -> Answer:
+    scores = run.read_json("evaluations/validation/metrics.json")
+    metrics = scores["metrics"] if scores else {}
+    receipts = {receipt["name"]: receipt["status"] for receipt in run.receipts}
+    value = {"path": str(run.path), **run.state, "receipts": receipts, "validation": metrics}
+    lines = [f"{run.path}: {run.status}, step {run.state['step']}"]
+    lines += [f"  receipt {name}: {status}" for name, status in receipts.items()]
+    return Answer(value, "\n".join([*lines, *_metric_lines("validation", metrics)]))
+
+
+def _metric_lines(split: str, metrics: dict[str, Any]) -> list[str]:
+    return [
+        f"  {split} {name}: {m['value']:.4f} (95 % interval {m['low']:.4f} to {m['high']:.4f}, n = {m['n']})"
+        for name, m in metrics.items()
+        if m["value"] is not None
+    ]
+
+
+@app.command
+def evaluate(
+    run: Path,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    require: Annotated[list[str] | None, Parameter(help='condition for exit status 0, as "accuracy>=0.85"')] = None,
+    limit: Limit = None,
+    step: AtStep = None,
+    device: OnDevice = None,
+) -> Answer:
+    """Answer a split with the trained model and score the answers."""
+    scores = visiontune.evaluate(run, split=split, require=require or (), limit=limit, step=step, device=device)
+    value = {"run": str(run), "split": split, **scores.to_json()}
+    return Answer(value, "\n".join([f"{run}:", *_metric_lines(split, value["metrics"])]))
+
+
+@app.command
+def predict(
+    run: Path,
+    *images: Path,
+    prompt: Annotated[str | None, Parameter(help="ask this instead of the run's question")] = None,
+    limit: Limit = None,
+    step: AtStep = None,
+    device: OnDevice = None,
+) -> Answer:
+    """Answers about image files, or about all images of folders."""
+    predictions = visiontune.predict(run, images, prompt=prompt, limit=limit, step=step, device=device)
+    lines = [f"{p.source[0]}: {p.target.answer}  ({p.scores['confidence']:.2f})" for p in predictions]
+    return Answer({"predictions": [p.to_json() for p in predictions]}, "\n".join(lines))
+
+
+@app.command
+def export(run: Path, *, to: str, out: Path, step: AtStep = None) -> Answer:
+    """Write the trained model for others: adapter (plain PEFT), merged (plain transformers).
+
+    Parameters
+    ----------
+    to
+        forms, separated by commas: adapter, merged
+    out
+        folder; each form gets a folder of its name inside
+    """
+    folders = {form: str(folder) for form, folder in visiontune.export(run, to=to, out=out, step=step).items()}
+    return Answer(folders, "\n".join(f"{form}: {folder}" for form, folder in folders.items()))
+
+
+@app.command
+def demo(*, out: Path = Path("demo")) -> Answer:
+    """Train a tiny model on real scanned digits, and show what it proves. Needs the extra [demo].
+
+    Parameters
+    ----------
+    out
+        folder for the pictures, the dataset and the run; what stands there is used again
+    """
+    from visiontune.demo import digits
+
+    value, text = digits(out)
+    return Answer(value, text)
+
+
+@app.command
+def doctor() -> Answer:
+    """This machine: devices, memory, disk, versions, and what is missing for what."""
+    facts = visiontune.doctor()
+    gib = 2**30
+    lines = [f"python {facts['python']} on {facts['system']}, {facts['cores']} cores"]
+    lines.append(f"memory {facts['memory_bytes'] / gib:.1f} GiB ({facts['memory_free_bytes'] / gib:.1f} free), disk "
+                 f"{facts['disk_free_bytes'] / gib:.1f} GiB free")  # fmt: skip
+    lines += [f"device {d['device']}: {d['name']}, {d['memory_bytes'] / gib:.1f} GiB" for d in facts["devices"]]
+    lines += [f"{package} {version or 'missing'}" for package, version in facts["versions"].items()]
+    lines += [f"missing: {m['package']}, for {m['needed_for']}" for m in facts["missing"]]
+    return Answer(facts, "\n".join(lines))
+
+
+def recipe_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `--section.field VALUE` out of the arguments; values are read as YAML, so 8, 1e-3, true and null have types."""
+    import yaml
+
+    rest: list[str] = []
+    overrides: dict[str, Any] = {}
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(argument)
+            continue
+        if not equals:
+            if not waiting:
+                raise RecipeError(f"'{name}' has no value.", fix=f"{name} VALUE")
+            value = waiting.pop(0)
+        parsed = yaml.safe_load(value)
+        # YAML 1.1 reads 1e-3 as text; a person means the number.
+        overrides[name.removeprefix("--").replace("-", "_")] = _number(parsed) if isinstance(parsed, str) else parsed
+    return rest, overrides
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 0, or with the exit code of the error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json, debug = "--json" in given, "--debug" in given
+    given = [argument for argument in given if argument not in ("--json", "--debug")]
+    sys.exit(_run(given, as_json, debug))
+
+
+def _run(given: list[str], as_json: bool, debug: bool) -> int:
+    try:
+        rest, overrides = recipe_options(given)
+        command, bound, _ = app.parse_args(rest, print_error=False, exit_on_error=False)
+        if overrides:
+            if command is not train:
+                raise RecipeError(f"'--{next(iter(overrides))}' is a recipe field; only `train` takes those.")
+            bound.arguments["overrides"] = overrides
+        answer = command(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        _complain({"found": str(error), "where": None, "fix": "visiontune --help"}, as_json)
+        return UsageError
+    except VisiontuneError as error:
+        if debug:
+            traceback.print_exc()
+        _complain({"found": error.found, "where": error.where, "fix": error.fix}, as_json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        found = f"visiontune met an error it did not expect: {type(error).__name__}: {error}"
+        _complain({"found": found, "where": None, "fix": "run again with --debug and report what it prints"}, as_json)
+        return 70
+    if isinstance(answer, Answer):
+        print(json.dumps(answer.value, ensure_ascii=False, allow_nan=False) if as_json else answer.text)
+    return 0
+
+
+def _complain(error: dict[str, str | None], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": error}, ensure_ascii=False))
+    print(f"error: {VisiontuneError(error['found'] or '', where=error['where'], fix=error['fix'])}", file=sys.stderr)

@@ -1,0 +1,370 @@
+"""Dataset: the prepared samples on disk, Parquet files read by row group, described by dataset.json."""
+
+import hashlib
+import json
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from visiontune.data.faults import Fault
+from visiontune.data.sample import ImageFile, Images, Sample, Text
+from visiontune.data.split import SPLITS
+from visiontune.errors import DataError
+from visiontune.files import file_sha256, written_whole
+
+INFO_NAME = "dataset.json"
+SCHEMA_VERSION = 1
+
+# A random row costs one row group: small enough to read quickly, large enough that Parquet's overhead does not count.
+GROUP_BYTES = 512 * 1024
+GROUP_ROWS = 256
+CACHE_BYTES = 16 * 1024 * 1024
+OPEN_SHARDS = 64
+
+_SEEN_COLUMNS = ["id", "images", "prompt", "answer"]
+_INDEX_COLUMNS = ["id", "prompt", "answer", "widths", "heights", "content"]
+_INT_LIST = {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
+_STRING = {"dtype": "string", "_type": "Value"}
+_FEATURES = {
+    "id": _STRING,
+    "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "prompt": _STRING,
+    "answer": _STRING,
+    "widths": _INT_LIST,
+    "heights": _INT_LIST,
+    "content": _STRING,
+}
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("widths", pa.list_(pa.int32())),
+        ("heights", pa.list_(pa.int32())),
+        ("content", pa.string()),
+    ],
+    # What `datasets.load_dataset("parquet", ...)` reads to show the images as images.
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+_OTHER_LEAVES = ("id", "images.list.element.path", "prompt", "answer", "widths.list.element", "heights.list.element")
+_WRITING: dict[str, Any] = {
+    # Encoded images and hashes do not compress: leaving them alone makes a row group cheap to read.
+    "compression": {"images.list.element.bytes": "NONE", "content": "NONE"} | dict.fromkeys(_OTHER_LEAVES, "ZSTD"),
+    "use_dictionary": False,
+    "write_statistics": False,
+}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Provenance(_Model):
+    """Where a dataset came from. `source` is the folder's name alone; `fingerprint` covers names, sizes and times."""
+
+    source: str
+    format: str
+    created_by: str
+    fingerprint: str
+
+
+class LeftOut(_Model):
+    """A row that was not taken, and why."""
+
+    id: str
+    code: str
+    found: str
+
+
+class ShardInfo(_Model):
+    """One Parquet file: its rows, its size in bytes and the SHA-256 of its bytes."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Range(_Model):
+    """The smallest, the median and the largest of some number."""
+
+    min: int
+    median: float
+    max: int
+
+    @staticmethod
+    def of(values: np.ndarray) -> "Range":
+        """The range of whole numbers, at least one."""
+        return Range(min=int(values.min()), median=float(np.median(values)), max=int(values.max()))
+
+
+class ImageSummary(_Model):
+    """The images of a dataset: how many, their bytes as encoded, formats with counts, sizes in pixels."""
+
+    count: int
+    bytes: int
+    formats: dict[str, int]
+    width: Range
+    height: Range
+
+
+class DatasetInfo(_Model):
+    """What dataset.json says. `labels` is the closed label set with counts, or None where answers are free text."""
+
+    schema_version: Literal[1] = 1
+    content_hash: str
+    target: Literal["text"] = "text"
+    labels: dict[str, int] | None
+    splits: dict[str, int]
+    split_seed: int
+    limit: int | None
+    provenance: Provenance
+    images: ImageSummary | None
+    files: dict[str, ShardInfo]
+    left_out: list[LeftOut]
+    faults: list[Fault]
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One row as it is written. `images` holds (encoded bytes, path) pairs; sizes are in pixels, upright."""
+
+    id: str
+    images: list[tuple[bytes, str]]
+    prompt: str | None
+    answer: str
+    widths: list[int]
+    heights: list[int]
+    content: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """One split without its images, row by row. `widths[i]` and `heights[i]` list the images of row i, in pixels."""
+
+    ids: list[str]
+    prompts: list[str | None]
+    answers: list[str]
+    widths: list[list[int]]
+    heights: list[list[int]]
+    contents: list[str]
+
+
+class Dataset:
+    """A prepared dataset. Cheap to open, picklable, and usable after a fork: each process opens its own files."""
+
+    def __init__(self, path: Path, info: DatasetInfo) -> None:
+        self.path = path
+        self.info = info
+        self._reader: _Reader | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> "Dataset":
+        """Open the dataset in the folder `path`; DataError when it is none, is newer, or lacks a file."""
+        path = Path(path)
+        info = _read_info(path)
+        for name, shard in info.files.items():
+            file = path / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
+                raise DataError(
+                    f"a file of the dataset {found}", where=str(file), fix="copy the whole folder, or prepare it again"
+                )
+        return cls(path, info)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "info": self.info, "_reader": None}
+
+    def __len__(self) -> int:
+        return sum(self.info.splits.values())
+
+    def count(self, split: str) -> int:
+        """The number of samples in a split; DataError when there is no such split."""
+        if split not in self.info.splits:
+            raise DataError(f"there is no split {split!r}", where=str(self.path), fix=f"use one of {', '.join(SPLITS)}")
+        return self.info.splits[split]
+
+    def shards(self, split: str) -> dict[str, ShardInfo]:
+        """The files of a split, in the order of its rows."""
+        self.count(split)
+        return {name: shard for name, shard in sorted(self.info.files.items()) if name.startswith(f"{split}-")}
+
+    def index(self, split: str) -> Index:
+        """Everything but the images of a split, in memory."""
+        columns: dict[str, list[Any]] = {name: [] for name in _INDEX_COLUMNS}
+        for name in self.shards(split):
+            table = pq.read_table(self.path / name, columns=_INDEX_COLUMNS, use_threads=False)
+            for column, values in columns.items():
+                values.extend(table.column(column).to_pylist())
+        return Index(
+            ids=columns["id"],
+            prompts=columns["prompt"],
+            answers=columns["answer"],
+            widths=columns["widths"],
+            heights=columns["heights"],
+            contents=columns["content"],
+        )
+
+    def sample(self, split: str, i: int) -> Sample:
+        """Sample `i` of a split, read from disk; IndexError outside 0 .. count(split) - 1."""
+        if not 0 <= i < self.count(split):
+            raise IndexError(f"sample {i} of {self.count(split)} in split {split!r}")
+        if self._reader is None or self._reader.process != os.getpid():
+            self._reader = _Reader(self)
+        row = self._reader.row(split, i)
+        files = tuple(ImageFile(data=image["bytes"], path=image["path"]) for image in row["images"])
+        return Sample(row["id"], Images(files), Text(answer=row["answer"], prompt=row["prompt"]))
+
+    def verify(self) -> None:
+        """Read every file and compare its hash with dataset.json; DataError names the first that differs."""
+        for name, shard in self.info.files.items():
+            if file_sha256(self.path / name) != shard.sha256:
+                raise DataError(
+                    "a file of the dataset was changed", where=str(self.path / name), fix="copy or prepare it again"
+                )
+
+
+class _Reader:
+    """The open files of a dataset and the row groups read last. It belongs to the process that made it."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.process = os.getpid()
+        self._folder = dataset.path
+        self._names = {split: list(dataset.shards(split)) for split in SPLITS}
+        self._starts = {
+            split: [0, *accumulate(shard.rows for shard in dataset.shards(split).values())] for split in SPLITS
+        }
+        self._files: OrderedDict[str, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def row(self, split: str, i: int) -> dict[str, Any]:
+        shard = bisect_right(self._starts[split], i) - 1
+        row = i - self._starts[split][shard]
+        with self._lock:
+            name = self._names[split][shard]
+            file, starts = self._file(name)
+            group = bisect_right(starts, row) - 1
+            table = self._group(name, file, group)
+        return table.slice(row - starts[group], 1).to_pylist()[0]
+
+    def _file(self, name: str) -> tuple[pq.ParquetFile, list[int]]:
+        if name not in self._files:
+            file = pq.ParquetFile(self._folder / name)
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            self._files[name] = (file, [0, *accumulate(sizes)])
+            if len(self._files) > OPEN_SHARDS:
+                self._files.popitem(last=False)[1][0].close()
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    def _group(self, name: str, file: pq.ParquetFile, group: int) -> pa.Table:
+        key = (name, group)
+        if key not in self._groups:
+            self._groups[key] = file.read_row_group(group, columns=_SEEN_COLUMNS, use_threads=False)
+            self._bytes += self._groups[key].nbytes
+            while self._bytes > CACHE_BYTES and len(self._groups) > 1:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+
+def write_shard(path: Path, rows: Iterable[StoredRow]) -> ShardInfo:
+    """Write rows, in their order, as one Parquet file, whole or not at all; one row group is held in memory."""
+    count = 0
+    with written_whole(path) as aside:
+        with pq.ParquetWriter(
+            aside,
+            SCHEMA,
+            **_WRITING,
+        ) as writer:
+            group: list[StoredRow] = []
+            size = 0
+            for row in rows:
+                row_bytes = sum(len(data) for data, _ in row.images)
+                if (group and size + row_bytes > GROUP_BYTES) or len(group) == GROUP_ROWS:
+                    writer.write_table(_table(group))
+                    count += len(group)
+                    group, size = [], 0
+                group.append(row)
+                size += row_bytes
+            if group:
+                writer.write_table(_table(group))
+                count += len(group)
+        return ShardInfo(rows=count, bytes=aside.stat().st_size, sha256=file_sha256(aside))
+
+
+def _table(rows: list[StoredRow]) -> pa.Table:
+    values = [
+        {
+            "id": row.id,
+            "images": [{"bytes": data, "path": path} for data, path in row.images],
+            "prompt": row.prompt,
+            "answer": row.answer,
+            "widths": row.widths,
+            "heights": row.heights,
+            "content": row.content,
+        }
+        for row in rows
+    ]
+    return pa.Table.from_pylist(values, schema=SCHEMA)
+
+
+def content_of(image_sha256s: Iterable[str], prompt: str | None, answer: str) -> str:
+    """What a sample holds, as one SHA-256: over the hashes of its images' bytes, its prompt, its answer."""
+    text = json.dumps([list(image_sha256s), prompt, answer], ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def content_hash(rows: Iterable[tuple[str, str, str]]) -> str:
+    """SHA-256 over the sorted (split, id, content) of all rows: it knows nothing of files and their order."""
+    digest = hashlib.sha256()
+    for row in sorted(rows):
+        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
+
+
+def _read_info(path: Path) -> DatasetInfo:
+    file = path / INFO_NAME
+    if not file.is_file():
+        if (path / ".prepare").is_dir():
+            found, fix = "the preparation of this dataset was interrupted", "run the same `visiontune prepare` again"
+        elif path.is_dir():
+            found, fix = "this folder is not a prepared dataset", "prepare it first with `visiontune prepare`"
+        else:
+            found, fix = "there is no such folder", "check the path"
+        raise DataError(found, where=str(path), fix=fix)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"dataset.json is not JSON: {error}", where=str(file), fix="prepare the dataset again"
+        ) from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise DataError(
+            f"this dataset was made by a newer visiontune (schema {version}, this one reads up to {SCHEMA_VERSION})",
+            where=str(file),
+            fix="upgrade visiontune: pip install --upgrade visiontune",
+        )
+    try:
+        return DatasetInfo.model_validate(value)
+    except ValidationError as error:
+        raise DataError(
+            f"dataset.json does not have the form that visiontune writes: {error.errors()[0]['msg']}",
+            where=f"{file}, {'.'.join(map(str, error.errors()[0]['loc']))}",
+            fix="prepare the dataset again",
+        ) from error

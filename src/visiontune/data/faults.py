@@ -1,0 +1,214 @@
+"""What is wrong with the data: one small function a fault, each with its place and its fix."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Severity = Literal["error", "drop", "warning"]
+
+SPLITTABLE = 3
+_SHOWN = 5
+_ORDER = ("error", "drop", "warning")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong. `error`: training refuses; `drop`: the row is left out, and counted; `warning`: said."""
+
+    code: str
+    severity: Severity
+    where: str
+    found: str
+    fix: str
+
+    def to_json(self) -> dict[str, str]:
+        """The fault as plain JSON."""
+        return asdict(self)
+
+
+def ordered(faults: Iterable[Fault]) -> list[Fault]:
+    """The worst first, then by code and place."""
+    return sorted(faults, key=lambda fault: (_ORDER.index(fault.severity), fault.code, fault.where))
+
+
+# Rows that are left out. `left_out` makes the fault from what dataset.json keeps: the row, the code and what was found.
+
+_FIXES = {
+    "unreadable-image": "repair the file, or take it out",
+    "broken-line": "correct the line in the metadata file",
+    "missing-file": "add the file, or take out what points to it",
+    "outside-folder": "copy the file into the folder",
+    "empty-answer": "write the answer, or take the row out",
+    "duplicate-id": "give each row an id of its own",
+    "bridges-splits": "take it out, or prepare everything anew into another folder",
+}
+
+
+LEFT_OUT = frozenset(_FIXES)
+
+
+def left_out(code: str, where: str, found: str) -> Fault:
+    """A row that cannot be taken, by the code of its fault; a duplicate id is an error, all else a dropped row."""
+    return Fault(code, "error" if code == "duplicate-id" else "drop", where, found, _FIXES[code])
+
+
+def unreadable_image(row_id: str, path: str, reason: str) -> Fault:
+    """An image that cannot be decoded."""
+    return left_out("unreadable-image", row_id, reason if path == row_id else f"{path}: {reason}")
+
+
+def broken_line(file: str, line: int, reason: str) -> Fault:
+    """A line of a metadata file that does not say what it must."""
+    return left_out("broken-line", f"{file}, line {line}", reason)
+
+
+def missing_file(where: str, path: str) -> Fault:
+    """A path that leads nowhere."""
+    return left_out("missing-file", where, f"there is no file {path}")
+
+
+def outside_folder(where: str, path: str) -> Fault:
+    """A path or a link that leads out of the data's folder."""
+    return left_out("outside-folder", where, f"{path} leads to no file inside the folder of the data")
+
+
+def empty_answer(row_id: str) -> Fault:
+    """A row whose answer is empty."""
+    return left_out("empty-answer", row_id, "the answer is empty")
+
+
+def duplicate_id(row_id: str) -> Fault:
+    """A second row with an id that an earlier row has."""
+    return left_out("duplicate-id", row_id, f"the id {row_id!r} was given to more than one row; the first is kept")
+
+
+def bridges_splits(row_id: str) -> Fault:
+    """A row whose duplicates stand in two splits already."""
+    return left_out("bridges-splits", row_id, "it is a (near-)duplicate of samples that stand in two different splits")
+
+
+# What is said about the whole; nothing is left out.
+
+
+def no_training_samples(splits: Mapping[str, int]) -> list[Fault]:
+    """All samples were given to other splits."""
+    if splits["train"]:
+        return []
+    found = f"the train split is empty: {', '.join(f'{split} {count}' for split, count in splits.items())}"
+    return [
+        Fault("no-training-samples", "error", "train", found, "add a train folder, or leave the split to visiontune")
+    ]
+
+
+def no_label(paths: Sequence[str], why: str) -> list[Fault]:
+    """Images that nothing says anything about."""
+    if not paths:
+        return []
+    found = f"{_number(paths, 'image')} without a label: {why}"
+    return [Fault("no-label", "warning", _some(paths), found, "label them, or take them out")]
+
+
+def stray_files(paths: Sequence[str]) -> list[Fault]:
+    """Files that are no images and no metadata."""
+    if not paths:
+        return []
+    return [
+        Fault(
+            "stray-files",
+            "warning",
+            _some(paths),
+            f"{_number(paths, 'file')} of a kind that is not read",
+            "convert them if they are images; take them out otherwise",
+        )
+    ]
+
+
+def unknown_columns(file: str, columns: Sequence[str], known: Sequence[str]) -> list[Fault]:
+    """Columns of a metadata file that nothing reads."""
+    if not columns:
+        return []
+    found = f"unknown columns, not read: {', '.join(columns)}"
+    return [Fault("unknown-columns", "warning", file, found, f"the columns that are read: {', '.join(known)}")]
+
+
+def similar_class_names(labels: Iterable[str]) -> list[Fault]:
+    """Classes whose names differ in case, spaces, hyphens or underscores alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike["".join(label.casefold().replace("_", " ").replace("-", " ").split())].append(label)
+    return [
+        Fault(
+            "similar-class-names",
+            "warning",
+            ", ".join(map(repr, names)),
+            "class names that differ only in case or spacing",
+            "give them one name if they are one class",
+        )
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
+def small_classes(clusters_of: Mapping[str, int]) -> list[Fault]:
+    """Classes with fewer different samples than there are splits. `clusters_of`: clusters in each class."""
+    small = [label for label, count in clusters_of.items() if count < SPLITTABLE]
+    if not small:
+        return []
+    found = f"{_number(small, 'class', 'classes')} with fewer than {SPLITTABLE} different samples"
+    return [
+        Fault("small-class", "warning", _some(small), found, "add samples; not every split has one of these classes")
+    ]
+
+
+def single_class(labels: Sequence[str]) -> list[Fault]:
+    """A classification with nothing to tell apart."""
+    if len(labels) != 1:
+        return []
+    return [
+        Fault("single-class", "warning", repr(labels[0]), "there is one class only", "add samples of other classes")
+    ]
+
+
+def duplicate_images(groups: Sequence[Sequence[str]]) -> list[Fault]:
+    """Files with the same bytes. `groups`: the ids of each group."""
+    fix = "take out the copies; they stay in one split"
+    return _groups("duplicate-images", groups, "images with the same bytes", fix)
+
+
+def near_duplicate_images(groups: Sequence[Sequence[str]]) -> list[Fault]:
+    """Images that look the same. `groups`: the ids of each group."""
+    fix = "look at them; they stay in one split"
+    return _groups("near-duplicate-images", groups, "images that look nearly the same", fix)
+
+
+def leak_across_splits(groups: Sequence[Sequence[str]]) -> list[Fault]:
+    """(Near-)duplicates that the given splits part. `groups`: the ids of each group."""
+    fix = "keep each group in one split: scores on the held-out splits are too good otherwise"
+    return _groups("leak-across-splits", groups, "(near-)duplicate images in several of the given splits", fix)
+
+
+def different_answers(groups: Sequence[Sequence[str]]) -> list[Fault]:
+    """The same image, asked the same, with different answers. `groups`: the ids of each group."""
+    fix = "decide which answer is right"
+    return _groups("different-answers", groups, "the same image with different answers", fix)
+
+
+def _groups(code: str, groups: Sequence[Sequence[str]], what: str, fix: str) -> list[Fault]:
+    if not groups:
+        return []
+    largest = max(groups, key=len)
+    shown = " | ".join(_some(group, " = ") for group in groups[:_SHOWN])
+    more = f" | and {len(groups) - _SHOWN} groups more" if len(groups) > _SHOWN else ""
+    rows = sum(map(len, groups))
+    found = f"{what}: {_number(groups, 'group')} of {rows} samples, the largest of {len(largest)}"
+    return [Fault(code, "warning", shown + more, found, fix)]
+
+
+def _number(things: Sequence[object], singular: str, plural: str | None = None) -> str:
+    return f"{len(things)} {singular if len(things) == 1 else plural or singular + 's'}"
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    more = f"{between}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return between.join(names[:_SHOWN]) + more

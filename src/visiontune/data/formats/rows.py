@@ -1,0 +1,31 @@
+"""What every format's reader yields: plain rows and what is wrong with the files."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from visiontune.data.faults import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One sample as its author wrote it. `is_label`: the answer is a class name of a closed set.
+
+    `names` are the paths of the images for people: relative to the source, with forward slashes.
+    """
+
+    id: str
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    prompt: str | None
+    answer: str
+    is_label: bool
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All rows of a source, sorted by id, and the faults that were seen while listing them."""
+
+    format: str
+    rows: list[SourceRow]
+    faults: list[Fault] = field(default_factory=list)

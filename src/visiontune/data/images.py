@@ -1,0 +1,138 @@
+"""Encoded images read safely: what the header says, and the pixels as upright 8-bit RGB."""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from visiontune.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+# Pillow refuses above the same number: more pixels than this in a small file are an attack or an accident.
+MAX_PIXELS = 178_956_970
+
+_SIDEWAYS = (5, 6, 7, 8)
+_FIX = f"save it again as one of {', '.join(FORMATS)}, or take it out"
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image's header says. Width and height are in pixels, after the EXIF orientation (1 to 8) is applied."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    orientation: int
+
+
+def read_header(data: bytes) -> ImageFacts:
+    """Read an image's facts without keeping its pixels; DataError when it is no image that visiontune reads."""
+    return _facts(_opened(data))
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode the (first) image of a file: RGB, uint8, upright. Transparency is dropped, 16-bit grey scaled to 8 bits.
+
+    Raises DataError that names what is wrong with the bytes.
+    """
+    return decode_with_facts(data)[1]
+
+
+def decode_with_facts(data: bytes) -> tuple[ImageFacts, Image.Image]:
+    """What `read_header` and `decode` say, for the price of one."""
+    image = _opened(data)
+    mode = image.mode
+    try:
+        image.load()
+        facts = replace(_facts(image), mode=mode)
+        upright = ImageOps.exif_transpose(image) if facts.orientation != 1 else image
+        return facts, _rgb(upright)
+    except DataError:
+        raise
+    # Pillow's decoders raise errors of nearly every kind on broken bytes (OSError, SyntaxError, struct.error, ...).
+    except Exception as error:
+        raise _unreadable(data, error) from error
+
+
+def image_files(path: Path) -> list[Path]:
+    """The image file at `path`, or all images in the folder there and below, sorted; DataError when there are none."""
+    if path.is_file():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not found:
+        raise DataError(
+            "there are no images here", where=str(path), fix=f"image files end in {', '.join(sorted(SUFFIXES))}"
+        )
+    return found
+
+
+def _facts(image: ImageFile.ImageFile) -> ImageFacts:
+    orientation = _orientation(image)
+    width, height = image.size
+    if orientation in _SIDEWAYS:
+        width, height = height, width
+    return ImageFacts(width, height, image.format or "", image.mode, orientation)
+
+
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    if not data:
+        raise DataError("the image file is empty", fix=_FIX)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        raise _unreadable(data, error) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(f"{width} x {height} pixels")
+    return image
+
+
+def _unreadable(data: bytes, error: Exception) -> DataError:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return DataError(f"not an image of a known format ({', '.join(FORMATS)})", fix=_FIX)
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return _too_large(f"{len(data)} bytes that unpack to too many pixels")
+    return DataError(f"the image cannot be decoded: {error or type(error).__name__}", fix=_FIX)
+
+
+def _too_large(what: str) -> DataError:
+    return DataError(f"the image is too large: {what} (at most {MAX_PIXELS:,} pixels)", fix="make it smaller")
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow turns TIFF images itself while it loads them, and says so in their size.
+    if image.format == "TIFF":
+        return 1
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # A broken EXIF block says nothing about the pixels, which may well be fine.
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_grey(np.asarray(image).astype(np.float32) / 257, "integer grey values outside 0 .. 65535")
+    if image.mode == "F":
+        values = np.asarray(image).astype(np.float32)
+        scale = 255 if values.size and values.max() <= 1 else 1
+        return _from_grey(values * scale, "floating-point grey values outside 0 .. 1 and 0 .. 255")
+    if image.mode in ("PA", "La", "RGBa") or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    return image.convert("RGB")
+
+
+def _from_grey(values: np.ndarray, found: str) -> Image.Image:
+    """values: (height, width), float32, in [0, 255]."""
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+        raise DataError(found, fix="save the image with 8 or 16 bits a channel")
+    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,78 @@
+"""Sample (what is seen and its target) and Prediction, its mirror: the types that every part of visiontune speaks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One encoded image (JPEG, PNG, ...) as it stands on disk, and the path it came from (for people, not for reading)."""
+
+    data: bytes
+    path: str
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is seen: no, one or several images, in order."""
+
+    files: tuple[ImageFile, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to be written about what is seen: a class name, a caption, an answer.
+
+    `prompt` is the question of this very sample; None means that the run's own prompt is asked.
+    """
+
+    answer: str
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to learn from: what is seen and its target. `id` is unique inside a dataset."""
+
+    id: str
+    seen: Images
+    target: Text
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one sample, in the shape of the target, with scores.
+
+    `scores` holds named numbers of the prediction; `confidence` in [0, 1] is there for every kind of target.
+    `truth` is the target where one is known.
+    """
+
+    id: str
+    source: tuple[str, ...]
+    target: Text
+    scores: dict[str, float] = field(default_factory=dict)
+    truth: Text | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON form of predictions: `kind` names the target, and the key of that name holds it."""
+        return {
+            "id": self.id,
+            "source": list(self.source),
+            "kind": "text",
+            "text": self.target.answer,
+            "prompt": self.target.prompt,
+            "scores": {name: round(score, 6) for name, score in self.scores.items()},
+            "truth": None if self.truth is None else {"text": self.truth.answer},
+        }
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Prediction":
+        """Read back what `to_json` wrote."""
+        truth = value["truth"]
+        return Prediction(
+            id=value["id"],
+            source=tuple(value["source"]),
+            target=Text(answer=value["text"], prompt=value["prompt"]),
+            scores=dict(value["scores"]),
+            truth=None if truth is None else Text(answer=truth["text"]),
+        )

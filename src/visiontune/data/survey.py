@@ -1,0 +1,239 @@
+"""What a source's rows come to: which are usable, which belong together, where each goes, and what is wrong."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from visiontune.data import faults
+from visiontune.data.dataset import ImageSummary, Index, Range, content_of
+from visiontune.data.faults import Fault
+from visiontune.data.formats.rows import Listing, SourceRow
+from visiontune.data.near_duplicates import clusters, connected
+from visiontune.data.scan import Mark, scan
+from visiontune.data.split import SPLITS, assign, spread
+from visiontune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The splits of a dataset that stands already."""
+
+    indexes: dict[str, Index] = field(default_factory=dict)
+
+    def splits(
+        self, rows: Sequence[SourceRow], sha256s: Sequence[list[str]], contents: Sequence[str]
+    ) -> dict[str, str]:
+        """The split of each content that stands there, or stood under the same id before its text was corrected."""
+        by_content: dict[str, str] = {}
+        by_id: dict[str, tuple[str, str | None, str, str]] = {}
+        for split, index in self.indexes.items():
+            for row in zip(index.ids, index.prompts, index.answers, index.contents, strict=True):
+                by_content[row[3]] = split
+                by_id[row[0]] = (split, *row[1:])
+        found = {}
+        for row, images, content in zip(rows, sha256s, contents, strict=True):
+            if content in by_content:
+                found[content] = by_content[content]
+            elif row.id in by_id:
+                split, prompt, answer, stood = by_id[row.id]
+                if content_of(images, prompt, answer) == stood:
+                    found[content] = split
+        return found
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The rows that are usable, with their splits, facts (a table of scan.SCHEMA) and contents, entry by entry.
+
+    `labels` counts the classes (None for free text), `faults` lists everything found, `stood` counts the rows that an
+    earlier dataset held.
+    """
+
+    rows: list[SourceRow]
+    splits: list[str]
+    facts: pa.Table
+    contents: list[str]
+    labels: dict[str, int] | None
+    images: ImageSummary | None
+    faults: list[Fault]
+    stood: int
+
+
+def usable(listing: Listing, limit: int | None, seed: int) -> Listing:
+    """The rows with an answer and an id of their own; of these at most `limit`, spread over the classes."""
+    rows, found, seen = [], list(listing.faults), set()
+    for row in listing.rows:
+        if row.id in seen:
+            found.append(faults.duplicate_id(row.id))
+        elif not row.answer.strip():
+            found.append(faults.empty_answer(row.id))
+        else:
+            rows.append(row)
+        seen.add(row.id)
+    if limit is not None:
+        if limit < 1:
+            raise DataError(f"a limit of {limit} samples leaves nothing", where="--limit", fix="use 1 or more")
+        chosen = spread([_class(row) for row in rows], [row.id for row in rows], limit, seed)
+        rows = [rows[i] for i in chosen]
+    return replace(listing, rows=rows, faults=found)
+
+
+def survey(
+    listing: Listing, marks: Sequence[Mark], *, seed: int, earlier: Earlier, workers: int, store: Path | None
+) -> Survey:
+    """Look at all images of the (usable) rows and decide about each row. `marks` are the rows' fingerprints."""
+    found = list(listing.faults)
+    facts = scan(listing.rows, marks, workers, store)
+    readable = []
+    errors = zip(facts["error"].to_pylist(), facts["path"].to_pylist(), strict=True)
+    for i, (row, (error, path)) in enumerate(zip(listing.rows, errors, strict=True)):
+        if error is None:
+            readable.append(i)
+        else:
+            found.append(faults.unreadable_image(row.id, path, error))
+    rows = [listing.rows[i] for i in readable]
+    facts = facts.take(pa.array(readable, pa.int64())).combine_chunks()
+    sha256s: list[list[str]] = facts["sha256"].to_pylist()
+    contents = [content_of(shas, row.prompt, row.answer) for shas, row in zip(sha256s, rows, strict=True)]
+    together = _clusters(facts)
+    known = earlier.splits(rows, sha256s, contents)
+    splits = assign(
+        contents,
+        together.tolist(),
+        [_class(row) for row in rows],
+        given=[row.split for row in rows],
+        earlier=known,
+        seed=seed,
+    )
+
+    kept = [i for i, split in enumerate(splits) if split is not None]
+    found += [faults.bridges_splits(row.id) for row, split in zip(rows, splits, strict=True) if split is None]
+    rows = [rows[i] for i in kept]
+    sha256s = [sha256s[i] for i in kept]
+    together = together[kept]
+    labels = _labels(rows)
+    chosen = [split for split in splits if split is not None]
+    found += _whole_faults(rows, chosen, sha256s, together.tolist(), labels)
+    facts = facts.take(pa.array(kept, pa.int64())).combine_chunks()
+    sizes, kinds = _flat(facts, "bytes").to_numpy(), _flat(facts, "format").to_pylist()
+    return Survey(
+        rows=rows,
+        splits=chosen,
+        facts=facts,
+        contents=[contents[i] for i in kept],
+        labels=labels,
+        images=image_summary(*image_sizes(facts), sizes, kinds),
+        faults=faults.ordered(found),
+        stood=sum(contents[i] in known for i in kept),
+    )
+
+
+def image_summary(
+    widths: np.ndarray, heights: np.ndarray, sizes: np.ndarray, formats: Iterable[str]
+) -> ImageSummary | None:
+    """Summarise images, None where there are none; widths and heights in pixels, sizes in bytes, all (images,)."""
+    if not len(widths):
+        return None
+    return ImageSummary(
+        count=len(widths),
+        bytes=int(sizes.sum()),
+        formats=dict(sorted(Counter(formats).items())),
+        width=Range.of(widths),
+        height=Range.of(heights),
+    )
+
+
+def image_sizes(facts: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The widths and the heights of all images of scanned rows, in pixels: (images,), int32."""
+    return _flat(facts, "width").to_numpy(), _flat(facts, "height").to_numpy()
+
+
+def counted(answers: Iterable[str]) -> dict[str, int]:
+    """How often each class occurs, in natural order."""
+    counts = Counter(answers)
+    return {label: counts[label] for label in sorted(counts, key=natural)}
+
+
+def natural(label: str) -> tuple[list[tuple[int, str]], str]:
+    """A key that sorts "2" before "10"."""
+    parts = re.split(r"([0-9]+)", label)
+    return [(int(part) if i % 2 else 0, "" if i % 2 else part) for i, part in enumerate(parts)], label
+
+
+def _class(row: SourceRow) -> str:
+    return row.answer if row.is_label else ""
+
+
+def _labels(rows: Sequence[SourceRow]) -> dict[str, int] | None:
+    if not rows or not all(row.is_label for row in rows):
+        return None
+    return counted(row.answer for row in rows)
+
+
+def _flat(facts: pa.Table, column: str) -> pa.Array:
+    """One entry an image."""
+    return facts[column].combine_chunks().flatten()
+
+
+def _clusters(facts: pa.Table) -> np.ndarray:
+    """The cluster of each row: rows that share a (near-)duplicate image belong together. (rows,), int64."""
+    n = facts.num_rows
+    if n == 0:
+        return np.zeros(0, np.int64)
+    counts = np.array([len(shas) for shas in facts["sha256"]], np.int64)
+    row_of_image = np.repeat(np.arange(n), counts)
+    thumbnails = np.frombuffer(b"".join(_flat(facts, "thumbnail").to_pylist()), np.uint8).reshape(-1, 16, 16)
+    images = clusters(_flat(facts, "sha256").to_pylist(), _flat(facts, "hash").to_numpy(), thumbnails)
+    return connected(n, np.stack([row_of_image, row_of_image[images]]))
+
+
+def _whole_faults(
+    rows: Sequence[SourceRow],
+    splits: Sequence[str],
+    sha256s: Sequence[list[str]],
+    together: Sequence[int],
+    labels: dict[str, int] | None,
+) -> list[Fault]:
+    members: dict[int, list[int]] = defaultdict(list)
+    same_images: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, cluster in enumerate(together):
+        members[cluster].append(i)
+        same_images[tuple(sha256s[i])].append(i)
+
+    def ids(groups: Iterable[list[int]]) -> list[list[str]]:
+        return [[rows[i].id for i in group] for group in groups]
+
+    # One file with several questions is no copy of itself.
+    copies = [group for group in same_images.values() if len({rows[i].names for i in group}) > 1]
+    alike = [group for group in members.values() if len({tuple(sha256s[i]) for i in group}) > 1]
+    leaks = [group for group in members.values() if len({splits[i] for i in group if rows[i].split is not None}) > 1]
+    # An image may well have several captions, but only one class, and one answer to one question.
+    asked: dict[tuple[tuple[str, ...], str | None], list[int]] = defaultdict(list)
+    for images, group in same_images.items():
+        for i in group:
+            if images and (rows[i].is_label or rows[i].prompt is not None):
+                asked[images, rows[i].prompt].append(i)
+    contradictions = [group for group in asked.values() if len({rows[i].answer for i in group}) > 1]
+
+    found = [
+        *faults.duplicate_images(ids(copies)),
+        *faults.near_duplicate_images(ids(alike)),
+        *faults.leak_across_splits(ids(leaks)),
+        *faults.different_answers(ids(contradictions)),
+        *faults.no_training_samples({split: splits.count(split) for split in SPLITS}),
+    ]
+    if labels is not None:
+        different: dict[str, set[int]] = {label: set() for label in labels}
+        for row, cluster in zip(rows, together, strict=True):
+            different[row.answer].add(cluster)
+        found += [
+            *faults.similar_class_names(labels),
+            *faults.small_classes({label: len(clusters_) for label, clusters_ in different.items()}),
+            *faults.single_class(list(labels)),
+        ]
+    return found

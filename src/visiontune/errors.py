@@ -1,0 +1,60 @@
+"""The errors a user may meet. Each says what was found, where, and what to do about it."""
+
+
+class VisiontuneError(Exception):
+    """An error with its place and its fix; the command line prints these three parts instead of a traceback.
+
+    `found` is one sentence about what is wrong, `where` the file, row or field, `fix` what the user can type or change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.found = found
+        self.where = where
+        self.fix = fix
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        parts = [self.found]
+        if self.where:
+            parts.append(f"  where: {self.where}")
+        if self.fix:
+            parts.append(f"  fix:   {self.fix}")
+        return "\n".join(parts)
+
+
+class DataError(VisiontuneError):
+    """The user's data cannot be used as they are."""
+
+
+class RecipeError(VisiontuneError):
+    """A recipe, or an option that changes one, is not valid."""
+
+
+class RunError(VisiontuneError):
+    """A run folder is not in the state that the command needs."""
+
+
+class ModelError(VisiontuneError):
+    """A model cannot be loaded, or is not of a kind that visiontune trains."""
+
+
+class MachineError(VisiontuneError):
+    """This machine lacks what was asked for: a device, memory, disk space, a package."""
+
+
+class ReceiptError(VisiontuneError):
+    """A receipt failed: the run did not train what it says."""
+
+
+class RequirementError(VisiontuneError):
+    """A `--require` condition does not hold."""
+
+    exit_code = 3
+
+
+class PausedError(VisiontuneError):
+    """The run was asked to pause; it wrote a checkpoint. Exit code 75, as sysexits.h's EX_TEMPFAIL."""
+
+    exit_code = 75

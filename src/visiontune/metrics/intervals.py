@@ -1,0 +1,147 @@
+"""Numbers with what they rest on: a value, its 95 % bootstrap interval, and how many samples were counted.
+
+The intervals are percentile bootstraps (Efron and Tibshirani 1993, chapter 13) from a generator of their own with a
+fixed seed, so the same answers always give the same interval. Counts are resampled in place of samples: drawing n
+samples with replacement and counting them is a binomial draw (a multinomial one for the cells of a confusion matrix), so both
+have the same distribution, and counts do not grow with n.
+
+A bootstrap of answers that are all right, or all wrong, never varies and would claim certainty. There the open end is
+the exact bound of Clopper and Pearson (1934): n samples without an error still allow a rate of 1 - 0.025 ** (1 / n).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+TAIL = 0.025
+CELLS_AT_ONCE = 1 << 21
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value in [0, 1] with the ends of its 95 % interval, counted on `n` samples.
+
+    With n = 0 there is nothing to say: value, low and high are None.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """{"value", "low", "high", "n"}, rounded to six digits."""
+        ends = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if end is None else round(end, 6) for name, end in ends.items()} | {"n": self.n}
+
+
+NOTHING_COUNTED = Metric(None, None, None, 0)
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Precision, recall and F1 of each class, in the order of the confusion matrix, and the mean F1.
+
+    `n` of a precision is the number of answers with that class, of a recall the number of samples of that class (its
+    support), of an F1 the number of samples that are one or the other, of the mean all samples.
+    """
+
+    precision: tuple[Metric, ...]
+    recall: tuple[Metric, ...]
+    f1: tuple[Metric, ...]
+    macro_f1: Metric
+
+
+def widest_error_rate(n: int) -> float:
+    """The error rate that n > 0 samples without an error still allow, at 97.5 %: about 3.7 / n."""
+    return 1 - TAIL ** (1 / n)
+
+
+def proportion(count: int, n: int, seed: int = 0) -> Metric:
+    """`count` of `n` samples, with its interval."""
+    if n == 0:
+        return NOTHING_COUNTED
+    resampled = np.random.default_rng(seed).binomial(n, count / n, RESAMPLES) / n
+    return _metric(count / n, resampled, n)
+
+
+def class_metrics(counts: NDArray[np.int64], seed: int = 0) -> ClassMetrics:
+    """Precision, recall and F1 from a confusion matrix of shape (classes, columns), rows truth, columns answers.
+
+    Column c is class c; columns beyond the classes hold answers that are no class. A rate whose denominator is zero is
+    None. The mean F1 is over the classes that stand in the truth or in the answers, as scikit-learn's is over the
+    labels that it finds. Takes about a second for 100 classes and 100,000 samples.
+    """
+    classes = len(counts)
+    n = int(counts.sum())
+    if n == 0:
+        nothing = (NOTHING_COUNTED,) * classes
+        return ClassMetrics(nothing, nothing, nothing, NOTHING_COUNTED)
+    hits, support, answers = np.diagonal(counts), counts.sum(axis=1), counts[:, :classes].sum(axis=0)
+    precision, recall, f1 = _rates(hits, support, answers)
+    precisions, recalls, f1s = _rates(*_resampled(counts, np.random.default_rng(seed)))
+    return ClassMetrics(
+        precision=tuple(map(_metric, precision, precisions.T, answers)),
+        recall=tuple(map(_metric, recall, recalls.T, support)),
+        f1=tuple(map(_f1_metric, f1, f1s.T, support + answers - hits)),
+        # Errors spread over the classes as their samples are cost the mean F1 about what they cost accuracy, so the
+        # open end of the one serves the other.
+        macro_f1=_metric(float(np.nanmean(f1)), np.nanmean(f1s, axis=1), n),
+    )
+
+
+def _resampled(counts: NDArray[np.int64], generator: np.random.Generator) -> tuple[NDArray, NDArray, NDArray]:
+    """Hits, support and answers of each class in each resample, of shape (RESAMPLES, classes)."""
+    rows, columns = np.nonzero(counts)  # most cells of a large matrix are empty, and stay so
+    n, classes = int(counts.sum()), len(counts)
+    on_diagonal = rows == columns
+    at_once = max(1, CELLS_AT_ONCE // len(rows))
+    parts = []
+    for done in range(0, RESAMPLES, at_once):
+        cells = generator.multinomial(n, counts[rows, columns] / n, min(at_once, RESAMPLES - done))
+        hits = _summed(cells[:, on_diagonal], rows[on_diagonal], classes)
+        parts.append((hits, _summed(cells, rows, classes), _summed(cells, columns, counts.shape[1])[:, :classes]))
+    hits, support, answers = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return hits, support, answers
+
+
+def _summed(cells: NDArray[np.int64], group: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
+    """The sums over the cells of each group: (resamples, cells) to (resamples, groups)."""
+    sums = np.zeros((len(cells), groups), dtype=np.int64)
+    order = np.argsort(group, kind="stable")
+    present, starts = np.unique(group[order], return_index=True)
+    if len(present):
+        sums[:, present] = np.add.reduceat(cells[:, order], starts, axis=1)
+    return sums
+
+
+def _rates(hits: NDArray, support: NDArray, answers: NDArray) -> tuple[Floats, Floats, Floats]:
+    """Precision, recall and F1 (2 * hits / (support + answers)); NaN where there is nothing to divide by."""
+    with np.errstate(invalid="ignore"):
+        return hits / answers, hits / support, 2 * hits / (support + answers)
+
+
+def _metric(value: float, resampled: Floats, n: int) -> Metric:
+    """A proportion with its interval; a rate that is NaN counted nothing."""
+    if np.isnan(value):
+        return NOTHING_COUNTED
+    low, high = np.nanquantile(resampled, [TAIL, 1 - TAIL])
+    if value == 1:
+        low = 1 - widest_error_rate(n)
+    if value == 0:
+        high = widest_error_rate(n)
+    return Metric(float(value), float(low), float(high), int(n))
+
+
+def _f1_metric(value: float, resampled: Floats, n: int) -> Metric:
+    """An F1 of n samples that have the class or got it: 2 j / (1 + j), with j the proportion of them that are hits."""
+    metric = _metric(value, resampled, n)
+    if metric.low is None or metric.high is None or 0 < value < 1:
+        return metric
+    bound = metric.low if value == 1 else metric.high
+    f1 = 2 * bound / (1 + bound)
+    return Metric(metric.value, f1, metric.high, metric.n) if value == 1 else Metric(0.0, 0.0, f1, metric.n)

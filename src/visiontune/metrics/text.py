@@ -1,0 +1,176 @@
+"""Scores of predicted texts: exact match, and per class where the answers come from a closed label set."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontune.data.sample import Prediction
+from visiontune.errors import DataError, RecipeError
+from visiontune.metrics.intervals import Metric, class_metrics, proportion
+
+OTHER = "(other)"
+PER_CLASS = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How one class came out; `support` is its number of samples."""
+
+    label: str
+    support: int
+    precision: Metric
+    recall: Metric
+    f1: Metric
+
+    def to_json(self) -> dict[str, Any]:
+        """{"label", "support", "precision", "recall", "f1"}."""
+        rates = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+        return {"label": self.label, "support": self.support} | {name: rate.to_json() for name, rate in rates.items()}
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of shape (classes, classes + 1): rows truth, columns answers, the last one answers outside the labels."""
+
+    labels: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"labels", "counts"}; the last column's name, "(other)", is not among the labels."""
+        return {"labels": list(self.labels), "counts": self.counts.tolist()}
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """The scores of `n` predictions. `classes` and `confusion` are there where the answers come from a label set.
+
+    `metrics` holds exact_match, and with a label set accuracy, macro_f1 and outside_labels (the share of answers that
+    are no label). With n = 0 their values are None.
+    """
+
+    n: int
+    metrics: dict[str, Metric]
+    classes: tuple[ClassScores, ...] | None = None
+    confusion: Confusion | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """{"n", "metrics", "classes", "confusion"}, the last two null without a label set."""
+        return {
+            "n": self.n,
+            "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
+            "classes": None if self.classes is None else [scores.to_json() for scores in self.classes],
+            "confusion": None if self.confusion is None else self.confusion.to_json(),
+        }
+
+    def metric(self, name: str) -> Metric:
+        """A metric by its name, one of a class as `f1.cat`; raises RecipeError for a name that is not there."""
+        if name in self.metrics:
+            return self.metrics[name]
+        kind, _, label = name.partition(".")
+        for scores in self.classes or ():
+            if scores.label == label and kind in PER_CLASS:
+                return {"precision": scores.precision, "recall": scores.recall, "f1": scores.f1}[kind]
+        available = list(self.metrics)
+        if self.classes:
+            labels = ", ".join(scores.label for scores in self.classes[:20]) + (
+                ", ..." if len(self.classes) > 20 else ""
+            )
+            available += [f"{kind}.LABEL" for kind in PER_CLASS] + [f"with LABEL one of {labels}"]
+        raise RecipeError(f"There is no metric '{name}'.", fix=f"metrics: {', '.join(available)}")
+
+
+def score_texts(predictions: Sequence[Prediction], labels: Sequence[str] | None = None, seed: int = 0) -> TextScores:
+    """Score the predictions that have a truth; white space around answers does not count.
+
+    `labels` is the closed label set, or None where answers are free text. Values equal scikit-learn's with
+    zero_division=0, except that a rate with nothing to divide by is None here. `seed` is the bootstrap's. Raises
+    DataError for a truth outside the labels.
+    """
+    pairs = [(p.id, p.truth.answer.strip(), p.target.answer.strip()) for p in predictions if p.truth is not None]
+    n = len(pairs)
+    matches = proportion(sum(truth == answer for _, truth, answer in pairs), n, seed)
+    if labels is None:
+        return TextScores(n, {"exact_match": matches})
+    place = {label.strip(): c for c, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
+    for sample, truth, answer in pairs:
+        if truth not in place:
+            raise DataError(
+                f"The true answer '{truth}' is not among the {len(labels)} labels.",
+                where=sample,
+                fix="evaluate on a dataset with the labels that the model was trained on",
+            )
+        counts[place[truth], place.get(answer, len(labels))] += 1
+    rates = class_metrics(counts, seed)
+    classes = zip(labels, counts.sum(axis=1).tolist(), rates.precision, rates.recall, rates.f1, strict=True)
+    metrics = {
+        "accuracy": matches,
+        "exact_match": matches,
+        "macro_f1": rates.macro_f1,
+        "outside_labels": proportion(int(counts[:, -1].sum()), n, seed),
+    }
+    return TextScores(n, metrics, tuple(ClassScores(*row) for row in classes), Confusion(tuple(labels), counts))
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A condition on a metric's value (not on its interval), such as accuracy>=0.85 or f1.cat>0.5."""
+
+    metric: str
+    operator: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.operator}{self.bound:g}"
+
+    def holds(self, scores: TextScores) -> bool:
+        """Whether the scores satisfy it; a metric without a value does not. RecipeError where there is no such metric."""
+        value = scores.metric(self.metric).value
+        if value is None:
+            return False
+        return {
+            ">=": value >= self.bound,
+            ">": value > self.bound,
+            "<=": value <= self.bound,
+            "<": value < self.bound,
+        }[self.operator]
+
+
+_REQUIREMENT = re.compile(r"\s*(?P<metric>[^<>=]+?)\s*(?P<operator>>=|<=|>|<)\s*(?P<bound>[-+.\deE]+)\s*(?:,|$)")
+
+
+def parse_requirements(texts: str | Sequence[str]) -> tuple[Requirement, ...]:
+    """Read conditions, several in one text separated by commas or one a text; raises RecipeError.
+
+    A label may hold commas itself: only a comma behind a number separates.
+    """
+    requirements = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        position = 0
+        while position < len(text) or not text:
+            match = _REQUIREMENT.match(text, position)
+            if match is None:
+                raise _unreadable(text[position:])
+            try:
+                bound = float(match["bound"])
+            except ValueError as error:
+                raise _unreadable(text[position:]) from error
+            if not 0 <= bound <= 1:
+                raise RecipeError(
+                    f"'{match[0].strip(' ,')}' asks for {bound:g}; metrics lie between 0 and 1.",
+                    fix="write 85 % as 0.85",
+                )
+            requirements.append(Requirement(match["metric"], match["operator"], bound))
+            position = match.end()
+    return tuple(requirements)
+
+
+def _unreadable(text: str) -> RecipeError:
+    return RecipeError(
+        f"'{text}' is not a requirement.",
+        fix="write a metric, one of >= > <= < and a number, such as accuracy>=0.85 or f1.LABEL>=0.5",
+    )

@@ -1,0 +1,126 @@
+"""ModelAdapter: what the training loop may ask of a model, and Encoder: how samples become tensors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visiontune.data.dataset import Index
+from visiontune.data.sample import Sample
+from visiontune.models.parts import Part
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as tensors.
+
+    input_ids: (length,) int64. supervised: (length,) bool, the tokens that are learned. pixel_values: (tiles, 3, height,
+    width) float32 or None. pixel_mask: (tiles, height, width) int64 or None. image_features: how many features the vision side will
+    deliver for these tiles. shortened: tokens of the answer that did not fit.
+    """
+
+    id: str
+    input_ids: torch.Tensor
+    supervised: torch.Tensor
+    pixel_values: torch.Tensor | None
+    pixel_mask: torch.Tensor | None
+    image_features: int
+    shortened: int = 0
+
+
+@dataclass
+class Batch:
+    """A micro-batch. `tensors` is what the model sees, each with the batch as its first dimension.
+
+    `weights` holds, for each loss term, the number of targets that the term averages over; it comes from the targets alone.
+    """
+
+    ids: list[str]
+    tensors: dict[str, torch.Tensor]
+    weights: dict[str, int]
+    tokens: int
+    padded_tokens: int
+    image_tokens: int
+    image_features: int
+    tiles: int
+    shortened: int = 0
+    origins: list[tuple[int, int, int]] = field(default_factory=list)  # (dataset, index, epoch) of each sample
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from where a GPU copies in the background; called by the loader."""
+        return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
+
+    def pieces(self, count: int) -> "list[Batch]":
+        """The batch cut into at most `count` pieces along its samples; counts other than the tensors stay the whole's."""
+        cut = {name: tensor.chunk(count) for name, tensor in self.tensors.items()}
+        size = len(next(iter(cut.values()))[0])
+        ids = [self.ids[start : start + size] for start in range(0, len(self.ids), size)]
+        return [replace(self, ids=ids[i], tensors={n: t[i] for n, t in cut.items()}) for i in range(len(ids))]
+
+
+class Encoder(ABC):
+    """Turns samples into tensors with the model's own processor. Holds no weights, so workers and exports can carry it."""
+
+    @abstractmethod
+    def encode(self, sample: Sample, *, with_answer: bool = True) -> Encoded:
+        """One sample as tensors; without its answer, as the model sees it when it is asked. Raises DataError."""
+
+    @abstractmethod
+    def lengths(self, index: Index) -> NDArray[np.int64]:
+        """How many tokens each row of a split will have, without decoding its images; shape (rows,)."""
+
+    @abstractmethod
+    def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
+        """Samples side by side, padded to the longest."""
+
+    @abstractmethod
+    def segments(self, encoded: Encoded) -> list[tuple[str, bool]]:
+        """The sample's text in runs of (text, supervised), runs of image tokens shortened, for a person to read."""
+
+    @abstractmethod
+    def answer_of(self, encoded: Encoded) -> str:
+        """The text of the supervised tokens without the end token."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the processor, tokenizer and chat template as transformers reads them."""
+
+
+class ModelAdapter(ABC):
+    """A model as the training loop sees it.
+
+    `network` is the transformers model (with adapters injected, where there are any); `peft` wraps it when a part is trained with
+    LoRA. `parts` names disjoint groups of modules that together hold every weight.
+    """
+
+    family: str
+    network: torch.nn.Module
+    peft: "PeftModel | None" = None
+    encoder: Encoder
+    parts: tuple[Part, ...]
+
+    @property
+    def trained_module(self) -> torch.nn.Module:
+        """The outermost module: parameter names are taken from it."""
+        return self.network if self.peft is None else self.peft
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """For each loss term its sum over the targets of each sample; shape (batch,), float32. Divide by `Batch.weights`."""
+
+    @abstractmethod
+    def generate(self, batch: Batch, max_new_tokens: int) -> list[tuple[str, float]]:
+        """Greedy answers to a left-padded batch of questions, each with its probability in [0, 1]."""

@@ -1,0 +1,79 @@
+"""From a model's name to its adapter: a hub id, a local folder, or tiny/<family>."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visiontune.errors import ModelError
+from visiontune.models.adapter import ModelAdapter
+from visiontune.recipe import Data
+
+# config.json's model_type -> the module that adapts it
+FAMILIES = {"smolvlm": "visiontune.models.smolvlm", "idefics3": "visiontune.models.smolvlm"}
+TINY = {"tiny/smolvlm": "visiontune.models.smolvlm"}
+
+
+def is_tiny(name: str) -> bool:
+    """Whether the name asks for a small model with random weights; raises ModelError for a tiny/ that does not exist."""
+    if name.startswith("tiny/") and name not in TINY:
+        raise ModelError(f"There is no '{name}'.", where="model.name", fix=f"tiny models: {', '.join(TINY)}")
+    return name in TINY
+
+
+def build_tiny(name: str, folder: Path, texts: Sequence[str], seed: int, image_size: int) -> None:
+    """Write the tiny model `name` to `folder`."""
+    _quiet()
+    importlib.import_module(TINY[name]).build_tiny(folder, texts, seed, image_size=image_size)
+
+
+def read_config(name: str, revision: str | None = None) -> Any:
+    """The transformers config of a checkpoint; raises ModelError if it cannot be had or its family is not trained here."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
+    if config.model_type not in FAMILIES:
+        raise ModelError(
+            f"Models of type '{config.model_type}' are not trained by visiontune.",
+            where=name,
+            fix=f"model types: {', '.join(FAMILIES)}",
+        )
+    return config
+
+
+def load_adapter(name: str, revision: str | None, data: Data) -> ModelAdapter:
+    """The model in float32 with its encoder; raises ModelError if it cannot be loaded."""
+    _quiet()
+    family = FAMILIES[read_config(name, revision).model_type]
+    try:
+        return importlib.import_module(family).load(name, revision, data)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
+
+
+def _quiet() -> None:
+    """Keep transformers from drawing bars of its own over ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _cannot_load(name: str, error: Exception) -> ModelError:
+    if Path(name).is_dir():
+        return ModelError(
+            f"The folder is not a checkpoint that transformers loads: {_first_line(error)}",
+            where=name,
+            fix="give a folder with config.json, *.safetensors and the processor's files",
+        )
+    return ModelError(
+        f"Model '{name}' is no folder here and could not be had from the hub: {_first_line(error)}",
+        where="model.name",
+        fix="give the path of a downloaded checkpoint, connect to the hub, or try --model tiny/smolvlm first",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

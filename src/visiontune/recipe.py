@@ -1,0 +1,233 @@
+"""Recipe: every choice of a run. Typed, frozen, unknown fields refused; saved with the run and enough to run it again."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from visiontune.errors import RecipeError
+from visiontune.files import write_text
+
+SCHEMA_VERSION = 1
+
+PartState = Literal["frozen", "lora", "full"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """One section of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetUse(Section):
+    """One prepared dataset of a run."""
+
+    path: str = Field(description="folder of the prepared dataset")
+    content_hash: str = Field(description="hash of the rows that the run was planned for; another hash is refused")
+    weight: Positive | None = Field(default=None, description="share of the draws; none: as many as it has rows")
+
+
+class ModelChoice(Section):
+    """Which weights the run starts from."""
+
+    name: str = Field(description="hub id, local folder, or tiny/<family>")
+    revision: str | None = Field(default=None, description="hub revision")
+
+
+class Data(Section):
+    """What is shown to the model."""
+
+    datasets: tuple[DatasetUse, ...] = Field(min_length=1, description="the datasets, in order")
+    prompt: str = Field(min_length=1, description="the question asked about each sample that brings none of its own")
+    limit: Count | None = Field(default=None, description="train on the first N rows of each split only")
+    image_longest_edge: Count = Field(description="pixels to which the longer side is resized before tiling")
+    image_splitting: bool = Field(description="cut large images into tiles beside the overview")
+    max_tokens: Count = Field(
+        description="longest sequence; longer answers are shortened and counted, images never cut"
+    )
+
+    @model_validator(mode="after")
+    def _all_weights_or_none(self) -> "Data":
+        if len({use.weight is None for use in self.datasets}) > 1:
+            raise ValueError("give every dataset a weight, or none of them")
+        return self
+
+
+class Lora(Section):
+    """The low-rank adapters (Hu et al. 2021), on every linear layer of the parts set to `lora`."""
+
+    rank: Count = Field(description="rank of the update")
+    alpha: Positive = Field(description="the update is scaled by alpha / rank")
+    dropout: Share = Field(description="dropout in front of the adapters")
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov and Hutter 2019); norms and biases are not decayed."""
+
+    learning_rate: Positive = Field(description="peak learning rate")
+    part_learning_rates: dict[str, Positive] = Field(default_factory=dict, description="peak rate for single parts")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="decoupled weight decay")
+    beta1: Share = Field(default=0.9, description="decay of the mean of gradients")
+    beta2: Share = Field(default=0.999, description="decay of the mean of squared gradients")
+    epsilon: Positive = Field(default=1e-8, description="term added to the denominator")
+    clip_norm: Positive | None = Field(default=1.0, description="longest gradient; none: no clipping")
+
+
+class Schedule(Section):
+    """How long, and how the learning rate moves."""
+
+    kind: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="shape after the warm-up")
+    warmup: Share = Field(default=0.1, description="share of the steps in which the rate rises from zero")
+    steps: Count = Field(description="optimiser steps of the whole run")
+
+
+class Batch(Section):
+    """How samples become steps. The cut into micro-batches changes speed and memory, not the result."""
+
+    samples: Count = Field(description="samples a step, over all ranks")
+    tokens: Count = Field(description="padded tokens a micro-batch may hold")
+    window: Count = Field(description="samples that are sorted by length together; a multiple of `samples`")
+
+    @model_validator(mode="after")
+    def _window_holds_whole_steps(self) -> "Batch":
+        if self.window % self.samples:
+            raise ValueError(f"window ({self.window}) must be a multiple of samples ({self.samples})")
+        return self
+
+
+class Evaluation(Section):
+    """Validation by generation during the run."""
+
+    every: Count = Field(description="steps between evaluations")
+    samples: Count = Field(description="validation samples each time, the same ones")
+    metric: Literal["accuracy", "exact_match"] = Field(description="what the best checkpoint is chosen by")
+    patience: Count | None = Field(default=None, description="stop after so many evaluations without a better one")
+    max_new_tokens: Count = Field(description="longest generated answer")
+
+
+class Checkpoints(Section):
+    """When the run's state is written."""
+
+    every: Count = Field(description="steps between checkpoints")
+    keep: Count = Field(default=2, description="latest checkpoints kept, besides the best one")
+
+
+class Machine(Section):
+    """Where the run computes."""
+
+    device: Literal["cpu", "cuda", "mps"] = Field(description="device")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(description="precision of forward, backward and frozen weights")
+    workers: Annotated[int, Field(ge=0)] = Field(description="processes that read and decode ahead")
+    threads: Count = Field(description="CPU threads of each training process")
+
+
+class Recipe(Section):
+    """Every choice of a run."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of order, new weights and dropout")
+    model: ModelChoice
+    data: Data
+    parts: dict[str, PartState] = Field(description="what happens to each part of the model")
+    lora: Lora
+    optimizer: Optimizer
+    schedule: Schedule
+    batch: Batch
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    machine: Machine
+    why: dict[str, str] = Field(default_factory=dict, description="the reason for each derived choice")
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML text, in the order of the fields."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+    def save(self, path: Path) -> None:
+        """Write the recipe whole."""
+        write_text(path, self.to_yaml())
+
+    def changed(self, overrides: dict[str, Any]) -> "Recipe":
+        """A recipe with some fields changed, each named `section.field`; raises RecipeError for an unknown one."""
+        values = self.model_dump(mode="json")
+        for name, value in overrides.items():
+            *sections, field = name.split(".")
+            place: Any = values
+            for section in sections:
+                place = place[section] if isinstance(place, dict) and section in place else None
+            parent_is_free = sections in (["parts"], ["optimizer", "part_learning_rates"])
+            if not isinstance(place, dict) or (field not in place and not parent_is_free):
+                raise RecipeError(f"There is no recipe field '{name}'.", fix=f"fields: {', '.join(field_names())}")
+            place[field] = value
+            values["why"][name] = "set by hand"
+        return parse(values, "the command line")
+
+    def overlaid(self, fragment: dict[str, Any]) -> "Recipe":
+        """This recipe with the fields that a (partial) recipe file names changed."""
+        return self.changed(dict(_leaves(fragment)))
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, dict) and name != "why":
+            leaves += _leaves(inner, f"{name}.")
+        elif name not in ("why", "schema_version"):
+            leaves.append((name, inner))
+    return leaves
+
+
+def field_names() -> list[str]:
+    """Every field that a recipe file or the command line may set, as `section.field`."""
+    names = []
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+        elif name not in ("why", "schema_version"):
+            names.append(name)
+    return names
+
+
+def parse(values: dict[str, Any], where: str) -> Recipe:
+    """Validate plain values; raises RecipeError with the field, what stands there and what may stand there."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            field = ".".join(str(part) for part in fault["loc"]) or "recipe"
+            lines.append(f"{field}: {fault['msg']} (found {fault['input']!r})")
+        raise RecipeError(
+            "The recipe is not valid: " + "; ".join(lines), where=where, fix="see docs/recipe.md"
+        ) from error
+
+
+def read_fragment(path: Path) -> dict[str, Any]:
+    """Read a recipe file, whole or partial, as plain values; raises RecipeError for a newer schema or broken YAML."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError("There is no such recipe file.", where=str(path), fix="check the path") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"The recipe is not YAML: {error}", where=str(path), fix="mend the line named above"
+        ) from error
+    if not isinstance(values, dict):
+        raise RecipeError("A recipe is a mapping of sections.", where=str(path), fix="see docs/recipe.md")
+    version = values.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise RecipeError(
+            f"The recipe has schema version {version}; this visiontune reads up to {SCHEMA_VERSION}.",
+            where=str(path),
+            fix="upgrade visiontune, or train again with this one",
+        )
+    return values
+
+
+def load(path: Path) -> Recipe:
+    """Read a whole recipe; raises RecipeError."""
+    return parse(read_fragment(path), str(path))

@@ -1,0 +1,409 @@
+"""The report of a run: everything in its folder as one HTML file that needs nothing else, for a person to read."""
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+from PIL import Image
+
+from visiontune.charts import Line, line_chart, smoothed, stacked_bar, thousands
+from visiontune.data.dataset import Dataset
+from visiontune.data.images import decode
+from visiontune.data.sample import Prediction, Sample
+from visiontune.errors import DataError
+from visiontune.files import write_text
+from visiontune.recipe import Recipe
+from visiontune.run import Run
+
+SHOWN_PIXELS = 96
+STORED_PIXELS = 2 * SHOWN_PIXELS  # sharp on dense screens
+PIXEL_ART = 48  # smaller images are shown as the pixels they are
+IMAGES_A_SAMPLE = 2
+MISTAKES_SHOWN, CORRECT_SHOWN = 16, 8
+SUPERVISED_SHOWN = 6
+CHARACTERS_SHOWN = 600
+MATRIX_CLASSES = 20
+CONFUSIONS_SHOWN = 10
+CLASS_ROWS = 200
+RECEIPT_ORDER = ("failed", "pending", "passed", "not applicable")
+SPLIT_ORDER = ("test", "validation", "train")
+TIMED = ("data", "forward", "backward", "optimizer", "other")
+NAMES = {
+    "accuracy": "Accuracy",
+    "exact_match": "Exact match",
+    "macro_f1": "Macro F1",
+    "outside_labels": "Answers outside the labels",
+}
+
+Entry = dict[str, Any]  # an object as it stands in one of the folder's JSON files, or one for the page
+Curve = tuple[str, str, Markup]
+
+
+def write_report(run: Run) -> Path:
+    """Write report.html from what stands in the run folder, finished or not, and return its path.
+
+    Raises RecipeError if the recipe is one of a newer visiontune. A dataset that was moved costs only its pictures.
+    """
+    recipe = run.recipe if run.recipe_path.is_file() else None
+    steps, checks, receipts = run.metrics("step"), run.metrics("evaluation"), run.receipts
+    pictures, evaluations = Pictures(recipe), _evaluations(run)
+    examples = [example for receipt in receipts if receipt["name"] == "supervised" for example in receipt["examples"]]
+    facts = {
+        "name": run.path.resolve().name,
+        "state": run.state,
+        "recipe": recipe,
+        "datasets": pictures.names,
+        "seconds": sum(entry["seconds"]["total"] for entry in steps) + sum(entry["seconds"] for entry in checks),
+        "peak_memory": max((entry.get("peak_memory_bytes") or 0 for entry in steps), default=0),
+        "last_step": steps[-1]["step"] if steps else run.state["step"],
+        "receipts": sorted(receipts, key=lambda receipt: RECEIPT_ORDER.index(receipt["status"])),
+        "verdict": Counter(receipt["status"] for receipt in receipts),
+        "headline": _headline(recipe, run.best, evaluations, checks),
+        "evaluations": evaluations,
+        "curves": _curves(recipe, run.best, steps, checks),
+        "step_time": _step_time(steps),
+        "parts": run.read_json("parts.json") or [],
+        "supervised": [(example, pictures.of_example(example)) for example in examples[:SUPERVISED_SHOWN]],
+        "predictions": _predictions(run, evaluations, pictures),
+        "confusion": _confusion(evaluations),
+        "classes": _classes(evaluations),
+        "recipe_lines": [] if recipe is None else list(_recipe_lines(recipe)),
+        "no_pictures": pictures.missing,
+    }
+    write_text(run.report_path, _environment().get_template("report.html").render(facts))
+    return run.report_path
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("visiontune"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "fact": fact,
+        "rate": rate,
+        "interval": interval,
+        "duration": duration,
+        "memory": memory,
+        "thousands": thousands,
+        "short": short,
+        "label": lambda name: NAMES.get(name, name.replace("_", " ")),
+    }
+    environment.globals |= {
+        "receipt_order": RECEIPT_ORDER,
+        "matrix_classes": MATRIX_CLASSES,
+        "class_rows": CLASS_ROWS,
+        "shown_pixels": SHOWN_PIXELS,
+    }
+    return environment
+
+
+# Numbers and texts as a person reads them
+
+
+def fact(value: Any, name: str = "") -> str:
+    """Any plain value in short: numbers to four digits, bytes as memory, lists and mappings with commas."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and name.endswith("bytes"):
+        return memory(value)
+    if isinstance(value, int):
+        return thousands(value)
+    if isinstance(value, float):
+        text = thousands(round(value)) if isfinite(value) and abs(value) >= 1e4 else f"{value:.4g}"
+        return text.replace("-", "\u2212")
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {fact(inner, key)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(fact(inner) for inner in value)
+    return "–" if value is None else str(value)
+
+
+def rate(metric: dict[str, Any]) -> str:
+    """The value of a metric with three decimals, or a dash where nothing was counted."""
+    return "–" if metric["value"] is None else f"{metric['value']:.3f}"
+
+
+def interval(metric: dict[str, Any]) -> str:
+    """The 95 % interval of a metric, or nothing."""
+    return "" if metric["low"] is None else f"{metric['low']:.3f}–{metric['high']:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12 s, 3 min 12 s or 5 h 04 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def memory(size: float) -> str:
+    """Bytes as kB, MB or GB (powers of ten)."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:g} bytes"
+
+
+def short(text: str) -> str:
+    """A text as it is, or its beginning."""
+    return text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " …"
+
+
+# Pictures
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image as a data URI, and the size in CSS pixels at which it is shown."""
+
+    uri: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+def thumbnail(data: bytes) -> Thumbnail:
+    """Shrink an encoded image; raises DataError where it cannot be decoded."""
+    image = decode(data)
+    pixelated = max(image.size) <= PIXEL_ART
+    scale = SHOWN_PIXELS / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image.thumbnail((STORED_PIXELS, STORED_PIXELS), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    kind = "png" if pixelated else "jpeg"
+    image.save(buffer, kind, quality=82)
+    return Thumbnail(
+        f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, pixelated
+    )
+
+
+class Pictures:
+    """The images of a run's datasets, looked up where the recipe says that these stand.
+
+    `missing` says in a sentence why there are none, where that is so.
+    """
+
+    def __init__(self, recipe: Recipe | None) -> None:
+        self.names: list[tuple[str, dict[str, int] | None]] = []
+        self.missing: str | None = None
+        self._datasets: list[Dataset | None] = []
+        for use in () if recipe is None else recipe.data.datasets:
+            dataset = self._opened(Path(use.path), use.content_hash)
+            self._datasets.append(dataset)
+            self.names.append((Path(use.path).name, None if dataset is None else dataset.info.splits))
+
+    def _opened(self, path: Path, content_hash: str) -> Dataset | None:
+        try:
+            dataset = Dataset.open(path)
+        except DataError as error:
+            self.missing = f"Without pictures: the dataset {path} cannot be read ({error.found.rstrip('.')})."
+            return None
+        if dataset.info.content_hash != content_hash:
+            self.missing = f"Without pictures: the dataset {path} has changed since the run."
+            return None
+        return dataset
+
+    def of_example(self, example: dict[str, Any]) -> list[Thumbnail]:
+        """The images of a sample that a receipt names by dataset, split, index and id."""
+        dataset = self._datasets[example["dataset"]] if example["dataset"] < len(self._datasets) else None
+        return [] if dataset is None else _thumbnails(dataset.sample(example["split"], example["index"]), example["id"])
+
+    def of_prediction(self, prediction: Prediction, split: str, position: int) -> list[Thumbnail]:
+        """The images of the prediction in line `position` of a split: one line a sample, all datasets in turn."""
+        for dataset in self._datasets:
+            if dataset is None:
+                return []
+            if position < dataset.count(split):
+                return _thumbnails(dataset.sample(split, position), prediction.id)
+            position -= dataset.count(split)
+        return []
+
+
+def _thumbnails(sample: Sample, expected: str) -> list[Thumbnail]:
+    if sample.id != expected:  # rather no picture than one of another sample
+        return []
+    return [thumbnail(file.data) for file in sample.seen.files[:IMAGES_A_SAMPLE]]
+
+
+# What stands in the folder, section by section
+
+
+def _evaluations(run: Run) -> dict[str, Entry]:
+    """evaluations/SPLIT/metrics.json of each split, the test split first."""
+    found = {split: run.read_json(f"evaluations/{split}/metrics.json") for split in SPLIT_ORDER}
+    return {split: value for split, value in found.items() if value is not None}
+
+
+def _headline(
+    recipe: Recipe | None, best: Entry | None, evaluations: dict[str, Entry], checks: list[Entry]
+) -> Entry | None:
+    """The metric of the recipe on the test split, else on validation: at the end, or at the best step so far."""
+    for split, value in evaluations.items():
+        name = recipe.evaluation.metric if recipe else next(iter(value["metrics"]))
+        if name in value["metrics"]:
+            return {"name": name, "split": split, "step": value.get("step"), "metric": value["metrics"][name]}
+    for entry in checks:
+        if best and entry["step"] == best["step"] and best["metric"] in entry["metrics"]:
+            metric = entry["metrics"][best["metric"]]
+            return {"name": best["metric"], "split": entry["split"], "step": entry["step"], "metric": metric}
+    return None
+
+
+def _curves(recipe: Recipe | None, best: Entry | None, steps: list[Entry], checks: list[Entry]) -> list[Curve]:
+    """(title, caption, chart) of each curve that has points."""
+    x = [entry["step"] for entry in steps]
+    span = max(5, len(steps) // 30)
+    curves: list[Curve] = []
+
+    def of_steps(title: str, caption: str, y: list[float | None]) -> None:
+        known = [value for value in y if value is not None]
+        if known:
+            average = smoothed(y, span)
+            chart = line_chart(
+                [Line(x, y, "raw"), Line(x, average)],
+                name=f"{title} by step: first {known[0]:.4g}, last {known[-1]:.4g}",
+                x_label="step",
+                from_zero=True,
+            )
+            curves.append((title, f"{caption}; last {known[-1]:.4g}", Markup(chart)))
+
+    smoothing = f"thin: each step, thick: mean of {span} steps"
+    of_steps("Training loss", smoothing, [entry["loss"] for entry in steps])
+    curves += _evaluation_curve(recipe, best, checks)
+    rates = [entry["learning_rate"] for entry in steps]
+    if rates:
+        chart = line_chart(
+            [Line(x, rates)], name=f"Learning rate by step, highest {max(rates):.3g}", x_label="step", from_zero=True
+        )
+        curves.append(("Learning rate", f"highest {max(rates):.3g}", Markup(chart)))
+    of_steps("Gradient norm", "before clipping, drawn likewise", [entry.get("gradient_norm") for entry in steps])
+    for unit in ("samples", "tokens"):
+        of_steps(
+            f"{unit.capitalize()} a second", "whole steps, drawn likewise", [_speed(entry, unit) for entry in steps]
+        )
+    return curves
+
+
+def _speed(entry: Entry, unit: str) -> float | None:
+    total = entry["seconds"]["total"]
+    return entry[unit] / total if total > 0 else None
+
+
+def _evaluation_curve(recipe: Recipe | None, best: Entry | None, checks: list[Entry]) -> list[Curve]:
+    name = recipe.evaluation.metric if recipe else "accuracy"
+    entries = [entry for entry in checks if entry["split"] == "validation" and name in entry["metrics"]]
+    metrics = [entry["metrics"][name] for entry in entries]
+    if not any(metric["value"] is not None for metric in metrics):
+        return []
+    x = [entry["step"] for entry in entries]
+    values, low, high = ([metric[key] for metric in metrics] for key in ("value", "low", "high"))
+    mark = (best["step"], best["value"]) if best and best["metric"] == name else None
+    caption = "band: 95 % interval" + (f"; best {mark[1]:.3f} at step {mark[0]}" if mark else "")
+    title = f"Validation {NAMES.get(name, name).lower()}"
+    chart = line_chart(
+        [Line(x, values, "main", low, high, points=True)], name=f"{title} by step, {caption}", x_label="step", best=mark
+    )
+    return [(title, caption, Markup(chart))]
+
+
+def _step_time(steps: list[Entry]) -> Entry | None:
+    """Where the mean step spends its time."""
+    sums = {kind: sum(entry["seconds"].get(kind, 0.0) for entry in steps) for kind in TIMED}
+    total = sum(sums.values())
+    if total <= 0:
+        return None
+    rows = [(kind, seconds / len(steps), seconds / total) for kind, seconds in sums.items()]
+    words = ", ".join(f"{kind} {share:.0%}" for kind, _, share in rows)
+    return {
+        "bar": Markup(stacked_bar(list(sums.items()), name=f"Time of a step: {words}")),
+        "rows": rows,
+        "total": total / len(steps),
+    }
+
+
+def _predictions(run: Run, evaluations: dict[str, Entry], pictures: Pictures) -> Entry | None:
+    """The most confident mistakes and some right answers of the headline's split, with their images."""
+    for split in evaluations:
+        path = run.path / "evaluations" / split / "predictions.jsonl"
+        if not path.is_file():
+            continue
+        mistakes: list[tuple[Prediction, int]] = []
+        right: list[tuple[Prediction, int]] = []
+        for position, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n")):
+            prediction = Prediction.from_json(json.loads(line))
+            if prediction.truth is not None:
+                same = prediction.truth.answer.strip() == prediction.target.answer.strip()
+                (right if same else mistakes).append((prediction, position))
+        mistakes.sort(key=lambda entry: -entry[0].scores.get("confidence", 0.0))
+        some = right[:: max(1, len(right) // CORRECT_SHOWN)][:CORRECT_SHOWN]
+        return {
+            "split": split,
+            "mistakes": [(p, pictures.of_prediction(p, split, at)) for p, at in mistakes[:MISTAKES_SHOWN]],
+            "right": [(p, pictures.of_prediction(p, split, at)) for p, at in some],
+            "mistakes_count": len(mistakes),
+            "right_count": len(right),
+        }
+    return None
+
+
+def _confusion(evaluations: dict[str, Entry]) -> Entry | None:
+    """The confusion matrix of the headline's split with each row's shares, and its largest entries off the diagonal."""
+    for split, value in evaluations.items():
+        if value["confusion"] is None:
+            continue
+        labels, counts = value["confusion"]["labels"], value["confusion"]["counts"]
+        columns = [*labels, "(other)"]
+        rows = [(label, sum(row), row) for label, row in zip(labels, counts, strict=True)]
+        confusions = [
+            (count, total, label, columns[c])
+            for r, (label, total, row) in enumerate(rows)
+            for c, count in enumerate(row)
+            if count and c != r
+        ]
+        confusions.sort(key=lambda entry: -entry[0])
+        return {"split": split, "columns": columns, "rows": rows, "top": confusions[:CONFUSIONS_SHOWN]}
+    return None
+
+
+def _classes(evaluations: dict[str, Entry]) -> Entry | None:
+    """The rates of each class on the headline's split, the lowest F1 first."""
+    for split, value in evaluations.items():
+        if value["classes"] is not None:
+            rows = sorted(value["classes"], key=lambda row: 2 if row["f1"]["value"] is None else row["f1"]["value"])
+            return {"split": split, "rows": rows}
+    return None
+
+
+def _recipe_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The recipe as YAML, a field at a time, each with the reason for its choice."""
+    values = recipe.model_dump(mode="json", exclude={"why"})
+    left = dict(recipe.why)
+
+    def lines(values: dict[str, Any], prefix: str, indent: str) -> Iterator[tuple[str, str]]:
+        for key, value in values.items():
+            reason = left.pop(f"{prefix}{key}", "")
+            if isinstance(value, dict) and value:
+                yield f"{indent}{key}:", reason
+                yield from lines(value, f"{prefix}{key}.", indent + "  ")
+            else:
+                text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=60)
+                yield "\n".join(indent + line for line in text.splitlines()), reason
+
+    yield from lines(values, "", "")
+    for name, reason in left.items():
+        yield f"# {name}", reason

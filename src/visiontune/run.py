@@ -1,0 +1,182 @@
+"""Run: the folder a run lives in. Whoever starts, watches or continues a run reads and writes only this folder."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from visiontune.errors import RunError
+from visiontune.files import write_json
+from visiontune.recipe import Recipe, load
+
+Status = Literal["planned", "running", "paused", "finished", "failed"]
+
+
+class Run:
+    """A run folder.
+
+    recipe.yaml      every choice of the run
+    state.json       status, attempt, step, reason of a failure
+    metrics.jsonl    one line a step or evaluation, append-only; a line carries its attempt, readers take the last
+    receipts.json    what the run proves about itself
+    checkpoints/     step-N/, whole or absent; best.json names the best one
+    evaluations/     SPLIT/metrics.json and SPLIT/predictions.jsonl
+    control.json     {"request": "pause"} asks the trainer to pause at the next step
+    report.html      all of it for a person
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, status={self.status!r})"
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """An existing run; raises RunError if the folder holds none."""
+        run = cls(path)
+        if not run.recipe_path.is_file():
+            raise RunError(
+                "This folder holds no run: recipe.yaml is missing.",
+                where=str(path),
+                fix="give the folder that `visiontune train --out` wrote",
+            )
+        return run
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def recipe(self) -> Recipe:
+        return load(self.recipe_path)
+
+    @property
+    def base_folder(self) -> Path:
+        """Where a model that was made for this run (tiny/...) stands."""
+        return self.path / "base"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder, or None where it does not stand yet."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    # What the run is doing
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self.read_json("state.json") or {"status": "planned", "attempt": 0, "step": 0}
+
+    @property
+    def status(self) -> Status:
+        return self.state["status"]
+
+    def set_state(self, status: Status, **facts: Any) -> None:
+        """Change the status, and keep or change the facts beside it."""
+        kept = {key: value for key, value in self.state.items() if key != "reason"}
+        write_json(self.path / "state.json", {**kept, "status": status, **facts})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one trainer; raises RunError if another process holds it. A kill frees it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise RunError(
+                    f"Process {file.read().strip() or 'unknown'} is using this run folder.",
+                    where=str(self.path),
+                    fix="wait for it, pause it (`visiontune pause`), or choose another --out",
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    # Control: a request from outside
+
+    def ask_to_pause(self) -> None:
+        """Ask the trainer of this run to checkpoint and stop at the next step."""
+        write_json(self.path / "control.json", {"request": "pause"})
+
+    def pause_asked(self) -> bool:
+        """Whether a pause was asked for; raises RunError for any other request."""
+        control = self.read_json("control.json")
+        if control is None:
+            return False
+        if control != {"request": "pause"}:
+            raise RunError(f"Unknown request {control}.", where="control.json", fix='write {"request": "pause"}')
+        return True
+
+    def clear_control(self) -> None:
+        (self.path / "control.json").unlink(missing_ok=True)
+
+    # Metrics
+
+    def open_metrics(self) -> "MetricsLog":
+        """The log to append to; a line torn by a kill is cut off first."""
+        return MetricsLog(self.path / "metrics.jsonl")
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, for each (kind, step) the one of the last attempt, by step."""
+        path = self.path / "metrics.jsonl"
+        latest: dict[tuple[str, int], dict[str, Any]] = {}
+        if path.is_file():
+            for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is torn
+                entry = json.loads(line)
+                latest[entry["kind"], entry["step"]] = entry
+        return [e for _, e in sorted(latest.items(), key=lambda item: item[0][1]) if kind in (None, e["kind"])]
+
+    @property
+    def receipts(self) -> list[dict[str, Any]]:
+        """The receipts, in order; empty before the first one is written."""
+        return (self.read_json("receipts.json") or {"receipts": []})["receipts"]
+
+    # Checkpoints, by name; what stands in them is training/checkpoint.py's
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the whole checkpoints, ascending."""
+        folder = self.checkpoints_folder
+        found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(name.removeprefix("step-")) for name in found if name.startswith("step-"))
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.checkpoints_folder / f"step-{step}"
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """{"step", "metric", "value"} of the best checkpoint so far."""
+        return self.read_json("checkpoints/best.json")
+
+
+class MetricsLog:
+    """An append-only file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        if path.is_file():
+            data = path.read_bytes()
+            if not data.endswith(b"\n"):
+                with path.open("r+b") as file:
+                    file.truncate(data.rfind(b"\n") + 1)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append one line, visible to readers at once."""
+        self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,169 @@
+"""Windows of the order cut into steps and micro-batches, and the loader that reads them ahead.
+
+A window is cut by lengths that are known before anything is decoded, and the cut depends on nothing but the window: not on
+ranks, workers or where a run was resumed.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.order import Draws, Order, key, permute
+from visiontune.errors import VisiontuneError
+from visiontune.models.adapter import Batch, Encoder
+from visiontune.recipe import Batch as BatchRecipe
+
+DRAWN_AT_ONCE = 65536
+
+SampleRef = tuple[int, int, int]  # dataset, index in its training split, epoch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The samples that go through the model at once: the `number`-th of a step."""
+
+    step: int
+    number: int
+    samples: tuple[SampleRef, ...]
+
+
+def plan_window(
+    order: Order, lengths: Sequence[NDArray[np.int64]], batch: BatchRecipe, window: int
+) -> list[list[MicroBatch]]:
+    """The steps of a window, each a list of micro-batches; every step has exactly `batch.samples` samples.
+
+    The window's samples are sorted by length and cut into groups of neighbours; the groups are shuffled and dealt to
+    the steps, and each step's samples are cut where the padded size would pass `batch.tokens`. So neighbours in length
+    share a micro-batch, and which lengths share a step is left to chance.
+    """
+    draws = order.draw(window * batch.window, (window + 1) * batch.window)
+    length = np.array([lengths[d][i] for d, i in zip(draws.dataset, draws.index, strict=True)], dtype=np.int64)
+    fitting = max(1, batch.tokens // max(1, int(length.mean())))
+    group_size = max(size for size in range(1, batch.samples + 1) if batch.samples % size == 0 and size <= fitting)
+    groups = np.argsort(length, kind="stable").reshape(-1, group_size)
+    count = np.full(len(groups), len(groups), dtype=np.uint64)
+    keys = np.full(len(groups), key(order.seed, 3, window), dtype=np.uint64)
+    groups = groups[permute(np.arange(len(groups), dtype=np.uint64), count, keys).astype(np.int64)]
+    steps = []
+    for number, members in enumerate(groups.reshape(-1, batch.samples)):
+        longest_first = members[np.argsort(-length[members], kind="stable")]
+        step = window * (batch.window // batch.samples) + number
+        micro_batches = []
+        while len(longest_first):
+            size = max(1, batch.tokens // int(length[longest_first[0]]))
+            chosen, longest_first = longest_first[:size], longest_first[size:]
+            samples = tuple((int(draws.dataset[p]), int(draws.index[p]), int(draws.epoch[p])) for p in chosen)
+            micro_batches.append(MicroBatch(step, len(micro_batches), samples))
+        steps.append(micro_batches)
+    return steps
+
+
+def plan_steps(
+    order: Order, lengths: Sequence[NDArray[np.int64]], batch: BatchRecipe, start: int, stop: int
+) -> Iterator[list[MicroBatch]]:
+    """The micro-batches of the steps start..stop-1."""
+    steps_per_window = batch.window // batch.samples
+    for window in range(start // steps_per_window, -(-stop // steps_per_window)):
+        for micro_batches in plan_window(order, lengths, batch, window):
+            if start <= micro_batches[0].step < stop:
+                yield micro_batches
+
+
+def promised(
+    order: Order, lengths: Sequence[NDArray[np.int64]], batch: BatchRecipe, steps: int
+) -> tuple[dict[int, int], int]:
+    """What a run of so many steps must see: samples of each dataset, and the digest of all of them (`Draws.digest`).
+
+    Whole windows follow from the order alone; of the last one, the steps that were taken.
+    """
+    windows, rest = divmod(steps, batch.window // batch.samples)
+    whole = windows * batch.window
+    digest = sum(order.draw(a, min(whole, a + DRAWN_AT_ONCE)).digest() for a in range(0, whole, DRAWN_AT_ONCE))
+    counts = order.seen(whole)
+    if rest:
+        taken = plan_window(order, lengths, batch, windows)[:rest]
+        last = np.array([ref for step in taken for micro_batch in step for ref in micro_batch.samples], dtype=np.int64)
+        counts = counts + np.bincount(last[:, 0], minlength=len(counts))
+        digest += Draws(*last.T).digest()
+    return {d: int(count) for d, count in enumerate(counts) if count}, digest % 2**64
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a loader's worker is asked for. An idle rank gets a micro-batch without samples, so that it keeps step."""
+
+    micro_batch: MicroBatch
+    last_of_step: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How samples become batches: from which split, with their answers (to learn) or without (to be asked)."""
+
+    datasets: Sequence[Dataset]
+    encoder: Encoder
+    split: str = "train"
+    with_answer: bool = True
+
+    def batch(self, refs: Sequence[SampleRef]) -> Batch:
+        """The samples as one batch; padded on the left when they are to be answered. Raises DataError."""
+        samples = [self.datasets[dataset].sample(self.split, index) for dataset, index, _ in refs]
+        encoded = [self.encoder.encode(sample, with_answer=self.with_answer) for sample in samples]
+        batch = self.encoder.collate(encoded, pad_left=not self.with_answer)
+        batch.origins = list(refs)
+        return batch
+
+
+class _Loaded(torch.utils.data.Dataset[tuple[_Work, Batch | VisiontuneError | None]]):
+    """Reads micro-batches in the loader's workers."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def __getitem__(self, work: _Work) -> tuple[_Work, Batch | VisiontuneError | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not work.micro_batch.samples:
+            return work, None
+        try:
+            return work, self.reading.batch(work.micro_batch.samples)
+        except VisiontuneError as error:
+            return work, error  # raised again in the main process, without the loader's own traceback around it
+
+
+def _works(plan: Iterable[list[MicroBatch]], rank: int, ranks: int) -> Iterator[_Work]:
+    for micro_batches in plan:
+        own = [m for m in micro_batches if m.number % ranks == rank]
+        own = own or [MicroBatch(micro_batches[0].step, 0, ())]
+        yield from (_Work(m, m is own[-1]) for m in own)
+
+
+def load_steps(
+    plan: Iterable[list[MicroBatch]], reading: Reading, *, rank: int = 0, ranks: int = 1, workers: int = 0
+) -> Iterator[tuple[int, list[tuple[int, Batch]]]]:
+    """Read a plan: for each step its number and this rank's micro-batches, as (number in the step, batch).
+
+    Ranks take the micro-batches of a step in turn; a rank may get none. With workers, decoding runs ahead of the
+    training. Raises what reading and encoding a sample raises.
+    """
+    loader = DataLoader(
+        _Loaded(reading),
+        sampler=_works(plan, rank, ranks),  # pyright: ignore[reportArgumentType]  # any iterable of keys will do
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader would draw from the global generator
+    )
+    batches: list[tuple[int, Batch]] = []
+    for work, batch in loader:
+        if isinstance(batch, VisiontuneError):
+            raise batch
+        if batch is not None:
+            batches.append((work.micro_batch.number, batch))
+        if work.last_of_step:
+            yield work.micro_batch.step, batches
+            batches = []

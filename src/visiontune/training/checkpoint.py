@@ -1,0 +1,153 @@
+"""Checkpoints: what a run needs to go on as if it had never stopped. Safetensors and JSON, whole or absent."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from visiontune.data.order import Draws
+from visiontune.errors import MachineError, RunError
+from visiontune.files import file_sha256, folder_written_whole, write_json
+from visiontune.progress import warn
+from visiontune.run import Run
+
+WEIGHTS, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. (window, step_in_window) is the place in the order; the rest is counted on the way."""
+
+    step: int = 0
+    window: int = 0
+    step_in_window: int = 0
+    seen: dict[str, int] = field(default_factory=dict)  # dataset number -> samples
+    seen_digest: int = 0  # sum of a hash of each (dataset, index, epoch) seen, modulo 2**64
+    shortened: int = 0
+    image_tokens: int = 0
+    micro_batch_pieces: int = 1  # each micro-batch is cut into so many since memory ran out
+    best_value: float | None = None
+    best_step: int = 0
+    evaluations_without_better: int = 0
+    stopped_early: bool = False
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add_seen(self, origins: Sequence[tuple[int, int, int]]) -> None:
+        """Count samples, as (dataset, index, epoch), that went through the model."""
+        if not origins:
+            return
+        draws = Draws(*np.array(origins, dtype=np.int64).T)
+        for dataset, count in enumerate(np.bincount(draws.dataset).tolist()):
+            if count:
+                self.seen[str(dataset)] = self.seen.get(str(dataset), 0) + count
+        self.seen_digest = (self.seen_digest + draws.digest()) % 2**64
+
+
+
+def save(
+    run: Run, progress: Progress, trained: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], keep: int
+) -> Path:
+    """Write the checkpoint of `progress.step`, then remove all but the best and the last `keep` ones.
+
+    Raises MachineError when the disk is full; the checkpoints that stood stay.
+    """
+    path = run.checkpoint_path(progress.step)
+    try:
+        with folder_written_whole(path) as folder:
+            save_file(_on_cpu(trained), folder / WEIGHTS)
+            save_file(_on_cpu(moments), folder / OPTIMIZER)
+            write_json(folder / STATE, asdict(progress))
+            names = (WEIGHTS, OPTIMIZER, STATE)
+            sizes = {
+                name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names
+            }
+            write_json(folder / MANIFEST, sizes)
+    except (OSError, SafetensorError) as error:
+        steps = run.checkpoint_steps()
+        raise MachineError(
+            f"The checkpoint of step {progress.step} could not be written: {error}",
+            where=str(path),
+            fix=f"free disk space, then `visiontune resume {run.path}`; "
+            + (f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint stands yet"),
+        ) from error
+    remove_old(run, progress, keep)
+    return path
+
+
+def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def remove_old(run: Run, progress: Progress, keep: int) -> None:
+    """Remove checkpoints beyond the last `keep` ones and the best one, and what a kill left half-written."""
+    steps = run.checkpoint_steps()
+    for step in steps[:-keep]:
+        if step != progress.best_step:
+            shutil.rmtree(run.checkpoint_path(step))
+    for leftover in run.checkpoints_folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back; tensors on the CPU."""
+
+    progress: Progress
+    trained: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+
+def load(run: Run, step: int, *, with_optimizer: bool = True) -> Checkpoint:
+    """Read the checkpoint of a step; raises RunError if it is missing or its bytes are not those that were written."""
+    folder = run.checkpoint_path(step)
+    manifest = run.read_json(f"checkpoints/{folder.name}/{MANIFEST}")
+    if manifest is None:
+        raise RunError(
+            f"There is no checkpoint of step {step}.",
+            where=str(run.checkpoints_folder),
+            fix=f"steps that stand: {run.checkpoint_steps()}",
+        )
+    for name, written in manifest.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != written["bytes"] or file_sha256(path) != written["sha256"]:
+            raise RunError(
+                f"The checkpoint of step {step} is damaged: {name} is not what was written.",
+                where=str(path),
+                fix="remove this checkpoint's folder and resume from the one before",
+            )
+    state = run.read_json(f"checkpoints/{folder.name}/{STATE}")
+    moments = load_file(folder / OPTIMIZER) if with_optimizer else {}
+    return Checkpoint(Progress(**(state or {})), load_file(folder / WEIGHTS), moments)
+
+
+def load_latest(run: Run) -> Checkpoint | None:
+    """The latest checkpoint that is undamaged, or None where there is none; damaged ones are named and passed over."""
+    for step in reversed(run.checkpoint_steps()):
+        try:
+            return load(run, step)
+        except RunError as error:
+            warn(f"{error.found} Trying an earlier one.")
+    return None
+
+
+def put_tensors(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy saved tensors into a module; raises RunError unless the names and shapes are exactly those it trains."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    wanted = {name for name, p in module.named_parameters() if p.requires_grad}
+    if unknown := sorted(set(tensors) - set(own)) + sorted(wanted - set(tensors)):
+        raise RunError(
+            f"The checkpoint does not fit the model: {len(unknown)} tensors differ, the first is '{unknown[0]}'.",
+            fix="use the base model and the library versions that the run was trained with",
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise RunError(f"'{name}' has shape {tuple(tensor.shape)}; the model's is {tuple(own[name].shape)}.")
+            own[name].copy_(tensor)

@@ -1,0 +1,36 @@
+"""How much memory a training step will take, worked out before the first one."""
+
+import torch
+
+from visiontune.models.adapter import Batch, ModelAdapter
+from visiontune.recipe import Machine
+from visiontune.training.precision import autocast
+
+
+def predicted_peak(adapter: ModelAdapter, largest: Batch, machine: Machine, device: torch.device) -> int:
+    """Bytes: weights, gradients and two moments of what is trained, and what a forward of the largest batch keeps.
+
+    What the forward keeps for the backward is counted by letting it run once, each storage once; the largest of
+    them counts twice more, for the gradients that are under way with it.
+    """
+    module = adapter.trained_module
+    weights = {p.data_ptr(): p.numel() * p.element_size() for p in module.parameters()}
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = largest.to(device)
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        autocast(device, machine.precision),
+    ):
+        losses = adapter.losses(batch)
+    inputs = sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors.values())
+    del losses
+    return sum(weights.values()) + 3 * trained + sum(kept.values()) + 2 * max(kept.values(), default=0) + inputs

@@ -1,0 +1,66 @@
+"""A run's model put together: base weights, parts as the recipe says, trained weights of a checkpoint."""
+
+from pathlib import Path
+
+import torch
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.order import key
+from visiontune.errors import DataError, RunError
+from visiontune.models.adapter import ModelAdapter
+from visiontune.models.load import is_tiny, load_adapter
+from visiontune.models.parts import apply_states, train_in_float32
+from visiontune.recipe import Recipe
+from visiontune.run import Run
+from visiontune.training.checkpoint import load, put_tensors
+from visiontune.training.precision import DTYPES
+
+
+def open_datasets(recipe: Recipe) -> list[Dataset]:
+    """The datasets of a run; raises DataError where one has other rows than the run was planned for."""
+    datasets = []
+    for use in recipe.data.datasets:
+        dataset = Dataset.open(Path(use.path))
+        if dataset.info.content_hash != use.content_hash:
+            raise DataError(
+                "The dataset has changed since the run was planned.",
+                where=use.path,
+                fix="train again with a new --out, or put the earlier dataset back",
+            )
+        datasets.append(dataset)
+    return datasets
+
+
+def base_name(run: Run, recipe: Recipe) -> str:
+    """What transformers loads the base model from: a tiny model's weights stand in the run folder."""
+    return str(run.base_folder) if is_tiny(recipe.model.name) else recipe.model.name
+
+
+def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
+    """The model that the run starts from, as it computes in the run: in its precision, on its device, in eval mode."""
+    adapter = load_adapter(base_name(run, recipe), recipe.model.revision, recipe.data)
+    adapter.network.to(device=device, dtype=DTYPES[recipe.machine.precision]).eval()
+    return adapter
+
+
+def adapt(adapter: ModelAdapter, recipe: Recipe) -> None:
+    """Freeze and adapt the parts as the recipe says; the new weights follow from the recipe's seed."""
+    adapter.peft = apply_states(adapter.network, adapter.parts, recipe.parts, recipe.lora, key(recipe.seed, 4))
+    train_in_float32(adapter.trained_module)
+
+
+def load_trained(run: Run, recipe: Recipe, device: torch.device, step: int | None = None) -> tuple[ModelAdapter, int]:
+    """The trained model of a run at a checkpoint (the best one, or the last where none is best), and that step.
+
+    Raises RunError where no checkpoint stands.
+    """
+    if step is None:
+        steps = run.checkpoint_steps()
+        if not steps:
+            raise RunError("The run has no checkpoint yet.", where=str(run.path), fix=f"visiontune resume {run.path}")
+        step = int(run.best["step"]) if run.best else steps[-1]
+    adapter = load_base(run, recipe, device)
+    adapt(adapter, recipe)
+    put_tensors(adapter.trained_module, load(run, step, with_optimizer=False).trained)
+    adapter.trained_module.eval()
+    return adapter, step

@@ -1,0 +1,221 @@
+"""From data, model and machine to a recipe with a reason for each choice, and the run folder that holds it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.order import key
+from visiontune.errors import DataError, RunError
+from visiontune.machine import Hardware
+from visiontune.models.load import build_tiny, is_tiny, read_config
+from visiontune.progress import note
+from visiontune.recipe import Recipe, parse
+from visiontune.run import Run
+
+LABELS_IN_PROMPT = 40
+TINY_TEXTS = 20_000
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What of the data decides a recipe. Sizes are of training images, in pixels of the longer side."""
+
+    train_rows: int
+    validation_rows: int
+    labels: tuple[str, ...] | None
+    answers: tuple[str, ...]
+    prompts: tuple[str, ...]
+    every_row_has_a_prompt: bool
+    median_long_side: int
+
+
+def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
+    """Read the facts from the indexes; no image is decoded."""
+    labels: dict[str, None] | None = {}
+    answers: Counter[str] = Counter()
+    prompts: Counter[str] = Counter()
+    rows = 0
+    sides: list[int] = []
+    for dataset in datasets:
+        index = dataset.index("train")
+        rows += min(len(index.ids), limit or len(index.ids))
+        answers.update(index.answers)
+        prompts.update(prompt for prompt in index.prompts if prompt)
+        sides += [max(w + h) for w, h in zip(index.widths, index.heights, strict=True) if w]
+        known = dataset.info.labels
+        labels = None if labels is None or known is None else labels | dict.fromkeys(known)
+    if rows == 0:
+        raise DataError("There is no training sample.", fix="prepare a dataset with at least one row in `train`")
+    return DataFacts(
+        train_rows=rows,
+        validation_rows=sum(min(d.count("validation"), limit or d.count("validation")) for d in datasets),
+        labels=None if labels is None else tuple(labels),
+        answers=tuple(sorted(answers)),
+        prompts=tuple(sorted(prompts)),
+        every_row_has_a_prompt=sum(prompts.values()) >= rows,
+        median_long_side=int(np.median(sides)) if sides else 0,
+    )
+
+
+def question_for(facts: DataFacts) -> str:
+    """The question asked about samples that bring none."""
+    if facts.labels is None:
+        return "Describe this image."
+    if len(facts.labels) > LABELS_IN_PROMPT:
+        return "Which class does this image show? Answer with its name."
+    return f"Which of these classes does this image show: {', '.join(facts.labels)}? Answer with its name."
+
+
+def derive(
+    datasets: Sequence[Dataset],
+    weights: Sequence[float | None],
+    model: str,
+    machine: Hardware,
+    *,
+    ranks: int = 1,
+    limit: int | None = None,
+    epochs: float | None = None,
+) -> Recipe:
+    """The recipe that data, model and machine call for, with its reasons. Raises ModelError for a model not trained here."""
+    facts = data_facts(datasets, limit)
+    tiny = is_tiny(model)
+    why: dict[str, str] = {}
+
+    def choose(field: str, value: Any, reason: str) -> Any:
+        why[field] = reason
+        return value
+
+    n = facts.train_rows
+    samples = choose("batch.samples", next(b for b in (4, 8, 16, 32) if b == 32 or n < 24 * b), f"{n} training samples")
+    if epochs is None:
+        epochs = 16.0 if tiny else 3.0
+        why["schedule.steps"] = f"{epochs:g} epochs: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
+    else:
+        why["schedule.steps"] = f"{epochs:g} epochs, as asked"
+    steps = max(1, -(-round(epochs * n) // samples))
+    tile = _tile(model, tiny, facts)
+    splitting = not tiny and facts.labels is None and facts.median_long_side > tile
+    longest_answer = max(len(answer.encode()) for answer in facts.answers)
+    gigabytes = machine.memory / 2**30
+    values: dict[str, Any] = {
+        "seed": 0,
+        "model": {"name": model},
+        "data": {
+            "datasets": [
+                {"path": str(d.path.resolve()), "content_hash": d.info.content_hash, "weight": weight}
+                for d, weight in zip(datasets, weights, strict=True)
+            ],
+            "prompt": choose("data.prompt", question_for(facts), _prompt_reason(facts)),
+            "limit": limit,
+            "image_longest_edge": choose(
+                "data.image_longest_edge",
+                min(4, max(1, -(-facts.median_long_side // tile))) * tile if splitting else tile,
+                f"the vision encoder takes {tile} px; the median longer side is {facts.median_long_side} px",
+            ),
+            "image_splitting": choose(
+                "data.image_splitting",
+                splitting,
+                "large images are cut into tiles" if splitting else "one tile an image is enough for these images",
+            ),
+            "max_tokens": choose("data.max_tokens", 2048, "the room that images and answers share"),
+        },
+        "parts": _parts(tiny, why),
+        "lora": {
+            "rank": choose("lora.rank", 8 if n < 1000 else 16 if n < 20_000 else 32, f"{n} training samples"),
+            "alpha": choose("lora.alpha", 2.0 * (8 if n < 1000 else 16 if n < 20_000 else 32), "twice the rank"),
+            "dropout": choose("lora.dropout", 0.05, "few samples for many weights"),
+        },
+        "optimizer": {
+            "learning_rate": choose(
+                "optimizer.learning_rate",
+                1e-3 if tiny else 2e-4,
+                "random weights of a small model" if tiny else "usual for LoRA on pretrained weights",
+            ),
+            "weight_decay": choose(
+                "optimizer.weight_decay", 0.1 if tiny else 0.01, "every weight learns" if tiny else "usual for LoRA"
+            ),
+        },
+        "schedule": {"steps": steps},
+        "batch": {
+            "samples": samples,
+            "tokens": choose("batch.tokens", _tokens(gigabytes, machine), f"{machine.device} with {gigabytes:.0f} GB"),
+            "window": 8 * samples,
+        },
+        "evaluation": {
+            "every": choose("evaluation.every", max(1, -(-steps // 8)), "eight times a run"),
+            "samples": choose("evaluation.samples", min(max(1, facts.validation_rows), 256), "enough to choose by"),
+            "metric": "accuracy" if facts.labels else "exact_match",
+            "max_new_tokens": choose(
+                "evaluation.max_new_tokens",
+                min(512, 4 + longest_answer),
+                f"the longest answer has {longest_answer} bytes",
+            ),
+        },
+        "checkpoints": {"every": max(1, -(-steps // 8))},
+        "machine": {
+            "device": choose("machine.device", machine.device, "the best device here"),
+            "precision": choose(
+                "machine.precision",
+                "bf16" if machine.bf16 else "fp32",
+                "the device computes in bf16" if machine.bf16 else "no fast bf16 on this device",
+            ),
+            "workers": choose(
+                "machine.workers", min(8, max(1, (machine.cores - 1) // ranks)), f"{machine.cores} cores"
+            ),
+            "threads": choose(
+                "machine.threads", max(1, machine.cores // ranks), f"{machine.cores} cores for {ranks} ranks"
+            ),
+        },
+        "why": why,
+    }
+    return parse(values, "the derived recipe")
+
+
+def _prompt_reason(facts: DataFacts) -> str:
+    if facts.every_row_has_a_prompt:
+        return "not asked: every sample brings its own question"
+    return "names the classes" if facts.labels else "free text"
+
+
+def _tile(model: str, tiny: bool, facts: DataFacts) -> int:
+    """Pixels of the square that the vision encoder takes."""
+    if tiny:
+        return 32 if facts.median_long_side <= 32 else 64
+    return int(read_config(model).vision_config.image_size)
+
+
+def _parts(tiny: bool, why: dict[str, str]) -> dict[str, str]:
+    if tiny:
+        why["parts"] = "random weights: there is nothing worth keeping, every part learns"
+        return dict.fromkeys(("vision_encoder", "projector", "language_model", "embeddings"), "full")
+    why["parts"] = "pretrained: the vision encoder keeps what it knows, adapters learn the new answers"
+    return {"vision_encoder": "frozen", "projector": "lora", "language_model": "lora", "embeddings": "frozen"}
+
+
+def _tokens(gigabytes: float, machine: Hardware) -> int:
+    """Padded tokens of a micro-batch; a first guess, cut finer by the loop where memory runs out."""
+    if machine.device == "cpu":
+        return 4096
+    return int(min(32768, max(2048, gigabytes * 256)))
+
+
+def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
+    """Write a new run folder: the recipe, and the tiny model where one was asked for. Raises RunError if one stands."""
+    if run.recipe_path.exists():
+        raise RunError(
+            "This folder holds a run already.",
+            where=str(run.path),
+            fix=f"`visiontune resume {run.path}` continues it; or choose another --out",
+        )
+    run.path.mkdir(parents=True, exist_ok=True)
+    if is_tiny(recipe.model.name):
+        facts = data_facts(datasets, recipe.data.limit)
+        texts = [recipe.data.prompt, *facts.prompts[:TINY_TEXTS], *facts.answers[:TINY_TEXTS]]
+        size = recipe.data.image_longest_edge
+        build_tiny(recipe.model.name, run.base_folder, texts, key(recipe.seed, 6), size)
+    recipe.save(run.recipe_path)
+    note(f"run folder: {run.path}  ({recipe.schedule.steps} steps of {recipe.batch.samples} samples)")

@@ -1,0 +1,276 @@
+"""Receipts: what a run proves about itself, written by the run, each with its reason and numbers.
+
+A receipt is `passed`, `failed` or `not applicable`; until it can be known it is `pending`. One that fails stops the run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.sample import Sample
+from visiontune.errors import ReceiptError
+from visiontune.files import write_json
+from visiontune.models.adapter import Batch, ModelAdapter
+from visiontune.models.parts import Part, PartSummary, part_of, tensors_sha256
+from visiontune.recipe import PartState, Recipe
+from visiontune.run import Run
+from visiontune.training.batches import Reading, SampleRef
+from visiontune.training.checkpoint import Progress
+from visiontune.training.precision import autocast
+
+NAMES = ("supervised", "placeholders", "image matters", "frozen stayed frozen", "trained moved", "seen", "memory")
+HELD_OUT_AT_LEAST, HELD_OUT_AT_MOST = 64, 256
+RESAMPLES = 2000
+RISE_NEEDED = 0.01
+MEMORY_TOLERANCE = 0.10
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One receipt. `numbers` are plain values; `examples` are for a person to look at."""
+
+    name: str
+    status: Literal["passed", "failed", "not applicable", "pending"]
+    reason: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ReceiptBook:
+    """The receipts of a run, on disk after every change."""
+
+    def __init__(self, run: Run, write: bool = True) -> None:
+        self.run = run
+        self._writes = write
+        stood = {entry["name"]: Receipt(**entry) for entry in run.receipts}
+        pending = (Receipt(name, "pending", "the run has not come to it yet") for name in NAMES)
+        self.receipts = {receipt.name: stood.get(receipt.name, receipt) for receipt in pending}
+
+    def add(self, receipt: Receipt) -> None:
+        """Write a receipt in its place."""
+        self.receipts[receipt.name] = receipt
+        if self._writes:
+            write_json(self.run.path / "receipts.json", {"receipts": [asdict(self.receipts[name]) for name in NAMES]})
+
+    def require(self, receipt: Receipt) -> None:
+        """Write a receipt; raise ReceiptError, which stops the run, if it failed."""
+        self.add(receipt)
+        if receipt.status == "failed":
+            raise ReceiptError(
+                f"Receipt '{receipt.name}' failed: {receipt.reason}",
+                where=str(self.run.path / "receipts.json"),
+                fix="the numbers beside the receipt say what differs; the run is stopped so that nobody trusts it",
+            )
+
+
+# supervised
+
+
+def supervised(reading: Reading, refs: Sequence[SampleRef], answers: Sequence[str]) -> Receipt:
+    """The learned span of some training samples is the answer and the end token, and nothing else."""
+    examples, wrong = [], []
+    for ref, answer in zip(refs, answers, strict=True):
+        dataset, index, _ = ref
+        encoded = reading.encoder.encode(reading.datasets[dataset].sample("train", index))
+        read = reading.encoder.answer_of(encoded)
+        if not encoded.supervised.any() or not (answer.strip().startswith(read) and (read or not answer.strip())):
+            wrong.append(f"{encoded.id}: learns {read!r} instead of {answer!r}")
+        segments = [{"text": text, "supervised": learned} for text, learned in reading.encoder.segments(encoded)]
+        example = {"dataset": dataset, "split": "train", "index": index, "id": encoded.id, "segments": segments}
+        examples.append(example)
+    numbers = {"samples_shown": len(examples), "wrong": len(wrong)}
+    if wrong:
+        return Receipt("supervised", "failed", "; ".join(wrong[:3]), numbers, examples)
+    reason = f"in {len(examples)} of {len(examples)} samples the learned span is the answer and its end token"
+    return Receipt("supervised", "passed", reason, numbers, examples)
+
+
+# placeholders
+
+
+def check_placeholders(book: ReceiptBook, batch: Batch) -> None:
+    """Raise ReceiptError unless a micro-batch's image tokens equal the features of the tiles that it carries."""
+    pixels = batch.tensors.get("pixel_values")
+    # A tile without any value is one that the model would drop. Every 97th pixel tells as well as all of them.
+    carried = 0 if pixels is None else int((pixels.flatten(2)[..., ::97] != 0).any(-1).sum())
+    if batch.image_tokens == batch.image_features and carried == batch.tiles:
+        return
+    reason = (
+        f"{batch.image_tokens} image tokens stand in the text and the images give {batch.image_features} features; "
+        f"{carried} of {batch.tiles} image tiles reached the batch; samples: {', '.join(batch.ids[:3])}"
+    )
+    book.require(Receipt("placeholders", "failed", reason, {"image_tokens": batch.image_tokens, "tiles": carried}))
+
+
+def placeholders(progress: Progress, samples: int) -> Receipt:
+    """Every sample's image tokens equalled its image features; how many answers were shortened."""
+    numbers = {"samples": samples, "image_tokens": progress.image_tokens, "answers_shortened": progress.shortened}
+    if progress.image_tokens == 0:
+        return Receipt("placeholders", "not applicable", "no sample has an image", numbers)
+    reason = f"image tokens equalled image features in all {samples} samples seen; {progress.shortened} answers were shortened"
+    return Receipt("placeholders", "passed", reason, numbers)
+
+
+# image matters
+
+
+def exchanged(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample with the images of another one; partners are half the samples apart in the order of their answers."""
+    by_answer = sorted(range(len(samples)), key=lambda i: (samples[i].target.answer, samples[i].id))
+    partner = {i: by_answer[(place + len(samples) // 2) % len(samples)] for place, i in enumerate(by_answer)}
+    return [Sample(one.id, samples[partner[i]].seen, one.target) for i, one in enumerate(samples)]
+
+
+@torch.no_grad()
+def sample_losses(
+    adapter: ModelAdapter, samples: Sequence[Sample], recipe: Recipe, device: torch.device, book: ReceiptBook
+) -> np.ndarray:
+    """The mean loss a target of each sample; shape (samples,), float64. Raises ReceiptError as `check_placeholders`."""
+    adapter.trained_module.eval()
+    losses = []
+    for sample in samples:
+        batch = adapter.encoder.collate([adapter.encoder.encode(sample)])
+        check_placeholders(book, batch)
+        with autocast(device, recipe.machine.precision):
+            sums = adapter.losses(batch.to(device))
+        losses.append(sum(float(value.sum()) / max(1, batch.weights[term]) for term, value in sums.items()))
+    return np.array(losses)
+
+
+def held_out(datasets: Sequence[Dataset], limit: int | None = None) -> list[Sample]:
+    """Validation samples, then test samples, that have an image; at most `limit` of each split and dataset, 256 in all."""
+    found: list[Sample] = []
+    for split in ("validation", "test"):
+        for dataset in datasets:
+            rows = min(dataset.count(split), limit or dataset.count(split), HELD_OUT_AT_MOST - len(found))
+            samples = (dataset.sample(split, i) for i in range(rows))
+            found += [sample for sample in samples if sample.seen.files]
+    return found
+
+
+def image_matters(true: np.ndarray, with_others: np.ndarray) -> Receipt:
+    """Whether the loss rises when samples exchange their images; both of shape (samples,).
+
+    A rise that is only just not zero proves nothing: a model that copies the answer from its prompt still looks at the
+    image a little. So the lower end of the rise's 95 % bootstrap interval must be above 1 % of the loss with exchanged images.
+    """
+    n = len(true)
+    if n < HELD_OUT_AT_LEAST:
+        reason = f"{HELD_OUT_AT_LEAST} held-out samples with an image are needed; there are {n}"
+        return Receipt("image matters", "not applicable", reason, {"n": n})
+    rise = with_others - true
+    means = np.random.default_rng(0).choice(rise, (RESAMPLES, n)).mean(axis=1)
+    low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
+    needed = RISE_NEEDED * float(with_others.mean())
+    numbers = {
+        "loss": round(float(true.mean()), 6),
+        "loss_with_exchanged_images": round(float(with_others.mean()), 6),
+        "difference": {"value": round(float(rise.mean()), 6), "low": round(low, 6), "high": round(high, 6), "n": n},
+        "needed": round(needed, 6),
+    }
+    change = f"by {rise.mean():.3g} (95 % interval {low:.3g} to {high:.3g})"
+    if low > needed:
+        reason = f"with another sample's image the loss rises {change}"
+        return Receipt("image matters", "passed", reason, numbers)
+    reason = (
+        f"the model does not need the image: with another sample's image the loss of {true.mean():.3g} changes {change}. "
+        "Look for a prompt that gives the answer away, or a run too short to learn"
+    )
+    return Receipt("image matters", "failed", reason, numbers)
+
+
+# frozen stayed frozen, trained moved
+
+
+def check_gradients(
+    book: ReceiptBook, module: nn.Module, parts: tuple[Part, ...], states: Mapping[str, PartState]
+) -> None:
+    """After the first backward: raise ReceiptError unless all trained parts, and no frozen weights, have a gradient."""
+    if touched := [name for name, p in module.named_parameters() if not p.requires_grad and p.grad is not None]:
+        reason = f"{len(touched)} frozen weights received a gradient, the first is {touched[0]}"
+        book.require(Receipt("frozen stayed frozen", "failed", reason))
+    reached = dict.fromkeys((name for name, state in states.items() if state != "frozen"), False)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None and bool(parameter.grad.any()):
+            reached[part_of(parts, name)] = True
+    if still := [name for name, moved in reached.items() if not moved]:
+        reason = f"no gradient reaches {', '.join(still)}: is its adapter switched off, or did the images not arrive?"
+        book.require(Receipt("trained moved", "failed", reason))
+
+
+def frozen_stayed_frozen(summaries: Sequence[PartSummary], before: str, after: str, touched: Sequence[str]) -> Receipt:
+    """The frozen weights and buffers have the same hash before and after, and none holds a gradient."""
+    frozen = sum(summary.parameters - summary.trainable for summary in summaries)
+    numbers = {"frozen_parameters": frozen, "sha256_before": before, "sha256_after": after}
+    if touched:
+        reason = f"{len(touched)} frozen weights received a gradient, the first is {touched[0]}"
+        return Receipt("frozen stayed frozen", "failed", reason, numbers)
+    if before != after:
+        reason = "frozen weights or buffers changed during the run"
+        return Receipt("frozen stayed frozen", "failed", reason, numbers)
+    if frozen == 0:
+        return Receipt("frozen stayed frozen", "not applicable", "every part is trained in full", numbers)
+    reason = f"{frozen:,} frozen parameters and their buffers have the same hash as before the run"
+    return Receipt("frozen stayed frozen", "passed", reason, numbers)
+
+
+def hashes_by_part(tensors: Mapping[str, torch.Tensor], parts: tuple[Part, ...]) -> dict[str, str]:
+    """A hash of the trained tensors of each part."""
+    by_part: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        by_part.setdefault(part_of(parts, name), {})[name] = tensor
+    return {part: tensors_sha256(named) for part, named in by_part.items()}
+
+
+def trained_moved(
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    probe_before: Sequence[float],
+    probe_off: Sequence[float] | None,
+) -> Receipt:
+    """Every trained part changed; with the adapter switched off the base model answers bit for bit as before."""
+    still = [part for part in before if before[part] == after.get(part)]
+    numbers: dict[str, Any] = {"parts": list(before)}
+    if probe_off is not None:
+        numbers |= {"base_losses_before": list(probe_before), "base_losses_with_adapter_off": list(probe_off)}
+    if still:
+        return Receipt("trained moved", "failed", f"{', '.join(still)} did not change", numbers)
+    if probe_off is not None and list(probe_before) != list(probe_off):
+        reason = "with the adapter switched off the model is not the base model any more"
+        return Receipt("trained moved", "failed", reason, numbers)
+    off = "; with the adapter off the base model answers bit for bit as before" if probe_off is not None else ""
+    return Receipt("trained moved", "passed", f"{', '.join(before)} changed{off}", numbers)
+
+
+# seen
+
+
+def seen(promised: tuple[Mapping[int, int], int], progress: Progress) -> Receipt:
+    """The samples that went through the model are those that the order promised (`batches.promised`)."""
+    counts = {str(dataset): count for dataset, count in promised[0].items()}
+    numbers = {"promised": counts, "seen": progress.seen}
+    if progress.seen != counts:
+        return Receipt("seen", "failed", "other numbers of samples were seen than the order promised", numbers)
+    if progress.seen_digest != promised[1]:
+        return Receipt("seen", "failed", "other samples were seen than the order promised", numbers)
+    reason = f"exactly the {sum(counts.values())} samples that the order promised were seen"
+    return Receipt("seen", "passed", reason, numbers)
+
+
+# memory
+
+
+def memory(device: str, predicted: int, measured: int | None) -> Receipt:
+    """The peak that was predicted before the first step against the one measured; bytes."""
+    numbers = {"predicted_bytes": predicted, "measured_bytes": measured}
+    if device != "cuda" or measured is None:
+        reason = f"predicted {predicted / 2**20:,.0f} MiB; only a CUDA device reports the peak of its allocations"
+        return Receipt("memory", "not applicable", reason, numbers)
+    off = measured / predicted - 1
+    reason = f"predicted {predicted / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB ({off:+.1%})"
+    return Receipt("memory", "passed" if abs(off) <= MEMORY_TOLERANCE else "failed", reason, numbers)

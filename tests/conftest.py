@@ -1,0 +1,107 @@
+"""Real small data and real small models, made once for a test session."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import visiontune
+from visiontune.data.dataset import Dataset
+from visiontune.recipe import Recipe
+from visiontune.run import Run
+
+# Quick, and the same on every machine: twelve steps of eight samples on one thread. Too few held-out samples are left for
+# the receipt "image matters", which so short a run could not pass.
+QUICK = {
+    "data.limit": 30,
+    "batch.samples": 8,
+    "batch.window": 32,
+    "batch.tokens": 512,
+    "schedule.steps": 12,
+    "evaluation.every": 6,
+    "evaluation.samples": 16,
+    "checkpoints.every": 3,
+    "machine.device": "cpu",
+    "machine.precision": "fp32",
+    "machine.workers": 0,
+    "machine.threads": 1,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two test processes on two cores: more threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digit_scans() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's handwritten digits: (1797, 8, 8) in [0, 16] and their classes."""
+    from sklearn.datasets import load_digits
+
+    scans, labels = load_digits(return_X_y=True)
+    return scans.reshape(-1, 8, 8), labels
+
+
+def png(scan: np.ndarray) -> bytes:
+    """A digit scan as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray((scan * 255 / 16).round().astype("uint8")).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory, digit_scans: tuple[np.ndarray, np.ndarray]) -> Path:
+    """600 digits as PNG files in class folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, (scan, label) in enumerate(zip(*(half[:600] for half in digit_scans), strict=True)):
+        place = folder / str(label)
+        place.mkdir(exist_ok=True)
+        (place / f"{number:04d}.png").write_bytes(png(scan))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Dataset:
+    """The 600 digits prepared."""
+    return visiontune.prepare(digits_folder, tmp_path_factory.mktemp("prepared") / "digits", workers=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SmolVLM on disk, as a checkpoint from a hub would stand there."""
+    from visiontune.models.smolvlm import build_tiny
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    build_tiny(folder, ["Which digit is this? Answer with its name.", *"0123456789"], 1, width=64, layers=2)
+    return folder
+
+
+@pytest.fixture
+def plan(digits: Dataset, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Run]:
+    """Plan a quick run: `plan("name", {"lora.rank": 4})`. Pretrained-like by default: frozen vision, LoRA elsewhere."""
+    from visiontune.machine import hardware
+    from visiontune.training.plan import derive, plan_run
+
+    def make(name: str = "run", overrides: dict[str, Any] | None = None, model: str | None = None) -> Run:
+        recipe = derive([digits], [None], model or str(tiny_checkpoint), hardware("cpu"))
+        recipe = recipe.changed({**QUICK, "optimizer.learning_rate": 1e-2, **(overrides or {})})
+        run = Run(tmp_path / name)
+        plan_run(run, recipe, [digits])
+        return run
+
+    return make
+
+
+@pytest.fixture
+def recipe_of(digits: Dataset, tiny_checkpoint: Path) -> Recipe:
+    """The recipe that is derived for the digits and the tiny checkpoint, made quick."""
+    from visiontune.machine import hardware
+    from visiontune.training.plan import derive
+
+    return derive([digits], [None], str(tiny_checkpoint), hardware("cpu")).changed(QUICK)

@@ -1,0 +1,190 @@
+"""Reading, changing and writing recipes. That each field changes something is tested where it is used."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visiontune.errors import RecipeError
+from visiontune.recipe import Recipe, Section, field_names, load, parse, read_fragment
+
+
+def values() -> dict[str, Any]:
+    return {
+        "model": {"name": "tiny/smolvlm"},
+        "data": {
+            "datasets": [{"path": "data/ziffern-数字", "content_hash": "ab12", "weight": 2.0}],
+            "prompt": "Which digit?\nAnswer: one digit",
+            "image_longest_edge": 128,
+            "image_splitting": False,
+            "max_tokens": 512,
+        },
+        "parts": {"vision_encoder": "frozen", "language_model": "lora"},
+        "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.0},
+        "optimizer": {"learning_rate": 3e-4, "weight_decay": 0.01},
+        "schedule": {"steps": 600},
+        "batch": {"samples": 32, "tokens": 4096, "window": 256},
+        "evaluation": {"every": 100, "samples": 64, "metric": "accuracy", "max_new_tokens": 4},
+        "checkpoints": {"every": 100},
+        "machine": {"device": "cpu", "precision": "fp32", "workers": 0, "threads": 2},
+        "why": {"lora.rank": "8: the labels are few"},
+    }
+
+
+RECIPE = parse(values(), "here")
+
+
+def test_a_recipe_comes_back_equal_from_its_file(tmp_path: Path) -> None:
+    RECIPE.save(tmp_path / "recipe.yaml")
+    assert load(tmp_path / "recipe.yaml") == RECIPE
+    assert "数字" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8"), "readable, not escaped"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(min_size=1),
+    st.floats(1e-300, 1e300),
+    st.integers(0, 2**70),
+    st.dictionaries(st.text(), st.text(), max_size=3),
+)
+def test_any_text_and_number_survives_the_file(prompt: str, rate: float, seed: int, why: dict[str, str]) -> None:
+    plain = values()
+    plain["data"]["prompt"], plain["optimizer"]["learning_rate"] = prompt, rate
+    recipe = parse(plain | {"seed": seed, "why": why}, "here")
+    assert parse(yaml.safe_load(recipe.to_yaml()), "back") == recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "got"),
+    [
+        ("seed", "7", 7),
+        ("schedule.steps", "1000", 1000),
+        ("optimizer.learning_rate", "1e-4", 1e-4),
+        ("optimizer.clip_norm", None, None),
+        ("data.image_splitting", "true", True),
+        ("machine.precision", "bf16", "bf16"),
+        ("data.limit", 50, 50),
+        ("parts.projector", "full", "full"),
+        ("optimizer.part_learning_rates.projector", "0.01", 0.01),
+    ],
+)
+def test_an_override_takes_its_fields_type_and_says_who_set_it(name: str, value: Any, got: Any) -> None:
+    changed = RECIPE.changed({name: value})
+    place: Any = changed.model_dump()
+    for part in name.split("."):
+        place = place[part]
+    assert place == got and type(place) is type(got)
+    assert changed.why[name] == "set by hand"
+    assert changed.why["lora.rank"] == RECIPE.why["lora.rank"], "the other reasons stay"
+    assert RECIPE.why == values()["why"], "the recipe it was made from is untouched"
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "optimizer.lr", "optimiser.learning_rate", "seed.x", "parts.a.b", ""]
+)
+def test_an_unknown_field_is_refused_with_the_list_of_fields(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"no recipe field '{name}'") as caught:
+        RECIPE.changed({name: 1})
+    assert caught.value.fix is not None
+    assert "optimizer.learning_rate" in caught.value.fix and "parts" in caught.value.fix
+
+
+def test_the_list_of_fields_names_each_field_that_can_be_set() -> None:
+    names = field_names()
+    assert {"seed", "model.name", "parts", "lora.rank", "optimizer.part_learning_rates", "machine.threads"} <= set(
+        names
+    )
+    assert "why" not in names and "schema_version" not in names
+    dumped = RECIPE.model_dump()
+    for name in names:
+        section, _, field = name.partition(".")
+        assert field in dumped[section] if field else section in dumped
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("lora", "rank", 0),
+        ("lora", "dropout", 1.0),
+        ("optimizer", "learning_rate", 0),
+        ("optimizer", "learning_rate", float("nan")),
+        ("optimizer", "learning_rate", float("inf")),
+        ("optimizer", "clip_norm", -1),
+        ("schedule", "kind", "cosin"),
+        ("schedule", "warmup", 1.0),
+        ("parts", "vision_encoder", "freeze"),
+        ("machine", "device", "tpu"),
+        ("data", "prompt", ""),
+        ("data", "datasets", []),
+        ("batch", "window", 100),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_field_and_what_was_found(
+    section: str, field: str, value: Any
+) -> None:
+    plain = values()
+    plain[section][field] = value
+    with pytest.raises(RecipeError) as caught:
+        parse(plain, "recipe.yaml")
+    assert section in caught.value.found and caught.value.where == "recipe.yaml"
+    assert repr(value) in caught.value.found
+
+
+def test_a_field_that_nobody_knows_is_refused_wherever_it_stands() -> None:
+    for plain in (values() | {"learning_rate": 1}, values() | {"lora": {"rank": 8, "alpha": 16, "dropout": 0, "r": 4}}):
+        with pytest.raises(RecipeError, match=r"(learning_rate|lora\.r): Extra inputs"):
+            parse(plain, "here")
+
+
+def test_a_recipe_of_a_newer_schema_is_refused_and_names_both_versions(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("schema_version: 2\nsomething_new: 1\n")
+    for read in (load, read_fragment):
+        with pytest.raises(RecipeError, match="schema version 2; this visiontune reads up to 1") as caught:
+            read(path)
+        assert caught.value.where == str(path) and caught.value.fix is not None and "upgrade" in caught.value.fix
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "", "just words"])
+def test_a_file_that_is_no_recipe_is_a_plain_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert caught.value.where == str(path) and caught.value.fix
+
+
+def test_a_missing_file_is_a_plain_error(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        load(tmp_path / "recipe.yaml")
+
+
+def test_a_partial_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "part.yaml"
+    path.write_text("lora:\n  rank: 4\nparts:\n  projector: full\nwhy:\n  lora.rank: mine\n")
+    changed = RECIPE.overlaid(read_fragment(path))
+    assert changed.lora.rank == 4 and changed.lora.alpha == RECIPE.lora.alpha
+    assert changed.parts == {**RECIPE.parts, "projector": "full"}
+    with pytest.raises(RecipeError, match=r"no recipe field 'lora\.r'"):
+        RECIPE.overlaid({"lora": {"r": 4}})
+
+
+def test_a_whole_recipe_laid_over_another_wins_in_every_field() -> None:
+    other = RECIPE.changed({"seed": 5, "data.prompt": "What is it?", "evaluation.patience": 3})
+    laid = RECIPE.overlaid(other.model_dump(mode="json"))
+    assert laid.model_dump(exclude={"why"}) == other.model_dump(exclude={"why"})
+
+
+def test_a_recipe_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RECIPE.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_each_field_says_what_it_is() -> None:
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for inner, inner_field in field.annotation.model_fields.items():
+                assert inner_field.description, f"{name}.{inner}"

@@ -1,0 +1,254 @@
+"""A run that is paused, killed or moved to other workers or ranks is the same run."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import visiontune.files
+from visiontune.errors import MachineError, PausedError, RunError
+from visiontune.run import Run
+from visiontune.training import checkpoint
+from visiontune.training.loop import train_run
+
+Plan = Callable[..., Run]
+DROPOUT = {"lora.dropout": 0.2}
+
+
+def losses(run: Run) -> list[float]:
+    return [entry["loss"] for entry in run.metrics("step")]
+
+
+def accuracies(run: Run) -> list[float]:
+    return [entry["metrics"]["accuracy"]["value"] for entry in run.metrics("evaluation")]
+
+
+def last_weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint_path(run.checkpoint_steps()[-1]) / checkpoint.WEIGHTS)
+
+
+def assert_same_run(one: Run, other: Run) -> None:
+    assert losses(one) == losses(other)
+    assert accuracies(one) == accuracies(other)
+    a, b = last_weights(one), last_weights(other)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert one.status == other.status == "finished"
+
+
+@pytest.fixture
+def straight(plan: Plan) -> Run:
+    """The uninterrupted run, with dropout."""
+    return train_run(plan("straight", DROPOUT))
+
+
+def finish(run: Run) -> Run:
+    """Resume until the run is finished; returns it."""
+    while run.status != "finished":
+        try:
+            train_run(run)
+        except PausedError:
+            continue
+    return run
+
+
+def test_a_run_paused_after_every_few_steps_is_the_same_run(plan: Plan, straight: Run) -> None:
+    run = plan("paused", DROPOUT)
+    for expected in (1, 2, 3):
+        run.ask_to_pause()
+        with pytest.raises(PausedError) as caught:
+            train_run(run)
+        assert caught.value.exit_code == 75
+        assert run.status == "paused" and run.checkpoint_steps()[-1] == expected
+        assert not run.pause_asked()
+    assert_same_run(finish(run), straight)
+
+
+def test_ctrl_c_and_sigterm_checkpoint_and_pause(plan: Plan, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = plan("signalled", DROPOUT)
+    from visiontune.training import loop
+
+    original = loop._count
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+
+        def count(session: Any, batches: Any, number: signal.Signals = number) -> None:
+            original(session, batches)
+            os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(loop, "_count", count)
+        with pytest.raises(PausedError):
+            train_run(run)
+        assert run.status == "paused"
+    monkeypatch.setattr(loop, "_count", original)
+    assert run.state["step"] == 2
+    assert_same_run(finish(run), straight)
+
+
+def in_child(run: Run) -> multiprocessing.Process:
+    child = multiprocessing.get_context("fork").Process(target=train_run, args=(run,))
+    child.start()
+    return child  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_five_random_moments_it_is_the_same_run(plan: Plan, straight: Run, workers: int) -> None:
+    run = plan(f"killed-{workers}", {**DROPOUT, "machine.workers": workers})
+    moments = random.Random(workers)
+    for _ in range(5):
+        child = in_child(run)
+        wanted = len(run.metrics("step")) + moments.randint(0, 2)
+        deadline = time.monotonic() + 60
+        while child.is_alive() and len(run.metrics("step")) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moments.random() * 0.05)
+        if child.pid and child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    assert_same_run(finish(run), straight)
+
+
+@pytest.mark.parametrize("write", [1, 2, 4, 7, 9])
+def test_killed_while_a_checkpoint_is_written_it_is_the_same_run(
+    plan: Plan, straight: Run, write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = plan("torn", DROPOUT)
+    original = visiontune.files.sync_file
+    synced = 0
+
+    def sync(path: Any) -> None:
+        nonlocal synced
+        original(path)
+        synced += ".step-" in str(path)
+        if synced == write:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(visiontune.files, "sync_file", sync)
+    child = in_child(run)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(visiontune.files, "sync_file", original)
+    for step in run.checkpoint_steps():
+        checkpoint.load(run, step)  # what has a checkpoint's name is whole
+    assert_same_run(finish(run), straight)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    plan: Plan, straight: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = plan("damaged", DROPOUT)
+    run.ask_to_pause()
+    with pytest.raises(PausedError):
+        train_run(run)
+    run.ask_to_pause()
+    with pytest.raises(PausedError):
+        train_run(run)
+    weights = run.checkpoint_path(2) / checkpoint.WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(RunError, match="damaged"):
+        checkpoint.load(run, 2)
+    assert_same_run(finish(run), straight)
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(plan: Plan, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = plan("full", DROPOUT)
+    original = checkpoint.save_file
+
+    def disk_full(tensors: Any, path: Any) -> None:
+        if ".step-6" in str(path) and path.name == checkpoint.OPTIMIZER:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        original(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", disk_full)
+    with pytest.raises(MachineError, match="No space left") as caught:
+        train_run(run)
+    assert "step 3 is whole" in (caught.value.fix or "")
+    assert run.checkpoint_steps() == [3] and run.status == "failed"
+    monkeypatch.setattr(checkpoint, "save_file", original)
+    assert_same_run(finish(run), straight)
+
+
+def test_a_real_file_size_limit_keeps_the_last_good_checkpoint(plan: Plan) -> None:
+    run = plan("limited")
+    run.ask_to_pause()
+    with pytest.raises(PausedError):
+        train_run(run)
+    size = (run.checkpoint_path(1) / checkpoint.OPTIMIZER).stat().st_size
+    code = (
+        "import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}));"
+        "from visiontune.cli import main; main(['resume', sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert run.checkpoint_steps() == [1]
+
+
+def test_two_trainers_cannot_use_one_folder(plan: Plan) -> None:
+    run = plan("shared")
+    with run.locked(), pytest.raises(RunError, match="is using this run folder"):
+        train_run(run)
+
+
+def test_two_ranks_equal_one_with_dropout(plan: Plan) -> None:
+    overrides = {**DROPOUT, "batch.tokens": 200, "schedule.steps": 6}
+    one = train_run(plan("one", overrides))
+    two = plan("two", overrides)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run([*launch, "-m", "visiontune", "resume", str(two.path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert two.status == "finished"
+    assert losses(one) == pytest.approx(losses(two), abs=1e-5)
+    a, b = last_weights(one), last_weights(two)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) <= 1e-5
+    assert {r["name"]: r["status"] for r in one.receipts} == {r["name"]: r["status"] for r in two.receipts}
+
+
+def test_another_base_model_is_refused(plan: Plan) -> None:
+    run = plan("tiny", model="tiny/smolvlm")
+    run.ask_to_pause()
+    with pytest.raises(PausedError):
+        train_run(run)
+    path = run.base_folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(RunError, match="not the one that the run was started with"):
+        train_run(run)
+
+
+def test_the_resolved_recipe_reruns_to_the_same_losses(plan: Plan, straight: Run) -> None:
+    again = Run(straight.path.with_name("again"))
+    again.path.mkdir()
+    straight.recipe.save(again.recipe_path)
+    assert_same_run(train_run(again), straight)
+
+
+def test_a_finished_run_is_left_alone(straight: Run) -> None:
+    before = (straight.path / "metrics.jsonl").read_bytes()
+    train_run(straight)
+    assert (straight.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_every_line_of_the_metrics_names_its_attempt(plan: Plan) -> None:
+    run = plan("attempts")
+    run.ask_to_pause()
+    with pytest.raises(PausedError):
+        train_run(run)
+    finish(run)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["attempt"] for line in lines if line["kind"] == "step"] == [1] + [2] * 11
