@@ -208,7 +208,8 @@ def test_no_text_of_the_user_becomes_markup(run: Run) -> None:
 def test_labels_in_other_scripts_keep_their_own_direction(run: Run) -> None:
     source = Page(write_report(run)).source
     for label in ("قطة", "猫"):
-        assert f"<bdi>{label}</bdi>" in source
+        isolated = re.findall(f"(<bdi[^>]*>)?{label}", source)
+        assert len(isolated) > 5 and all(isolated)
 
 
 def test_it_can_be_read_without_seeing_it(run: Run) -> None:

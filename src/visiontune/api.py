@@ -78,7 +78,9 @@ def train(
             raise DataError("No data were given.", fix="visiontune train DATA --model NAME --out RUN")
         shares = list(weights) if weights is not None else [None] * len(datasets)
         if len(shares) != len(datasets):
-            raise DataError(f"{len(datasets)} datasets need as many weights; there are {len(shares)}.", where="--weights")
+            raise DataError(
+                f"{len(datasets)} datasets need as many weights; there are {len(shares)}.", where="--weights"
+            )
         planned = derive(datasets, shares, model, machine, ranks=ranks.count, limit=limit, epochs=epochs)
         planned = planned.overlaid(fragment).changed(changes)
         plan_run(run, planned, datasets)
@@ -94,7 +96,9 @@ def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
     dataset = Dataset.open(source) if (source / INFO_NAME).is_file() else prepare(source, prepared, limit=limit)
     if errors := [fault for fault in dataset.info.faults if fault.severity == "error"]:
         first = errors[0]
-        raise DataError(f"The data have {len(errors)} errors, the first: {first.found}", where=first.where, fix=first.fix)
+        raise DataError(
+            f"The data have {len(errors)} errors, the first: {first.found}", where=first.where, fix=first.fix
+        )
     return dataset
 
 
@@ -188,7 +192,9 @@ def _image_files(source: Path) -> list[Path]:
     """The file itself, or the image files below a folder, sorted; DataError where there is none."""
     if source.is_file():
         return [source]
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
+    found = (
+        sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
+    )
     if not found:
         raise DataError("There is no image.", where=str(source), fix="give image files, or folders that hold some")
     return found
@@ -213,7 +219,7 @@ def _on_device(run: Run, device: Device | None) -> Any:
 
 def export(run: Source, *, to: Sequence[str] | str, out: Source, step: int | None = None) -> dict[str, Path]:
     """Write the trained model as `adapter` (plain PEFT) and/or `merged` (plain transformers); returns the folders."""
-    from visiontune.export.weights import export_weights
+    from visiontune.exports.weights import export_weights
     from visiontune.run import Run
 
     forms = to.split(",") if isinstance(to, str) else list(to)

@@ -49,8 +49,11 @@ def tick_label(value: float) -> str:
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart), the outermost at or beyond low and high."""
-    if high <= low:
-        low, high = (low - abs(low) / 2, low + abs(low) / 2) if low else (0.0, 1.0)
+    size = max(abs(low), abs(high))
+    if size < 1e-300:
+        low, high = 0.0, 1.0
+    elif high - low <= 1e-12 * size:
+        low, high = low - size / 2, high + size / 2
     rough = (high - low) / about
     power = 10.0 ** floor(log10(rough))
     step = next(times * power for times in (1, 2, 5, 10) if times * power >= rough * (1 - 1e-9))

@@ -92,7 +92,9 @@ def train(
     model: str,
     out: Path,
     weights: Annotated[tuple[float, ...] | None, Parameter(help="share of the draws of each dataset")] = None,
-    recipe: Annotated[Path | None, Parameter(help="YAML file, whole or partial, that changes the derived recipe")] = None,
+    recipe: Annotated[
+        Path | None, Parameter(help="YAML file, whole or partial, that changes the derived recipe")
+    ] = None,
     epochs: Annotated[float | None, Parameter(help="how often each sample is seen; sets schedule.steps")] = None,
     limit: Limit = None,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,

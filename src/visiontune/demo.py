@@ -1,15 +1,17 @@
 """The demonstration: scikit-learn's scanned handwritten digits as PNG files in class folders, through every verb."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+from visiontune import api
 from visiontune.errors import MachineError
 from visiontune.files import folder_written_whole
-
-if TYPE_CHECKING:
-    pass
+from visiontune.progress import note
+from visiontune.run import Run
 
 REQUIRED = "accuracy>=0.96"
+PREDICTED = 5
 
 
 def write_digits(folder: Path) -> None:
@@ -31,39 +33,38 @@ def write_digits(folder: Path) -> None:
 
 
 def digits(out: Path) -> tuple[dict[str, Any], str]:
-    """Prepare, train, evaluate and predict in `out`; what stands there from an earlier call is used again.
+    """Inspect, prepare, train, evaluate and predict in `out`; what stands there from an earlier call is used again.
 
-    Returns the result as plain values and as text.
-    Raises RequirementError where the trained model is worse than the demo promises.
+    Returns the result as plain values and as text. Raises RequirementError where the trained model is worse than promised.
     """
     started = time.monotonic()
     photos, data, run = out / "photos", out / "data", Run(out / "run")
     if not photos.exists():
         write_digits(photos)
-    note(f"pictures: {photos}")
-    inspection = visiontune.inspect(photos).to_json()
-    note(f"{inspection['samples']} samples, {len(inspection['faults'])} faults")
-    visiontune.prepare(photos, data)
+    inspection = api.inspect(photos).to_json()
+    note(f"{photos}: {inspection['samples']} samples, {len(inspection['faults'])} faults")
+    api.prepare(photos, data)
     if run.recipe_path.exists():
-        visiontune.resume(run.path)
+        api.resume(run.path)
     else:
-        visiontune.train(data, model="tiny/smolvlm", out=run.path)
-    scores = visiontune.evaluate(run.path, split="test", require=REQUIRED)
-    pictures = sorted(photos.glob("*/*.png"))[:: len(list(photos.glob("*/*.png"))) // 5]
-    predictions = visiontune.predict(run.path, pictures)
-    accuracy = scores.metric("accuracy")
+        api.train(data, model="tiny/smolvlm", out=run.path)
+    scores = api.evaluate(run.path, split="test", require=REQUIRED)
+    pictures = sorted(photos.glob("*/*.png"))
+    predictions = api.predict(run.path, pictures[:: len(pictures) // PREDICTED])
+    accuracy = scores.metric("accuracy").to_json()
+    seconds = time.monotonic() - started
     lines = [f"receipt {receipt['name']}: {receipt['status']} ({receipt['reason']})" for receipt in run.receipts]
     lines += [f"{p.source[0]}: {p.target.answer} ({p.scores['confidence']:.2f})" for p in predictions]
     lines.append(
-        f"accuracy on the test split: {accuracy.value:.4f} (95 % interval {accuracy.low:.4f} to {accuracy.high:.4f}, "
-        f"n = {accuracy.n}), after {time.monotonic() - started:.0f} s"
+        f"accuracy on the test split: {accuracy['value']:.4f} "
+        f"(95 % interval {accuracy['low']:.4f} to {accuracy['high']:.4f}, n = {accuracy['n']}), after {seconds:.0f} s"
     )
     lines.append(f"report: {run.report_path}")
     value = {
-        "accuracy": accuracy.to_json(),
+        "accuracy": accuracy,
         "receipts": {receipt["name"]: receipt["status"] for receipt in run.receipts},
         "predictions": [prediction.to_json() for prediction in predictions],
         "report": str(run.report_path),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
     }
     return value, "\n".join(lines)

@@ -159,7 +159,8 @@ class Recipe(Section):
             for section in sections:
                 place = place[section] if isinstance(place, dict) and section in place else None
             parent_is_free = sections in (["parts"], ["optimizer", "part_learning_rates"])
-            if not isinstance(place, dict) or (field not in place and not parent_is_free):
+            known = isinstance(place, dict) and (field in place or parent_is_free)
+            if not known or sections == ["why"] or name in ("why", "schema_version"):
                 raise RecipeError(f"There is no recipe field '{name}'.", fix=f"fields: {', '.join(field_names())}")
             place[field] = value
             values["why"][name] = "set by hand"
@@ -174,7 +175,7 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"
-        if isinstance(inner, dict) and name != "why":
+        if isinstance(inner, dict) and inner and name != "why":
             leaves += _leaves(inner, f"{name}.")
         elif name not in ("why", "schema_version"):
             leaves.append((name, inner))

@@ -3,14 +3,17 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from visiontune.errors import RunError
 from visiontune.files import write_json
 from visiontune.recipe import Recipe, load
+
+LOCK_PATIENCE_SECONDS = 1.0
 
 Status = Literal["planned", "running", "paused", "finished", "failed"]
 
@@ -92,15 +95,17 @@ class Run:
         """Hold the folder for one trainer; raises RunError if another process holds it. A kill frees it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise RunError(
-                    f"Process {file.read().strip() or 'unknown'} is using this run folder.",
-                    where=str(self.path),
-                    fix="wait for it, pause it (`visiontune pause`), or choose another --out",
-                ) from error
+            # The workers of a trainer that was killed hold its lock for some milliseconds more.
+            until = time.monotonic() + LOCK_PATIENCE_SECONDS
+            while not _try_lock(file):
+                if time.monotonic() > until:
+                    file.seek(0)
+                    raise RunError(
+                        f"Process {file.read().strip() or 'unknown'} is using this run folder.",
+                        where=str(self.path),
+                        fix="wait for it, pause it (`visiontune pause`), or choose another --out",
+                    )
+                time.sleep(0.05)
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -160,6 +165,14 @@ class Run:
     def best(self) -> dict[str, Any] | None:
         """{"step", "metric", "value"} of the best checkpoint so far."""
         return self.read_json("checkpoints/best.json")
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class MetricsLog:

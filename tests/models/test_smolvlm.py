@@ -160,7 +160,9 @@ def test_image_options_change_what_the_model_sees(tiny_checkpoint: Path, recipe_
     assert not torch.equal(plain.pixel_values, small.pixel_values)
 
 
-def test_the_first_generation_trains_through_the_same_adapter(tmp_path: Path, recipe_of: Recipe, digit_scans: Any) -> None:
+def test_the_first_generation_trains_through_the_same_adapter(
+    tmp_path: Path, recipe_of: Recipe, digit_scans: Any
+) -> None:
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
@@ -197,7 +199,10 @@ def test_a_tiny_model_follows_from_its_seed(tmp_path: Path) -> None:
     assert weights("a", 1) == weights("b", 1) != weights("c", 2)
 
 
-def test_an_unknown_tiny_model_and_an_unreachable_hub_are_clear_errors(recipe_of: Recipe, tmp_path: Path) -> None:
+def test_an_unknown_tiny_model_and_an_unreachable_hub_are_clear_errors(
+    recipe_of: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the hub's client tries for 20 s
     with pytest.raises(ModelError, match="tiny/nothing") as caught:
         is_tiny("tiny/nothing")
     assert "tiny/smolvlm" in (caught.value.fix or "")

@@ -20,7 +20,9 @@ def plan_of(seed: int, tokens: int, samples: int = 16, longest: int = 400) -> tu
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), tokens=st.integers(64, 8192), window=st.integers(0, 10**6))
-def test_every_sample_of_a_window_is_in_one_step_and_each_step_has_its_number(seed: int, tokens: int, window: int) -> None:
+def test_every_sample_of_a_window_is_in_one_step_and_each_step_has_its_number(
+    seed: int, tokens: int, window: int
+) -> None:
     order, lengths, batch = plan_of(seed, tokens)
     steps = plan_window(order, lengths, batch, window)
     assert [m.step for step in steps for m in step[:1]] == [window * 8 + i for i in range(8)]
@@ -70,7 +72,9 @@ def test_what_is_promised_is_what_the_steps_hold(steps: int, seed: int) -> None:
     assert digest != promised(order, lengths, batch, steps + 1)[1]
 
 
-def test_ranks_and_workers_share_the_same_micro_batches(digits: Dataset, recipe_of: Recipe, tiny_checkpoint: object) -> None:
+def test_ranks_and_workers_share_the_same_micro_batches(
+    digits: Dataset, recipe_of: Recipe, tiny_checkpoint: object
+) -> None:
     encoder = load_adapter(str(tiny_checkpoint), None, recipe_of.data).encoder
     order = Order(0, [digits.count("train")])
     lengths = [encoder.lengths(digits.index("train"))]

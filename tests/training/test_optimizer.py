@@ -29,7 +29,9 @@ def test_norms_and_biases_are_not_decayed_and_parts_have_their_rates() -> None:
 
 def test_a_rate_for_a_part_that_is_not_trained_is_refused() -> None:
     with pytest.raises(RecipeError, match="vision"):
-        optimizers.build(network(), PARTS, Optimizer(learning_rate=1, part_learning_rates={"vision": 1}, weight_decay=0))
+        optimizers.build(
+            network(), PARTS, Optimizer(learning_rate=1, part_learning_rates={"vision": 1}, weight_decay=0)
+        )
 
 
 def test_schedules_rise_and_fall_as_they_say() -> None:
@@ -40,7 +42,9 @@ def test_schedules_rise_and_fall_as_they_say() -> None:
     assert factors("constant") == [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert factors("linear") == [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
     cosine = factors("cosine")
-    assert cosine[:2] == [0.5, 1] and cosine[6] == 0.5 and cosine == sorted(cosine[:2]) + sorted(cosine[2:], reverse=True)
+    assert (
+        cosine[:2] == [0.5, 1] and cosine[6] == 0.5 and cosine == sorted(cosine[:2]) + sorted(cosine[2:], reverse=True)
+    )
 
 
 def test_cosine_and_linear_equal_transformers_own() -> None:
@@ -51,7 +55,9 @@ def test_cosine_and_linear_equal_transformers_own() -> None:
         optimizer = torch.optim.SGD(network().parameters(), lr=1.0)
         theirs = get_scheduler(kind, optimizer, num_warmup_steps=0, num_training_steps=20)
         for step in range(20):
-            assert optimizers.schedule_factor(schedule, step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+            assert optimizers.schedule_factor(schedule, step) == pytest.approx(
+                optimizer.param_groups[0]["lr"], abs=1e-9
+            )
             optimizer.step()
             theirs.step()
 

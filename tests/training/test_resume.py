@@ -209,7 +209,9 @@ def test_two_ranks_equal_one_with_dropout(plan: Plan) -> None:
     one = train_run(plan("one", overrides))
     two = plan("two", overrides)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run([*launch, "-m", "visiontune", "resume", str(two.path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*launch, "-m", "visiontune", "resume", str(two.path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert two.status == "finished"
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)

@@ -180,7 +180,9 @@ class Dataset:
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
                 raise DataError(
-                    f"a file of the dataset {found}", where=str(file), fix="copy the whole folder, or prepare it again"
+                    f"a file of the dataset {found}",
+                    where=str(file),
+                    fix="copy the whole folder again, or delete it and prepare anew",
                 )
         return cls(path, info)
 
@@ -232,7 +234,9 @@ class Dataset:
         for name, shard in self.info.files.items():
             if file_sha256(self.path / name) != shard.sha256:
                 raise DataError(
-                    "a file of the dataset was changed", where=str(self.path / name), fix="copy or prepare it again"
+                    "a file of the dataset was changed",
+                    where=str(self.path / name),
+                    fix="copy it again, or delete the folder and prepare anew",
                 )
 
 

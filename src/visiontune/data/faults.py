@@ -133,10 +133,10 @@ def unknown_columns(file: str, columns: Sequence[str], known: Sequence[str]) -> 
 
 
 def similar_class_names(labels: Iterable[str]) -> list[Fault]:
-    """Classes whose names differ in case, spaces, hyphens or underscores alone."""
+    """Classes whose names differ in case, spaces or underscores alone."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        alike["".join(label.casefold().replace("_", " ").replace("-", " ").split())].append(label)
+        alike[" ".join(label.casefold().replace("_", " ").split())].append(label)
     return [
         Fault(
             "similar-class-names",

@@ -56,14 +56,17 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON form of an inspection."""
-        text = {
-            "samples": self.samples,
-            "labels": self.labels,
-            "answer_characters": _characters(self.answers),
-            "prompts": sum(prompt is not None for prompt in self.prompts),
-        }
+        targets = {}
+        if self.samples:
+            lengths = np.array([len(answer) for answer in self.answers])
+            targets["text"] = {
+                "samples": self.samples,
+                "labels": self.labels,
+                "answer_characters": Range.of(lengths).model_dump(mode="json"),
+                "prompts": sum(prompt is not None for prompt in self.prompts),
+            }
         return {
-            "targets": {"text": text} if self.samples else {},
+            "targets": targets,
             "samples": self.samples,
             "splits": self.splits,
             "images": None if self.images is None else self.images.model_dump(mode="json"),
@@ -130,8 +133,3 @@ def _looked_at(dataset: Dataset, places: list[tuple[str, int]]) -> ImageSummary 
         np.array([len(file.data) for file in files]),
         [header.format for header in headers],
     )
-
-
-def _characters(answers: list[str]) -> dict[str, Any]:
-    lengths = np.array([len(answer) for answer in answers])
-    return Range.of(lengths).model_dump(mode="json")

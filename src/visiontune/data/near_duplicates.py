@@ -1,7 +1,9 @@
 """Images that are the same to a person: a perceptual hash, and clusters of (near-)duplicates found with it.
 
-The hash is the sign pattern of a picture's lowest frequencies (pHash: Zauner, "Implementation and benchmarking of
-perceptual image hash functions", 2010). A candidate is kept only when its 16 x 16 thumbnail agrees as well.
+The hash says which of a picture's lowest frequencies are strongly positive. It follows pHash (Zauner, "Implementation
+and benchmarking of perceptual image hash functions", 2010) but for the threshold: pHash's median lies where most
+frequencies of a smooth picture are, so that they flip with every encoding; ours lies above them. A candidate is kept
+only when its 16 x 16 thumbnail agrees as well.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,15 +11,20 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-HASH_BITS = 64
 HASH_DISTANCE = 4
-# In grey levels of 255. `bench/` and docs say what was measured; see tests/data/test_near_duplicates.py.
+# Grey levels of 255: how much two thumbnails of one picture may differ on average, and beside that average. The second
+# is a share of the picture's own contrast (its standard deviation), inside bounds.
 MEAN_DIFFERENCE = 8.0
-DETAIL_DIFFERENCE = 4.0
+DETAIL_SHARE = 0.15
+DETAIL_BOUNDS = (1.0, 3.5)
 
 _HASH_SIDE = 32
 _THUMBNAIL_SIDE = 16
-# Two hashes that differ in at most 4 of 64 bits agree in at least one of these 5 bands.
+_LOWEST = 8
+# A frequency counts when it is stronger than this share of the root mean square of them all, and than 0.1 grey levels.
+_STRONG_SHARE = 0.3
+_STRONG = 0.1 * (_HASH_SIDE / 2) ** 2
+# (shift, width): two hashes that differ in at most 4 of 64 bits agree in at least one of these 5 bands.
 _BANDS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))
 _LARGE_BUCKET = 512
 _PAIRS_AT_ONCE = 1 << 16
@@ -25,22 +32,31 @@ _PAIRS_AT_ONCE = 1 << 16
 
 def _cosines() -> np.ndarray:
     """The 8 lowest rows of the DCT-II of 32 samples: (8, 32)."""
-    k, n = np.arange(8)[:, None], np.arange(_HASH_SIDE)[None, :]
+    k, n = np.arange(_LOWEST)[:, None], np.arange(_HASH_SIDE)[None, :]
     return np.cos(np.pi * k * (2 * n + 1) / (2 * _HASH_SIDE))
 
 
+def _bit_order() -> np.ndarray:
+    """Which of the 64 frequencies each bit tells, the first bit first: every band gets low ones and high ones."""
+    k = np.arange(_LOWEST)
+    by_frequency = np.argsort((k[:, None] + k[None, :]).ravel(), kind="stable")
+    bands = len(_BANDS)
+    return np.concatenate([by_frequency[band::bands] for band in reversed(range(bands))])
+
+
 _COSINES = _cosines()
+_BIT_ORDER = _bit_order()
 
 
 def perceptual_hash(image: Image.Image) -> tuple[np.uint64, np.ndarray]:
     """A 64-bit hash of what an image shows and its grey thumbnail: (16, 16), uint8."""
     grey = image.convert("L")
-    small = np.asarray(grey.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BOX), dtype=np.float64)
-    thumbnail = np.asarray(grey.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BOX))
-    # Rounded, so that an even surface has zeros and not the noise of the arithmetic.
-    frequencies = np.round(_COSINES @ small @ _COSINES.T, 3).ravel()
-    bits = frequencies > np.median(frequencies[1:])
-    return np.packbits(bits).view(">u8")[0].astype(np.uint64), thumbnail
+    small = np.asarray(grey.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
+    thumbnail = np.asarray(grey.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.BILINEAR))
+    frequencies = (_COSINES @ small @ _COSINES.T).ravel()
+    frequencies[0] = 0  # the brightness
+    bits = frequencies > max(_STRONG, _STRONG_SHARE * np.sqrt(np.mean(frequencies[1:] ** 2)))
+    return np.packbits(bits[_BIT_ORDER]).view(">u8")[0].astype(np.uint64), thumbnail
 
 
 def clusters(sha256s: Sequence[str], hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
@@ -135,7 +151,7 @@ def _grown(bucket: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> It
             near = np.bitwise_count(hashes[bucket[waiting]] ^ hashes[bucket[member]]) <= HASH_DISTANCE
             candidates = np.flatnonzero(near)
             difference = np.abs(coarse[waiting[candidates]] - coarse[member])
-            candidates = candidates[difference.mean(axis=1) <= MEAN_DIFFERENCE + DETAIL_DIFFERENCE]
+            candidates = candidates[difference.mean(axis=1) <= MEAN_DIFFERENCE + DETAIL_BOUNDS[1]]
             near[:] = False
             near[candidates] = _alike(thumbnails[bucket[waiting[candidates]]], thumbnails[bucket[member]][None])
             found = waiting[near]
@@ -149,4 +165,5 @@ def _alike(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     difference = left.astype(np.int16) - right
     mean = difference.mean(axis=1)
     detail = np.abs(difference - mean[:, None]).mean(axis=1)
-    return (np.abs(mean) <= MEAN_DIFFERENCE) & (detail <= DETAIL_DIFFERENCE)
+    contrast = np.minimum(left.std(axis=1, dtype=np.float32), right.std(axis=1, dtype=np.float32))
+    return (np.abs(mean) <= MEAN_DIFFERENCE) & (detail <= np.clip(DETAIL_SHARE * contrast, *DETAIL_BOUNDS))

@@ -70,6 +70,8 @@ def prepare(
     DataError, and MachineError when the disk is full or a worker dies.
     """
     source, out = Path(source), Path(out)
+    if workers is not None and workers < 1:
+        raise DataError(f"{workers} workers can do nothing", where="--workers", fix="use 1 or more")
     _refuse_overlap(source, out)
     listing = usable(formats.read(source), limit, seed)
     marks = fingerprints(listing.rows)

@@ -24,6 +24,7 @@ from visiontune.progress import progress
 SCAN_VERSION = 1
 CHUNK_ROWS = 256
 BYTES_FOR_WORKERS = 64 * 2**20
+MAX_FILE_BYTES = 2**30
 
 # One entry a row; the lists have one entry an image, and are empty where `error` says why the row cannot be read.
 SCHEMA = pa.schema(
@@ -96,6 +97,8 @@ def _facts(paths: tuple[Path, ...], names: tuple[str, ...]) -> dict[str, object]
     facts: dict[str, list[object]] = {field.name: [] for field in SCHEMA if field.name not in ("error", "path")}
     for path, name in zip(paths, names, strict=True):
         try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                return {"error": f"the file is larger than {MAX_FILE_BYTES:,} bytes", "path": name}
             data = path.read_bytes()
             header, image = decode_with_facts(data)
         except OSError as error:

@@ -199,6 +199,8 @@ def _whole_faults(
     together: Sequence[int],
     labels: dict[str, int] | None,
 ) -> list[Fault]:
+    if not rows:
+        return []
     members: dict[int, list[int]] = defaultdict(list)
     same_images: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, cluster in enumerate(together):

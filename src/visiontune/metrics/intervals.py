@@ -2,8 +2,8 @@
 
 The intervals are percentile bootstraps (Efron and Tibshirani 1993, chapter 13) from a generator of their own with a
 fixed seed, so the same answers always give the same interval. Counts are resampled in place of samples: drawing n
-samples with replacement and counting them is a binomial draw (a multinomial one for the cells of a confusion matrix), so both
-have the same distribution, and counts do not grow with n.
+samples with replacement and counting them is a binomial draw (a multinomial one for the cells of a confusion matrix),
+so both have the same distribution, and counts do not grow with n.
 
 A bootstrap of answers that are all right, or all wrong, never varies and would claim certainty. There the open end is
 the exact bound of Clopper and Pearson (1934): n samples without an error still allow a rate of 1 - 0.025 ** (1 / n).

@@ -128,7 +128,7 @@ class Requirement:
         return f"{self.metric}{self.operator}{self.bound:g}"
 
     def holds(self, scores: TextScores) -> bool:
-        """Whether the scores satisfy it; a metric without a value does not. RecipeError where there is no such metric."""
+        """Whether the scores satisfy it; a metric without a value does not. RecipeError for an unknown metric."""
         value = scores.metric(self.metric).value
         if value is None:
             return False

@@ -4,6 +4,10 @@ A window is cut by lengths that are known before anything is decoded, and the cu
 ranks, workers or where a run was resumed.
 """
 
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +23,8 @@ from visiontune.models.adapter import Batch, Encoder
 from visiontune.recipe import Batch as BatchRecipe
 
 DRAWN_AT_ONCE = 65536
+SHORTEST_SHARE = 0.8  # a sample shorter than this share of the longest one starts a new micro-batch
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 SampleRef = tuple[int, int, int]  # dataset, index in its training split, epoch
 
@@ -37,30 +43,43 @@ def plan_window(
 ) -> list[list[MicroBatch]]:
     """The steps of a window, each a list of micro-batches; every step has exactly `batch.samples` samples.
 
-    The window's samples are sorted by length and cut into groups of neighbours; the groups are shuffled and dealt to
-    the steps, and each step's samples are cut where the padded size would pass `batch.tokens`. So neighbours in length
-    share a micro-batch, and which lengths share a step is left to chance.
+    The window's samples are sorted by length and cut into groups of neighbours, four to a step; the groups are shuffled
+    and dealt to the steps. So neighbours in length stand side by side, and which lengths share a step is left to
+    chance. Each step is then cut where the padded size would pass `batch.tokens`, or where a sample is much shorter than
+    the longest: that cut decides speed and memory, and not the step's result.
     """
     draws = order.draw(window * batch.window, (window + 1) * batch.window)
     length = np.array([lengths[d][i] for d, i in zip(draws.dataset, draws.index, strict=True)], dtype=np.int64)
-    fitting = max(1, batch.tokens // max(1, int(length.mean())))
-    group_size = max(size for size in range(1, batch.samples + 1) if batch.samples % size == 0 and size <= fitting)
+    quarter = max(1, batch.samples // 4)
+    group_size = max(size for size in range(1, quarter + 1) if batch.samples % size == 0)
     groups = np.argsort(length, kind="stable").reshape(-1, group_size)
     count = np.full(len(groups), len(groups), dtype=np.uint64)
     keys = np.full(len(groups), key(order.seed, 3, window), dtype=np.uint64)
     groups = groups[permute(np.arange(len(groups), dtype=np.uint64), count, keys).astype(np.int64)]
     steps = []
     for number, members in enumerate(groups.reshape(-1, batch.samples)):
-        longest_first = members[np.argsort(-length[members], kind="stable")]
         step = window * (batch.window // batch.samples) + number
-        micro_batches = []
-        while len(longest_first):
-            size = max(1, batch.tokens // int(length[longest_first[0]]))
-            chosen, longest_first = longest_first[:size], longest_first[size:]
-            samples = tuple((int(draws.dataset[p]), int(draws.index[p]), int(draws.epoch[p])) for p in chosen)
-            micro_batches.append(MicroBatch(step, len(micro_batches), samples))
+        longest_first = members[np.argsort(-length[members], kind="stable")]
+        micro_batches: list[MicroBatch] = []
+        for start, stop in _cuts(length[longest_first], batch.tokens):
+            samples = [
+                (int(draws.dataset[p]), int(draws.index[p]), int(draws.epoch[p])) for p in longest_first[start:stop]
+            ]
+            micro_batches.append(MicroBatch(step, len(micro_batches), tuple(samples)))
         steps.append(micro_batches)
     return steps
+
+
+def _cuts(descending: NDArray[np.int64], tokens: int) -> Iterator[tuple[int, int]]:
+    """Where to cut samples of descending lengths into micro-batches."""
+    start = 0
+    while start < len(descending):
+        longest = int(descending[start])
+        stop = min(len(descending), start + max(1, tokens // max(1, longest)))
+        long_enough = int(np.searchsorted(-descending, -SHORTEST_SHARE * longest, side="right"))
+        stop = min(stop, max(start + 1, long_enough))
+        yield start, stop
+        start = stop
 
 
 def plan_steps(
@@ -157,6 +176,7 @@ def load_steps(
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader would draw from the global generator
+        worker_init_fn=_die_with_parent,
     )
     batches: list[tuple[int, Batch]] = []
     for work, batch in loader:
@@ -167,3 +187,12 @@ def load_steps(
         if work.last_of_step:
             yield work.micro_batch.step, batches
             batches = []
+
+
+def _die_with_parent(worker: int) -> None:
+    """Let the kernel end this worker with its trainer: one that lives on would hold the run folder's lock for seconds."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

@@ -50,7 +50,6 @@ class Progress:
         self.seen_digest = (self.seen_digest + draws.digest()) % 2**64
 
 
-
 def save(
     run: Run, progress: Progress, trained: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], keep: int
 ) -> Path:

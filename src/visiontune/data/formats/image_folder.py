@@ -90,7 +90,7 @@ def _walk(folder: Path, real_root: Path, prefix: str = "") -> Iterator[tuple[str
         elif entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), real_root, name + "/")
         else:
-            yield ("image" if posixpath.splitext(name)[1].lower() in SUFFIXES else "other"), name
+            yield ("image" if entry.is_file() and posixpath.splitext(name)[1].lower() in SUFFIXES else "other"), name
 
 
 def _leads_inside(path: Path, real_root: Path) -> bool:

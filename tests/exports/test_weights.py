@@ -1,0 +1,101 @@
+"""What is exported is the model that was trained, and loads in plain PEFT and plain transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import visiontune
+from visiontune.data.dataset import Dataset
+from visiontune.errors import RunError, VisiontuneError
+from visiontune.run import Run
+from visiontune.training.loop import train_run
+from visiontune.training.model import load_trained
+
+Plan = Callable[..., Run]
+MIXED = {"parts.vision_encoder": "full", "parts.embeddings": "full", "lora.rank": 4}
+
+
+def inputs_and_logits(run: Run, digits: Dataset) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    adapter, _ = load_trained(run, run.recipe, torch.device("cpu"))
+    batch = adapter.encoder.collate([adapter.encoder.encode(digits.sample("test", i)) for i in range(4)])
+    inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
+    with torch.no_grad():
+        return inputs, adapter.network(**inputs).logits  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("overrides", [{}, MIXED], ids=["lora", "lora beside full parts"])
+def test_the_adapter_in_plain_peft_is_the_trained_model_bit_for_bit(
+    plan: Plan, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    run = train_run(plan("run", overrides))
+    folder = visiontune.export(run.path, to="adapter", out=tmp_path / "ship")["adapter"]
+    inputs, logits = inputs_and_logits(run, digits)
+    base = AutoModelForImageTextToText.from_pretrained(run.recipe.model.name, dtype=torch.float32)
+    with torch.no_grad():
+        before = base(**inputs).logits
+        plain = PeftModel.from_pretrained(base, folder).eval()
+        assert torch.equal(plain(**inputs).logits, logits)
+        with plain.disable_adapter():
+            assert torch.equal(plain(**inputs).logits, before)
+    assert not torch.equal(before, logits)
+    assert AutoProcessor.from_pretrained(folder).chat_template
+
+
+@pytest.mark.parametrize("overrides", [{}, MIXED], ids=["lora", "lora beside full parts"])
+def test_the_merged_folder_in_plain_transformers_is_the_trained_model(
+    plan: Plan, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    run = train_run(plan("run", overrides))
+    folder = visiontune.export(run.path, to=["merged"], out=tmp_path / "ship")["merged"]
+    inputs, logits = inputs_and_logits(run, digits)
+    plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.allclose(plain(**inputs).logits, logits, atol=1e-5)
+    processor = AutoProcessor.from_pretrained(folder)
+    content = [{"type": "image"}, {"type": "text", "text": run.recipe.data.prompt}]
+    asked = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert asked.endswith("Assistant:")
+    assert (folder / "generation_config.json").is_file()
+
+
+def test_a_run_without_lora_is_exported_merged_only(plan: Plan, digits: Dataset, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    run = train_run(plan("tiny", model="tiny/smolvlm"))
+    with pytest.raises(RunError, match="no adapter") as caught:
+        visiontune.export(run.path, to="adapter", out=tmp_path / "ship")
+    assert "merged" in (caught.value.fix or "") and not (tmp_path / "ship").exists()
+    folder = visiontune.export(run.path, to="merged", out=tmp_path / "ship")["merged"]
+    inputs, logits = inputs_and_logits(run, digits)
+    with torch.no_grad():
+        assert torch.equal(AutoModelForImageTextToText.from_pretrained(folder)(**inputs).logits, logits)
+
+
+def test_an_unknown_form_is_refused_with_the_list(plan: Plan, tmp_path: Path) -> None:
+    run = plan("planned")
+    with pytest.raises(VisiontuneError, match="'onnx'") as caught:
+        visiontune.export(run.path, to="onnx", out=tmp_path / "ship")
+    assert "adapter" in (caught.value.fix or "")
+
+
+def test_a_run_without_a_checkpoint_says_so(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        visiontune.export(plan("planned").path, to="merged", out=tmp_path / "ship")
+
+
+def test_another_step_is_another_model(plan: Plan, tmp_path: Path) -> None:
+    run = train_run(plan("steps", {"checkpoints.keep": 4}))
+    folders = [
+        visiontune.export(run.path, to="merged", out=tmp_path / str(step), step=step)["merged"]
+        for step in run.checkpoint_steps()[:2]
+    ]
+    one, two = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one != two

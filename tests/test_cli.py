@@ -1,0 +1,177 @@
+"""The command line: every verb, its JSON, its errors and exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import QUICK
+from visiontune.cli import main, recipe_options
+from visiontune.data.dataset import Dataset
+from visiontune.recipe import Recipe
+from visiontune.run import Run
+from visiontune.training.loop import train_run
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line; returns its exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def options() -> list[str]:
+    return [part for name, value in QUICK.items() for part in (f"--{name}", json.dumps(value))]
+
+
+def test_the_whole_path_from_photos_to_a_shipped_model(call: Call, digits_folder: Path, tmp_path: Path) -> None:
+    data, run, ship = tmp_path / "data", tmp_path / "run", tmp_path / "ship"
+    code, out, _ = call("inspect", digits_folder, "--json")
+    inspected = json.loads(out)
+    assert code == 0 and set(inspected) >= {"targets", "samples", "splits", "faults", "trains"}
+    assert inspected["samples"] == 600 and len(inspected["targets"]["text"]["labels"]) == 10
+    code, out, _ = call("prepare", digits_folder, "--out", data, "--json")
+    assert code == 0 and json.loads(out)["splits"] == inspected["splits"]
+    code, out, err = call("train", data, "--model", "tiny/smolvlm", "--out", run, *options(), "--json")
+    trained = json.loads(out)
+    assert code == 0, err
+    assert trained["status"] == "finished" and trained["receipts"]["supervised"] == "passed"
+    assert set(trained["validation"]["accuracy"]) == {"value", "low", "high", "n"}
+    code, out, _ = call("evaluate", run, "--json", "--limit", 20)
+    evaluated = json.loads(out)
+    assert code == 0 and evaluated["metrics"]["accuracy"]["n"] == 20
+    lines = (run / "evaluations" / "test" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    first = json.loads(lines[0])
+    picture = digits_folder / first["source"][0]
+    code, out, _ = call("predict", run, picture, "--json")
+    (prediction,) = json.loads(out)["predictions"]
+    assert code == 0 and prediction["text"] == first["text"] and prediction["kind"] == "text"
+    assert prediction["scores"]["confidence"] == pytest.approx(first["scores"]["confidence"], abs=1e-4)
+    code, out, _ = call("export", run, "--to", "merged", "--out", ship, "--json")
+    assert code == 0 and Path(json.loads(out)["merged"], "config.json").is_file()
+    assert (run / "report.html").read_text().count("<svg") >= 1
+    code, out, _ = call("resume", run)
+    assert code == 0 and "finished" in out
+
+
+def test_prepare_may_be_skipped_and_limit_is_a_first_look(call: Call, digits_folder: Path, tmp_path: Path) -> None:
+    arguments = options()
+    at = arguments.index("--data.limit")
+    del arguments[at : at + 2]
+    run = tmp_path / "run"
+    code, _, err = call("train", digits_folder, "--model", "tiny/smolvlm", "--out", run, "--limit", 40, *arguments)
+    assert code == 0, err
+    assert len(Dataset.open(run / "data" / digits_folder.name)) == 40
+    code, out, _ = call("predict", run, digits_folder, "--limit", 3, "--json")
+    assert code == 0 and len(json.loads(out)["predictions"]) == 3
+
+
+def test_require_sets_the_exit_status(call: Call, plan: Callable[..., Run]) -> None:
+    run = train_run(plan())
+    assert call("evaluate", run.path, "--require", "accuracy>=0")[0] == 0
+    code, _, err = call("evaluate", run.path, "--require", "accuracy>=0.99")
+    assert code == 3 and "accuracy>=0.99" in err
+    code, _, err = call("evaluate", run.path, "--require", "beauty>=1")
+    assert code == 1 and "accuracy" in err
+    assert call("evaluate", run.path, "--split", "nothing")[0] == 2
+
+
+def test_pause_asks_through_the_folder(call: Call, plan: Callable[..., Run]) -> None:
+    run = plan()
+    assert call("pause", run.path)[0] == 0
+    code, _, err = call("resume", run.path)
+    assert code == 75 and "resume" in err and run.status == "paused"
+    assert call("resume", run.path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["inspect", "no-such-folder"], 1, "no-such-folder"),
+        (["train", "x", "--model", "tiny/smolvlm", "--out", "o", "--lora.rnak", "8"], 1, "lora.rank"),
+        (["train", "x", "--model", "tiny/smolvlm", "--out", "o", "--lora.rank"], 1, "no value"),
+        (["predict", "no-run", "a.png"], 1, "a.png"),
+        (["resume", "no-run"], 1, "recipe.yaml"),
+        (["evaluate", "no-run", "--lora.rank", "3"], 1, "only `train`"),
+        (["trian"], 2, "train"),
+        (["train", "x", "--out", "o"], 2, "--model"),
+        (["inspect", "x", "--colour", "red"], 2, "colour"),
+    ],
+)
+def test_a_mistake_is_one_clear_message_and_no_traceback(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "--lora.rnak" in arguments:
+        pytest.importorskip("sklearn")
+        from visiontune.demo import write_digits
+
+        write_digits(tmp_path / "x")
+    found, out, err = call(*arguments)
+    assert found == code and says in err and "Traceback" not in err and not out
+    found, out, _ = call(*arguments, "--json")
+    assert found == code and set(json.loads(out)["error"]) == {"found", "where", "fix"}
+
+
+def test_debug_shows_the_traceback(call: Call) -> None:
+    assert "Traceback" in call("inspect", "no-such-folder", "--debug")[2]
+
+
+def test_a_hub_that_cannot_be_reached_names_the_ways_out(call: Call, digits: Dataset, tmp_path: Path) -> None:
+    code, _, err = call("train", digits.path, "--model", "nobody/no-such-model", "--out", tmp_path / "run")
+    assert code == 1 and "tiny/smolvlm" in err and "path" in err and "Traceback" not in err
+
+
+def test_a_newer_recipe_and_a_taken_folder_are_refused(
+    call: Call, digits: Dataset, recipe_of: Recipe, plan: Callable[..., Run], tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer.yaml"
+    newer.write_text(yaml.safe_dump({**recipe_of.model_dump(mode="json"), "schema_version": 99}))
+    base = ["train", digits.path, "--model", "tiny/smolvlm", "--out"]
+    code, _, err = call(*base, tmp_path / "run", "--recipe", newer)
+    assert code == 1 and "schema version 99" in err and "upgrade" in err
+    code, _, err = call(*base, plan("taken").path)
+    assert code == 1 and "holds a run already" in err and "resume" in err
+
+
+def test_doctor_says_what_this_machine_has(call: Call) -> None:
+    code, out, _ = call("doctor", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["devices"][-1]["device"] == "cpu" and facts["versions"]["torch"]
+    assert {"memory_bytes", "disk_free_bytes", "missing", "cores"} <= set(facts)
+
+
+def test_recipe_options_have_types_and_may_stand_anywhere() -> None:
+    rest, overrides = recipe_options(["train", "--lora.rank", "8", "d", "--optimizer.learning-rate=1e-3", "--out", "o"])
+    assert rest == ["train", "d", "--out", "o"]
+    assert overrides == {"lora.rank": 8, "optimizer.learning_rate": 1e-3}
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys\nfrom visiontune.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "bad = {'torch', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)\nassert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_python_gives_the_same_as_the_command_line(plan: Callable[..., Run], call: Call) -> None:
+    import visiontune
+
+    run = train_run(plan())
+    scores: Any = visiontune.evaluate(run.path, split="validation", limit=10)
+    _, out, _ = call("evaluate", run.path, "--split", "validation", "--limit", 10, "--json")
+    assert json.loads(out)["metrics"] == json.loads(json.dumps(scores.to_json()["metrics"]))
