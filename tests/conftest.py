@@ -15,8 +15,8 @@ from visiontune.data.dataset import Dataset
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 
-# Quick, and the same on every machine: twelve steps of eight samples on one thread. Too few held-out samples are left for
-# the receipt "image matters", which so short a run could not pass.
+# Quick, and the same on every machine: twelve steps of eight samples on one thread. Too few held-out samples are left
+# for the receipt "image matters", which so short a run could not pass.
 QUICK = {
     "data.limit": 30,
     "batch.samples": 8,

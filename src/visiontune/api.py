@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 Source = str | Path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-
 
 def inspect(source: Source, *, limit: int | None = None) -> Inspection:
     """What the data are, what would be trained, and what is wrong with them. Raises DataError."""
@@ -175,29 +173,18 @@ def predict(
     device: Device | None = None,
 ) -> list[Prediction]:
     """Answers about image files, or all images of folders. Raises DataError for one that cannot be read."""
+    from visiontune.data.images import image_files
     from visiontune.run import Run
     from visiontune.training.evaluate import predict_images
     from visiontune.training.model import load_trained
     from visiontune.training.ranks import Ranks
 
-    paths = [path for source in images for path in _image_files(Path(source))][:limit]
+    paths = [path for source in images for path in image_files(Path(source))][:limit]
     opened = Run.open(run)
     recipe = _on_device(opened, device)
     ranks = Ranks(recipe.machine.device)
     adapter, _ = load_trained(opened, recipe, ranks.device, step)
     return predict_images(adapter, paths, recipe, ranks.device, prompt)
-
-
-def _image_files(source: Path) -> list[Path]:
-    """The file itself, or the image files below a folder, sorted; DataError where there is none."""
-    if source.is_file():
-        return [source]
-    found = (
-        sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
-    )
-    if not found:
-        raise DataError("There is no image.", where=str(source), fix="give image files, or folders that hold some")
-    return found
 
 
 def _on_device(run: Run, device: Device | None) -> Any:

@@ -226,7 +226,7 @@ def doctor() -> Answer:
 
 
 def recipe_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take `--section.field VALUE` out of the arguments; values are read as YAML, so 8, 1e-3, true and null have types."""
+    """Take `--section.field VALUE` out of the arguments; values are read as YAML: 8, true, null have types."""
     import yaml
 
     rest: list[str] = []

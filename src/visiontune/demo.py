@@ -35,7 +35,7 @@ def write_digits(folder: Path) -> None:
 def digits(out: Path) -> tuple[dict[str, Any], str]:
     """Inspect, prepare, train, evaluate and predict in `out`; what stands there from an earlier call is used again.
 
-    Returns the result as plain values and as text. Raises RequirementError where the trained model is worse than promised.
+    Returns the result as plain values and as text. Raises RequirementError where the model is worse than promised.
     """
     started = time.monotonic()
     photos, data, run = out / "photos", out / "data", Run(out / "run")

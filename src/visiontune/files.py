@@ -41,7 +41,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Yield a fresh folder beside `path`; on success its files are synced and it takes `path`'s place, else it is removed.
+    """Yield a fresh folder beside `path`; on success it is synced and takes `path`'s place, else it is removed.
 
     A kill between the two renames that replace an existing folder leaves the old one beside as `.NAME.old`.
     """

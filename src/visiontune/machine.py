@@ -20,7 +20,7 @@ OPTIONAL = {"scikit-learn": ("sklearn", "the demo: pip install 'visiontune[demo]
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a recipe needs to know of the machine. Memory in bytes; `memory` is the device's, for a CPU the computer's."""
+    """What a recipe needs to know of the machine. `memory` is the device's in bytes, for a CPU the computer's."""
 
     device: Device
     name: str

@@ -1,4 +1,4 @@
-"""Recipe: every choice of a run. Typed, frozen, unknown fields refused; saved with the run and enough to run it again."""
+"""Recipe: every choice of a run. Typed, frozen, unknown fields refused; saved with the run, enough to run it again."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

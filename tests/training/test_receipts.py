@@ -14,7 +14,7 @@ from tests.conftest import QUICK, png
 from visiontune.errors import ReceiptError
 from visiontune.models.smolvlm import SmolVLMEncoder
 from visiontune.run import Run
-from visiontune.training import loop, receipts
+from visiontune.training import loop, receipts, session
 from visiontune.training import model as models
 from visiontune.training.loop import train_run
 
@@ -123,7 +123,7 @@ def test_trained_moved_sees_an_adapter_switched_off(plan: Plan, monkeypatch: pyt
         for name, parameter in adapter.peft.named_parameters():
             parameter.requires_grad_("lora_" in name)
 
-    monkeypatch.setattr(loop, "adapt", adapt)
+    monkeypatch.setattr(session, "adapt", adapt)
     run = plan()
     fails(run, "trained moved", "no gradient reaches")
     assert run.metrics("step") == []
@@ -137,7 +137,7 @@ def test_trained_moved_sees_one_part_that_is_cut_off(plan: Plan, monkeypatch: py
         connector = adapter.network.model.connector
         connector.register_forward_hook(lambda module, inputs, output: output.detach())
 
-    monkeypatch.setattr(loop, "adapt", adapt)
+    monkeypatch.setattr(session, "adapt", adapt)
     fails(plan(), "trained moved", "no gradient reaches projector")
 
 
@@ -154,16 +154,16 @@ def test_trained_moved_sees_a_base_model_that_changed() -> None:
 def after_each_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[Any], None]) -> None:
     original = loop._count
 
-    def count(session: Any, batches: Any) -> None:
-        original(session, batches)
-        act(session)
+    def count(training: Any, batches: Any) -> None:
+        original(training, batches)
+        act(training)
 
     monkeypatch.setattr(loop, "_count", count)
 
 
 def test_frozen_sees_a_frozen_weight_that_moved(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nudge(session: Any) -> None:
-        weight = next(p for n, p in session.module.named_parameters() if "vision_model" in n)
+    def nudge(training: Any) -> None:
+        weight = next(p for n, p in training.module.named_parameters() if "vision_model" in n)
         weight.data.view(-1)[0] += 1e-6
 
     after_each_step(monkeypatch, nudge)
@@ -171,12 +171,12 @@ def test_frozen_sees_a_frozen_weight_that_moved(plan: Plan, monkeypatch: pytest.
 
 
 def test_frozen_sees_a_buffer_that_moved(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    after_each_step(monkeypatch, lambda session: next(session.module.buffers()).mul_(1.0001))
+    after_each_step(monkeypatch, lambda training: next(training.module.buffers()).mul_(1.0001))
     fails(plan(), "frozen stayed frozen", "changed during the run")
 
 
 def test_frozen_sees_a_frozen_weight_that_learns(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loop.optimizers.build
+    original = session.optimizers.build
 
     def build(module: Any, parts: Any, recipe: Any) -> Any:
         optimizer = original(module, parts, recipe)
@@ -184,7 +184,7 @@ def test_frozen_sees_a_frozen_weight_that_learns(plan: Plan, monkeypatch: pytest
         weight.grad = torch.zeros_like(weight)
         return optimizer
 
-    monkeypatch.setattr(loop.optimizers, "build", build)
+    monkeypatch.setattr(session.optimizers, "build", build)
     fails(plan(), "frozen stayed frozen", "received a gradient")
 
 
@@ -193,16 +193,16 @@ def test_seen_sees_a_sample_that_was_skipped_and_one_that_was_another(
 ) -> None:
     original = loop._count
 
-    def skip(session: Any, batches: Any) -> None:
+    def skip(training: Any, batches: Any) -> None:
         batches[0][1].origins = batches[0][1].origins[1:]
-        original(session, batches)
+        original(training, batches)
 
     monkeypatch.setattr(loop, "_count", skip)
     fails(plan("skipped"), "seen", "other numbers of samples")
 
-    def exchange(session: Any, batches: Any) -> None:
+    def exchange(training: Any, batches: Any) -> None:
         batches[0][1].origins[0] = (0, 10**6, 0)
-        original(session, batches)
+        original(training, batches)
 
     monkeypatch.setattr(loop, "_count", exchange)
     fails(plan("exchanged"), "seen", "other samples were seen")

@@ -4,8 +4,8 @@ Nothing here draws from a generator that has to be carried along, so a run resum
 agree without talking, and anyone can recompute what a run has seen.
 
 Two parts. Inside a dataset, each epoch is a keyed permutation of its rows (a Feistel network with cycle walking, see
-Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Between datasets, a fixed table of `period` draws holds each dataset
-exactly as often as its weight says, spread evenly; inside each block of 32 draws the table is shuffled with a key.
+Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Between datasets, a fixed table of `period` draws
+holds each dataset exactly as often as its weight says, spread evenly; each block of 32 draws is shuffled with a key.
 """
 
 from collections.abc import Sequence
@@ -93,9 +93,9 @@ class Draws:
 class Order:
     """The endless order of samples of a run over one or several datasets.
 
-    `sizes` are the datasets' numbers of rows. `weights` are the shares of the draws (any positive numbers); without them
-    each dataset counts with its size, so that one epoch of the whole is one epoch of each (an epoch may end inside a block of
-    32 draws; beyond four million rows in all, shares are rounded to the table's length). Raises DataError.
+    `sizes` are the datasets' numbers of rows. `weights` are the shares of the draws (any positive numbers); without
+    them each dataset counts with its size, so that one epoch of the whole is one epoch of each (an epoch may end inside
+    a block of 32 draws; beyond four million rows in all, shares are rounded to the table's length). Raises DataError.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int], weights: Sequence[float] | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One encoded image (JPEG, PNG, ...) as it stands on disk, and the path it came from (for people, not for reading)."""
+    """One encoded image (JPEG, PNG, ...) as it stands on disk, and the path it came from (for people to see)."""
 
     data: bytes
     path: str

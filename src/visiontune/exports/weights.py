@@ -18,8 +18,8 @@ FORMS = ("adapter", "merged")
 def export_weights(run: Run, forms: Sequence[str], out: Path, step: int | None = None) -> dict[str, Path]:
     """Write each form to `out/FORM` from the best checkpoint, or that of `step`; returns the folders.
 
-    Weights are put together in float32 on the CPU. Raises VisiontuneError for an unknown form, RunError where a run has no
-    adapter to write.
+    Weights are put together in float32 on the CPU. Raises VisiontuneError for an unknown form, RunError where a run
+    has no adapter to write.
     """
     if unknown := [form for form in forms if form not in FORMS]:
         raise VisiontuneError(f"There is no export form '{unknown[0]}'.", fix=f"forms: {', '.join(FORMS)}")

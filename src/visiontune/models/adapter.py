@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Encoded:
     """One sample as tensors.
 
-    input_ids: (length,) int64. supervised: (length,) bool, the tokens that are learned. pixel_values: (tiles, 3, height,
-    width) float32 or None. pixel_mask: (tiles, height, width) int64 or None. image_features: how many features the vision side will
-    deliver for these tiles. shortened: tokens of the answer that did not fit.
+    input_ids: (length,) int64. supervised: (length,) bool, the tokens that are learned. pixel_values: (tiles, 3,
+    height, width) float32 or None. pixel_mask: (tiles, height, width) int64 or None. image_features: how many features
+    the vision side will deliver for these tiles. shortened: tokens of the answer that did not fit.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Encoded:
 class Batch:
     """A micro-batch. `tensors` is what the model sees, each with the batch as its first dimension.
 
-    `weights` holds, for each loss term, the number of targets that the term averages over; it comes from the targets alone.
+    `weights` holds, for each loss term, the number of targets that it averages over; it comes from the targets alone.
     """
 
     ids: list[str]
@@ -64,7 +64,7 @@ class Batch:
         return replace(self, tensors={name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
     def pieces(self, count: int) -> "list[Batch]":
-        """The batch cut into at most `count` pieces along its samples; counts other than the tensors stay the whole's."""
+        """The batch cut into at most `count` pieces along its samples; its counts stay those of the whole."""
         cut = {name: tensor.chunk(count) for name, tensor in self.tensors.items()}
         size = len(next(iter(cut.values()))[0])
         ids = [self.ids[start : start + size] for start in range(0, len(self.ids), size)]
@@ -72,7 +72,7 @@ class Batch:
 
 
 class Encoder(ABC):
-    """Turns samples into tensors with the model's own processor. Holds no weights, so workers and exports can carry it."""
+    """Turns samples into tensors with the model's own processor. Holds no weights, so that workers can carry it."""
 
     @abstractmethod
     def encode(self, sample: Sample, *, with_answer: bool = True) -> Encoded:
@@ -102,8 +102,8 @@ class Encoder(ABC):
 class ModelAdapter(ABC):
     """A model as the training loop sees it.
 
-    `network` is the transformers model (with adapters injected, where there are any); `peft` wraps it when a part is trained with
-    LoRA. `parts` names disjoint groups of modules that together hold every weight.
+    `network` is the transformers model (with adapters injected, where there are any); `peft` wraps it when a part is
+    trained with LoRA. `parts` names disjoint groups of modules that together hold every weight.
     """
 
     family: str
@@ -119,7 +119,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """For each loss term its sum over the targets of each sample; shape (batch,), float32. Divide by `Batch.weights`."""
+        """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`."""
 
     @abstractmethod
     def generate(self, batch: Batch, max_new_tokens: int) -> list[tuple[str, float]]:

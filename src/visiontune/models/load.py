@@ -15,7 +15,7 @@ TINY = {"tiny/smolvlm": "visiontune.models.smolvlm"}
 
 
 def is_tiny(name: str) -> bool:
-    """Whether the name asks for a small model with random weights; raises ModelError for a tiny/ that does not exist."""
+    """Whether the name asks for a small model with random weights; raises ModelError for an unknown tiny/."""
     if name.startswith("tiny/") and name not in TINY:
         raise ModelError(f"There is no '{name}'.", where="model.name", fix=f"tiny models: {', '.join(TINY)}")
     return name in TINY
@@ -28,7 +28,7 @@ def build_tiny(name: str, folder: Path, texts: Sequence[str], seed: int, image_s
 
 
 def read_config(name: str, revision: str | None = None) -> Any:
-    """The transformers config of a checkpoint; raises ModelError if it cannot be had or its family is not trained here."""
+    """The config of a checkpoint; raises ModelError if it cannot be had or its family is not trained here."""
     from transformers import AutoConfig
 
     try:

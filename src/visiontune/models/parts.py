@@ -167,7 +167,7 @@ def set_training_mode(
 def trained_tensors(
     module: nn.Module, parts: tuple[Part, ...], states: Mapping[str, PartState]
 ) -> dict[str, torch.Tensor]:
-    """What a run may change: trainable parameters, and persistent buffers of parts trained in full. By name, detached."""
+    """What a run may change, by name: trainable parameters, and persistent buffers of parts trained in full."""
     tensors = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     persistent = set(module.state_dict().keys())
     for name, buffer in module.named_buffers():

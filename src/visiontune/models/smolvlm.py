@@ -1,4 +1,4 @@
-"""SmolVLM: the first generation (Idefics3 classes) and the second (SmolVLM classes), and the tiny one for tests and demos."""
+"""SmolVLM: the first generation (Idefics3 classes), the second (SmolVLM classes), and a tiny one to try things on."""
 
 import functools
 import warnings
@@ -99,7 +99,7 @@ class SmolVLMEncoder(Encoder):
         answered: str = self.processor.apply_chat_template(messages)
         if not answered.startswith(asked):
             raise ModelError(
-                "The chat template writes the question differently once it is answered, so the answer's place is unknown.",
+                "The chat template rewrites the question once it is answered, so the answer's place is unknown.",
                 fix="use a checkpoint whose template keeps the question unchanged",
             )
         pieces = asked.split(self.processor.image_token)
@@ -311,7 +311,9 @@ def build_tiny(
         image_processor=SmolVLMImageProcessorPil(size=tile, max_image_size=tile, do_image_splitting=False),
         tokenizer=tokenizer,
         video_processor=SmolVLMVideoProcessor(
-            size=tile, max_image_size=tile, video_sampling={"max_frames": 8, "fps": 1, "video_size": tile}
+            size=tile,
+            max_image_size=tile,
+            video_sampling={"max_frames": 8, "fps": 1, "video_size": tile},  # pyright: ignore[reportCallIssue]
         ),
         image_seq_len=(patches_per_side // scale_factor) ** 2,
         chat_template=CHAT_TEMPLATE,

@@ -1,7 +1,7 @@
 """Windows of the order cut into steps and micro-batches, and the loader that reads them ahead.
 
-A window is cut by lengths that are known before anything is decoded, and the cut depends on nothing but the window: not on
-ranks, workers or where a run was resumed.
+A window is cut by lengths that are known before anything is decoded, and the cut depends on nothing but the window: not
+on ranks, workers or where a run was resumed.
 """
 
 import ctypes
@@ -45,8 +45,8 @@ def plan_window(
 
     The window's samples are sorted by length and cut into groups of neighbours, four to a step; the groups are shuffled
     and dealt to the steps. So neighbours in length stand side by side, and which lengths share a step is left to
-    chance. Each step is then cut where the padded size would pass `batch.tokens`, or where a sample is much shorter than
-    the longest: that cut decides speed and memory, and not the step's result.
+    chance. Each step is then cut where the padded size would pass `batch.tokens`, or where a sample is much shorter
+    than the longest: that cut decides speed and memory, and not the step's result.
     """
     draws = order.draw(window * batch.window, (window + 1) * batch.window)
     length = np.array([lengths[d][i] for d, i in zip(draws.dataset, draws.index, strict=True)], dtype=np.int64)
@@ -190,7 +190,7 @@ def load_steps(
 
 
 def _die_with_parent(worker: int) -> None:
-    """Let the kernel end this worker with its trainer: one that lives on would hold the run folder's lock for seconds."""
+    """Let the kernel end this worker with its trainer; living on, it would hold the run folder's lock for seconds."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,66 +6,29 @@ the ranks, clip, update. Then, where due: evaluate, checkpoint, pause.
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from visiontune.data.dataset import Dataset
-from visiontune.data.order import Order, key
-from visiontune.errors import MachineError, PausedError, ReceiptError, RunError
+from visiontune.data.order import key
+from visiontune.errors import MachineError, PausedError, RunError
 from visiontune.files import write_json
-from visiontune.machine import hardware, versions
+from visiontune.machine import hardware
 from visiontune.metrics.text import score_texts
-from visiontune.models.adapter import Batch, ModelAdapter
-from visiontune.models.parts import frozen_tensors, set_training_mode, summarise, tensors_sha256, trained_tensors
+from visiontune.models.adapter import Batch
+from visiontune.models.parts import set_training_mode, trained_tensors
 from visiontune.progress import note, progress, warn
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training import checkpoint, receipts
 from visiontune.training import optimizer as optimizers
-from visiontune.training.batches import Reading, load_steps, plan_steps, plan_window, promised
-from visiontune.training.checkpoint import Progress
-from visiontune.training.evaluate import closed_labels, evaluate_split, predict_split
-from visiontune.training.memory import predicted_peak
-from visiontune.training.model import adapt, load_base, open_datasets
+from visiontune.training.batches import load_steps, plan_steps
+from visiontune.training.evaluate import closed_labels, predict_split
+from visiontune.training.finish import finish
 from visiontune.training.pause import PauseRequests
-from visiontune.training.precision import autocast, loss_scaler
+from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
-
-SUPERVISED_SHOWN = 6
-PROBE_SAMPLES = 4
-
-
-@dataclass
-class Session:
-    """What a training process holds in memory; all of it can be made again from the run folder."""
-
-    run: Run
-    recipe: Recipe
-    ranks: Ranks
-    datasets: list[Dataset]
-    adapter: ModelAdapter
-    optimizer: torch.optim.AdamW
-    scaler: Any
-    order: Order
-    lengths: list[np.ndarray]
-    book: receipts.ReceiptBook
-    progress: Progress
-    attempt: int
-    start: dict[str, Any]
-    predicted_bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def module(self) -> torch.nn.Module:
-        return self.adapter.trained_module
-
-    @property
-    def reading(self) -> Reading:
-        return Reading(self.datasets, self.adapter.encoder)
+from visiontune.training.session import Session, set_up
 
 
 def train_run(run: Run) -> Run:
@@ -96,124 +59,11 @@ def _train(run: Run, recipe: Recipe, ranks: Ranks) -> Run:
         if ranks.is_first:
             note(f"{run.path} is finished; nothing to do")
         return run
-    session = _set_up(run, recipe, ranks)
+    session = set_up(run, recipe, ranks)
     with PauseRequests(run) as pauses:
         _run_steps(session, pauses)
-    _finish(session)
+    finish(session)
     return run
-
-
-# Setting up
-
-
-def _set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
-    """Data, model and state as the latest checkpoint has them, and the facts that the receipts compare with at the end."""
-    datasets = open_datasets(recipe)
-    adapter = load_base(run, recipe, ranks.device)
-    book = receipts.ReceiptBook(run, write=ranks.is_first)
-    probe = _probe_losses(adapter, datasets, recipe, ranks.device, book)
-    adapt(adapter, recipe)
-    optimizer = optimizers.build(adapter.trained_module, adapter.parts, recipe.optimizer)
-    scaler = loss_scaler(ranks.device, recipe.machine.precision)
-    sizes = [min(d.count("train"), recipe.data.limit or d.count("train")) for d in datasets]
-    weights = [use.weight for use in recipe.data.datasets]
-    order = Order(recipe.seed, sizes, [w for w in weights if w is not None] or None)
-    lengths = [adapter.encoder.lengths(dataset.index("train")) for dataset in datasets]
-    state = ranks.from_first(run.state)
-    session = Session(
-        run, recipe, ranks, datasets, adapter, optimizer, scaler, order, lengths,
-        book, Progress(), state["attempt"] + 1, start={},
-    )  # fmt: skip
-    session.start = _facts_at_start(session, probe)
-    summaries = summarise(session.module, adapter.parts, recipe.parts)
-    if ranks.is_first:
-        write_json(run.path / "parts.json", [summary.to_json() for summary in summaries])
-        for s in summaries:
-            note(f"  {s.part:16} {s.state:8} {s.parameters:>14,} parameters, {s.trainable:,} trained")
-    _continue_from_checkpoint(session)
-    _check_before_first_step(session)
-    if ranks.is_first:
-        run.set_state("running", attempt=session.attempt, step=session.progress.step, steps=recipe.schedule.steps)
-    ranks.wait()
-    return session
-
-
-def _probe_losses(
-    adapter: ModelAdapter, datasets: Sequence[Dataset], recipe: Recipe, device: torch.device, book: receipts.ReceiptBook
-) -> list[float]:
-    """The losses of a few training samples, by which the base model is known again, bit for bit."""
-    samples = [datasets[0].sample("train", i) for i in range(min(PROBE_SAMPLES, datasets[0].count("train")))]
-    return receipts.sample_losses(adapter, samples, recipe, device, book).tolist()
-
-
-def _facts_at_start(session: Session, probe: list[float]) -> dict[str, Any]:
-    """Hashes before the first step, written once; a later attempt must find the same base model."""
-    adapter, recipe, run = session.adapter, session.recipe, session.run
-    frozen = frozen_tensors(session.module, adapter.parts, recipe.parts)
-    trained = trained_tensors(session.module, adapter.parts, recipe.parts)
-    facts = {
-        "frozen_sha256": tensors_sha256(frozen),
-        "trained_sha256": receipts.hashes_by_part(trained, adapter.parts),
-        "probe_losses": probe,
-        "versions": versions(),
-    }
-    earlier = session.ranks.from_first(run.read_json("start.json"))
-    if earlier is None:
-        if session.ranks.is_first:
-            write_json(run.path / "start.json", facts)
-        return facts
-    for name in ("frozen_sha256", "trained_sha256"):
-        if earlier[name] != facts[name]:
-            raise RunError(
-                "The base model is not the one that the run was started with.",
-                where=str(run.path / "start.json"),
-                fix=f"put the weights of {recipe.model.name} back, or start a new run",
-            )
-    if earlier["versions"] != facts["versions"]:
-        changed = [name for name in facts["versions"] if facts["versions"][name] != earlier["versions"].get(name)]
-        warn(f"{', '.join(changed)}: another version than at the start; the resumed run may differ in its last bits")
-    return earlier
-
-
-def _continue_from_checkpoint(session: Session) -> None:
-    latest = checkpoint.load_latest(session.run)
-    if latest is None:
-        return
-    checkpoint.put_tensors(session.module, latest.trained)
-    optimizers.put_state(session.optimizer, session.module, latest.moments)
-    session.progress = latest.progress
-    if latest.progress.loss_scale:
-        session.scaler.load_state_dict(latest.progress.loss_scale)
-    if session.ranks.is_first:
-        note(f"continuing from the checkpoint of step {latest.progress.step}")
-
-
-def _check_before_first_step(session: Session) -> None:
-    recipe, adapter = session.recipe, session.adapter
-    steps = plan_window(session.order, session.lengths, recipe.batch, 0)
-    refs = [ref for step in steps for micro_batch in step for ref in micro_batch.samples]
-    answers = {d: session.datasets[d].index("train").answers for d in {ref[0] for ref in refs[:SUPERVISED_SHOWN]}}
-    shown = [(ref, answers[ref[0]][ref[1]]) for ref in refs[:SUPERVISED_SHOWN]]
-    session.book.require(receipts.supervised(session.reading, [r for r, _ in shown], [a for _, a in shown]))
-    largest = max(
-        (m for step in steps for m in step),
-        key=lambda m: len(m.samples) * max(int(session.lengths[d][i]) for d, i, _ in m.samples),
-    )
-    adapter.trained_module.eval()
-    try:
-        batch = session.reading.batch(largest.samples)
-        receipts.check_placeholders(session.book, batch)
-        session.predicted_bytes = predicted_peak(adapter, batch, recipe.machine, session.ranks.device)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()  # the first step will say so, and cut finer
-    if session.ranks.is_first and len(steps[0]) < session.ranks.count:
-        warn(
-            f"a step has {len(steps[0])} micro-batches for {session.ranks.count} ranks; some are idle. "
-            f"Lower batch.tokens (now {recipe.batch.tokens})"
-        )
-
-
-# Steps
 
 
 def _run_steps(session: Session, pauses: PauseRequests) -> None:
@@ -432,65 +282,3 @@ def _save(session: Session) -> None:
             write_json(session.run.checkpoints_folder / "best.json", best)
         session.run.set_state("running", step=at.step)
     session.ranks.wait()
-
-
-# Finishing
-
-
-def _finish(session: Session) -> None:
-    """The receipts that need the end of the run, then the evaluation of the best checkpoint on the whole validation split."""
-    run, recipe, adapter, at = session.run, session.recipe, session.adapter, session.progress
-    book, ranks = session.book, session.ranks
-    samples = at.step * recipe.batch.samples
-    failed = []
-    for receipt in (
-        receipts.placeholders(at, samples),
-        receipts.seen(promised(session.order, session.lengths, recipe.batch, at.step), at),
-        _frozen_receipt(session),
-        _moved_receipt(session),
-        _memory_receipt(session),
-    ):
-        book.add(receipt)
-        failed += [receipt.name] if receipt.status == "failed" else []
-    best = at.best_step or at.step
-    checkpoint.put_tensors(session.module, checkpoint.load(run, best, with_optimizer=False).trained)
-    held_out = receipts.held_out(session.datasets, recipe.data.limit)
-    true = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book)
-    others = receipts.sample_losses(adapter, receipts.exchanged(held_out), recipe, ranks.device, book)
-    book.add(receipt := receipts.image_matters(true, others))
-    failed += [receipt.name] if receipt.status == "failed" else []
-    if sum(dataset.count("validation") for dataset in session.datasets):
-        evaluate_split(run, adapter, session.datasets, "validation", recipe, ranks, best)
-    if failed:
-        raise ReceiptError(
-            f"The run came to its end, but receipts failed: {'; '.join(f'{n}: {book.receipts[n].reason}' for n in failed)}",
-            where=str(run.path / "receipts.json"),
-            fix="do not ship this model before the reason is understood; report.html shows the numbers",
-        )
-    if ranks.is_first:
-        run.set_state("finished", step=at.step, best_step=best, seconds=round(at.seconds, 3))
-
-
-def _frozen_receipt(session: Session) -> receipts.Receipt:
-    adapter, recipe = session.adapter, session.recipe
-    touched = [name for name, p in session.module.named_parameters() if not p.requires_grad and p.grad is not None]
-    after = tensors_sha256(frozen_tensors(session.module, adapter.parts, recipe.parts))
-    summaries = summarise(session.module, adapter.parts, recipe.parts)
-    return receipts.frozen_stayed_frozen(summaries, session.start["frozen_sha256"], after, touched)
-
-
-def _moved_receipt(session: Session) -> receipts.Receipt:
-    adapter, recipe = session.adapter, session.recipe
-    trained = trained_tensors(session.module, adapter.parts, recipe.parts)
-    probe_off = None
-    if adapter.peft is not None:
-        with adapter.peft.disable_adapter():
-            probe_off = _probe_losses(adapter, session.datasets, recipe, session.ranks.device, session.book)
-    after = receipts.hashes_by_part(trained, adapter.parts)
-    return receipts.trained_moved(session.start["trained_sha256"], after, session.start["probe_losses"], probe_off)
-
-
-def _memory_receipt(session: Session) -> receipts.Receipt:
-    device = session.ranks.device.type
-    measured = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return receipts.memory(device, session.predicted_bytes, measured)

@@ -37,7 +37,7 @@ def build(module: nn.Module, parts: tuple[Part, ...], recipe: Optimizer) -> torc
 
 
 def schedule_factor(schedule: Schedule, step: int) -> float:
-    """The share of the peak learning rate at a step, counted from 0; the warm-up rises to 1, the end falls towards 0."""
+    """The share of the peak learning rate at a step, counted from 0: up to 1 in the warm-up, then as `kind` says."""
     warmup = round(schedule.warmup * schedule.steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -80,7 +80,7 @@ def derive(
     limit: int | None = None,
     epochs: float | None = None,
 ) -> Recipe:
-    """The recipe that data, model and machine call for, with its reasons. Raises ModelError for a model not trained here."""
+    """The recipe that data, model and machine call for, with its reasons. Raises ModelError, DataError."""
     facts = data_facts(datasets, limit)
     tiny = is_tiny(model)
     why: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """Receipts: what a run proves about itself, written by the run, each with its reason and numbers.
 
-A receipt is `passed`, `failed` or `not applicable`; until it can be known it is `pending`. One that fails stops the run.
+A receipt is `passed`, `failed` or `not applicable`, and `pending` until it can be known. One that fails stops the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -112,7 +112,9 @@ def placeholders(progress: Progress, samples: int) -> Receipt:
     numbers = {"samples": samples, "image_tokens": progress.image_tokens, "answers_shortened": progress.shortened}
     if progress.image_tokens == 0:
         return Receipt("placeholders", "not applicable", "no sample has an image", numbers)
-    reason = f"image tokens equalled image features in all {samples} samples seen; {progress.shortened} answers were shortened"
+    reason = (
+        f"image tokens equalled image features in all {samples} samples; {progress.shortened} answers were shortened"
+    )
     return Receipt("placeholders", "passed", reason, numbers)
 
 
@@ -143,7 +145,7 @@ def sample_losses(
 
 
 def held_out(datasets: Sequence[Dataset], limit: int | None = None) -> list[Sample]:
-    """Validation samples, then test samples, that have an image; at most `limit` of each split and dataset, 256 in all."""
+    """Validation, then test samples that have an image; at most `limit` of each split and dataset, 256 in all."""
     found: list[Sample] = []
     for split in ("validation", "test"):
         for dataset in datasets:
@@ -157,7 +159,8 @@ def image_matters(true: np.ndarray, with_others: np.ndarray) -> Receipt:
     """Whether the loss rises when samples exchange their images; both of shape (samples,).
 
     A rise that is only just not zero proves nothing: a model that copies the answer from its prompt still looks at the
-    image a little. So the lower end of the rise's 95 % bootstrap interval must be above 1 % of the loss with exchanged images.
+    image a little. So the lower end of the rise's 95 % bootstrap interval must be above 1 % of the loss with exchanged
+    images.
     """
     n = len(true)
     if n < HELD_OUT_AT_LEAST:
@@ -178,7 +181,7 @@ def image_matters(true: np.ndarray, with_others: np.ndarray) -> Receipt:
         reason = f"with another sample's image the loss rises {change}"
         return Receipt("image matters", "passed", reason, numbers)
     reason = (
-        f"the model does not need the image: with another sample's image the loss of {true.mean():.3g} changes {change}. "
+        f"the model does not need the image: with another sample's image the loss {true.mean():.3g} changes {change}. "
         "Look for a prompt that gives the answer away, or a run too short to learn"
     )
     return Receipt("image matters", "failed", reason, numbers)

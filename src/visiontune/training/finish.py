@@ -1,0 +1,70 @@
+"""The end of a run: the receipts that need it, and the evaluation of the best checkpoint."""
+
+import torch
+
+from visiontune.errors import ReceiptError
+from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, trained_tensors
+from visiontune.training import checkpoint, receipts
+from visiontune.training.batches import promised
+from visiontune.training.evaluate import evaluate_split
+from visiontune.training.session import Session, probe_losses
+
+
+def finish(session: Session) -> None:
+    """The receipts that need the run's end, and the evaluation of its best checkpoint on the whole validation split."""
+    run, recipe, adapter, at = session.run, session.recipe, session.adapter, session.progress
+    book, ranks = session.book, session.ranks
+    samples = at.step * recipe.batch.samples
+    failed = []
+    for receipt in (
+        receipts.placeholders(at, samples),
+        receipts.seen(promised(session.order, session.lengths, recipe.batch, at.step), at),
+        _frozen_receipt(session),
+        _moved_receipt(session),
+        _memory_receipt(session),
+    ):
+        book.add(receipt)
+        failed += [receipt.name] if receipt.status == "failed" else []
+    best = at.best_step or at.step
+    checkpoint.put_tensors(session.module, checkpoint.load(run, best, with_optimizer=False).trained)
+    held_out = receipts.held_out(session.datasets, recipe.data.limit)
+    true = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book)
+    others = receipts.sample_losses(adapter, receipts.exchanged(held_out), recipe, ranks.device, book)
+    book.add(receipt := receipts.image_matters(true, others))
+    failed += [receipt.name] if receipt.status == "failed" else []
+    if sum(dataset.count("validation") for dataset in session.datasets):
+        evaluate_split(run, adapter, session.datasets, "validation", recipe, ranks, best)
+    if failed:
+        reasons = "; ".join(f"{name}: {book.receipts[name].reason}" for name in failed)
+        raise ReceiptError(
+            f"The run came to its end, but receipts failed: {reasons}",
+            where=str(run.path / "receipts.json"),
+            fix="do not ship this model before the reason is understood; report.html shows the numbers",
+        )
+    if ranks.is_first:
+        run.set_state("finished", step=at.step, best_step=best, seconds=round(at.seconds, 3))
+
+
+def _frozen_receipt(session: Session) -> receipts.Receipt:
+    adapter, recipe = session.adapter, session.recipe
+    touched = [name for name, p in session.module.named_parameters() if not p.requires_grad and p.grad is not None]
+    after = tensors_sha256(frozen_tensors(session.module, adapter.parts, recipe.parts))
+    summaries = summarise(session.module, adapter.parts, recipe.parts)
+    return receipts.frozen_stayed_frozen(summaries, session.start["frozen_sha256"], after, touched)
+
+
+def _moved_receipt(session: Session) -> receipts.Receipt:
+    adapter, recipe = session.adapter, session.recipe
+    trained = trained_tensors(session.module, adapter.parts, recipe.parts)
+    probe_off = None
+    if adapter.peft is not None:
+        with adapter.peft.disable_adapter():
+            probe_off = probe_losses(adapter, session.datasets, recipe, session.ranks.device, session.book)
+    after = receipts.hashes_by_part(trained, adapter.parts)
+    return receipts.trained_moved(session.start["trained_sha256"], after, session.start["probe_losses"], probe_off)
+
+
+def _memory_receipt(session: Session) -> receipts.Receipt:
+    device = session.ranks.device.type
+    measured = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    return receipts.memory(device, session.predicted_bytes, measured)

@@ -1,0 +1,166 @@
+"""A training process: what it holds in memory, made from the run folder, and checked before the first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.order import Order
+from visiontune.errors import RunError
+from visiontune.files import write_json
+from visiontune.machine import versions
+from visiontune.models.adapter import ModelAdapter
+from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, trained_tensors
+from visiontune.progress import note, warn
+from visiontune.recipe import Recipe
+from visiontune.run import Run
+from visiontune.training import checkpoint, receipts
+from visiontune.training import optimizer as optimizers
+from visiontune.training.batches import Reading, plan_window
+from visiontune.training.checkpoint import Progress
+from visiontune.training.memory import predicted_peak
+from visiontune.training.model import adapt, load_base, open_datasets
+from visiontune.training.precision import loss_scaler
+from visiontune.training.ranks import Ranks
+
+SUPERVISED_SHOWN = 6
+PROBE_SAMPLES = 4
+
+
+@dataclass
+class Session:
+    """What a training process holds in memory; all of it can be made again from the run folder."""
+
+    run: Run
+    recipe: Recipe
+    ranks: Ranks
+    datasets: list[Dataset]
+    adapter: ModelAdapter
+    optimizer: torch.optim.AdamW
+    scaler: Any
+    order: Order
+    lengths: list[np.ndarray]
+    book: receipts.ReceiptBook
+    progress: Progress
+    attempt: int
+    start: dict[str, Any]
+    predicted_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.adapter.trained_module
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.datasets, self.adapter.encoder)
+
+
+def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
+    """Data, model and state as the latest checkpoint has them, and the facts that receipts compare with at the end."""
+    datasets = open_datasets(recipe)
+    adapter = load_base(run, recipe, ranks.device)
+    book = receipts.ReceiptBook(run, write=ranks.is_first)
+    probe = probe_losses(adapter, datasets, recipe, ranks.device, book)
+    adapt(adapter, recipe)
+    optimizer = optimizers.build(adapter.trained_module, adapter.parts, recipe.optimizer)
+    scaler = loss_scaler(ranks.device, recipe.machine.precision)
+    sizes = [min(d.count("train"), recipe.data.limit or d.count("train")) for d in datasets]
+    weights = [use.weight for use in recipe.data.datasets]
+    order = Order(recipe.seed, sizes, [w for w in weights if w is not None] or None)
+    lengths = [adapter.encoder.lengths(dataset.index("train")) for dataset in datasets]
+    state = ranks.from_first(run.state)
+    session = Session(
+        run, recipe, ranks, datasets, adapter, optimizer, scaler, order, lengths,
+        book, Progress(), state["attempt"] + 1, start={},
+    )  # fmt: skip
+    session.start = _facts_at_start(session, probe)
+    summaries = summarise(session.module, adapter.parts, recipe.parts)
+    if ranks.is_first:
+        write_json(run.path / "parts.json", [summary.to_json() for summary in summaries])
+        for s in summaries:
+            note(f"  {s.part:16} {s.state:8} {s.parameters:>14,} parameters, {s.trainable:,} trained")
+    _continue_from_checkpoint(session)
+    _check_before_first_step(session)
+    if ranks.is_first:
+        run.set_state("running", attempt=session.attempt, step=session.progress.step, steps=recipe.schedule.steps)
+    ranks.wait()
+    return session
+
+
+def probe_losses(
+    adapter: ModelAdapter, datasets: Sequence[Dataset], recipe: Recipe, device: torch.device, book: receipts.ReceiptBook
+) -> list[float]:
+    """The losses of a few training samples, by which the base model is known again, bit for bit."""
+    samples = [datasets[0].sample("train", i) for i in range(min(PROBE_SAMPLES, datasets[0].count("train")))]
+    return receipts.sample_losses(adapter, samples, recipe, device, book).tolist()
+
+
+def _facts_at_start(session: Session, probe: list[float]) -> dict[str, Any]:
+    """Hashes before the first step, written once; a later attempt must find the same base model."""
+    adapter, recipe, run = session.adapter, session.recipe, session.run
+    frozen = frozen_tensors(session.module, adapter.parts, recipe.parts)
+    trained = trained_tensors(session.module, adapter.parts, recipe.parts)
+    facts = {
+        "frozen_sha256": tensors_sha256(frozen),
+        "trained_sha256": receipts.hashes_by_part(trained, adapter.parts),
+        "probe_losses": probe,
+        "versions": versions(),
+    }
+    earlier = session.ranks.from_first(run.read_json("start.json"))
+    if earlier is None:
+        if session.ranks.is_first:
+            write_json(run.path / "start.json", facts)
+        return facts
+    for name in ("frozen_sha256", "trained_sha256"):
+        if earlier[name] != facts[name]:
+            raise RunError(
+                "The base model is not the one that the run was started with.",
+                where=str(run.path / "start.json"),
+                fix=f"put the weights of {recipe.model.name} back, or start a new run",
+            )
+    if earlier["versions"] != facts["versions"]:
+        changed = [name for name in facts["versions"] if facts["versions"][name] != earlier["versions"].get(name)]
+        warn(f"{', '.join(changed)}: another version than at the start; the resumed run may differ in its last bits")
+    return earlier
+
+
+def _continue_from_checkpoint(session: Session) -> None:
+    latest = checkpoint.load_latest(session.run)
+    if latest is None:
+        return
+    checkpoint.put_tensors(session.module, latest.trained)
+    optimizers.put_state(session.optimizer, session.module, latest.moments)
+    session.progress = latest.progress
+    if latest.progress.loss_scale:
+        session.scaler.load_state_dict(latest.progress.loss_scale)
+    if session.ranks.is_first:
+        note(f"continuing from the checkpoint of step {latest.progress.step}")
+
+
+def _check_before_first_step(session: Session) -> None:
+    recipe, adapter = session.recipe, session.adapter
+    steps = plan_window(session.order, session.lengths, recipe.batch, 0)
+    refs = [ref for step in steps for micro_batch in step for ref in micro_batch.samples]
+    answers = {d: session.datasets[d].index("train").answers for d in {ref[0] for ref in refs[:SUPERVISED_SHOWN]}}
+    shown = [(ref, answers[ref[0]][ref[1]]) for ref in refs[:SUPERVISED_SHOWN]]
+    session.book.require(receipts.supervised(session.reading, [r for r, _ in shown], [a for _, a in shown]))
+    largest = max(
+        (m for step in steps for m in step),
+        key=lambda m: len(m.samples) * max(int(session.lengths[d][i]) for d, i, _ in m.samples),
+    )
+    adapter.trained_module.eval()
+    try:
+        batch = session.reading.batch(largest.samples)
+        receipts.check_placeholders(session.book, batch)
+        session.predicted_bytes = predicted_peak(adapter, batch, recipe.machine, session.ranks.device)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()  # the first step will say so, and cut finer
+    if session.ranks.is_first and len(steps[0]) < session.ranks.count:
+        warn(
+            f"a step has {len(steps[0])} micro-batches for {session.ranks.count} ranks; some are idle. "
+            f"Lower batch.tokens (now {recipe.batch.tokens})"
+        )
