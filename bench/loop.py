@@ -60,7 +60,7 @@ def main() -> None:
         optimizer = torch.optim.AdamW(adapter.network.parameters(), lr=1e-4)
         reading = Reading([dataset], adapter.encoder)
         batches = [reading.batch([(0, 32 * s + i, 0) for i in range(32)]) for s in range(10)]
-        for turn in range(2):
+        for _ in range(2):  # the first turn warms up
             started = time.perf_counter()
             for batch in batches:
                 optimizer.zero_grad()

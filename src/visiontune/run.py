@@ -109,7 +109,11 @@ class Run:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                # Closing would not do: a worker that was forked meanwhile has the same open file.
+                fcntl.flock(file, fcntl.LOCK_UN)
 
     # Control: a request from outside
 

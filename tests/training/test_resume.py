@@ -254,3 +254,25 @@ def test_every_line_of_the_metrics_names_its_attempt(plan: Plan) -> None:
     finish(run)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [line["attempt"] for line in lines if line["kind"] == "step"] == [1] + [2] * 11
+
+
+def test_a_paused_run_is_free_for_another_process_at_once(plan: Plan) -> None:
+    run = plan("handed over", {"machine.workers": 1})
+    run.ask_to_pause()
+    with pytest.raises(PausedError) as kept:  # whoever keeps the error keeps the frames of the trainer alive
+        train_run(run)
+    child = in_child(run)
+    child.join()
+    assert child.exitcode == 0 and run.status == "finished" and kept.value is not None
+
+
+def test_a_signal_to_the_whole_process_group_pauses_too(plan: Plan) -> None:
+    run = plan("group", {"machine.workers": 2, "schedule.steps": 500, "evaluation.every": 500})
+    command = [sys.executable, "-m", "visiontune", "resume", str(run.path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(run.metrics("step")) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert run.status == "paused" and "Traceback" not in err

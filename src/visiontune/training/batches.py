@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,7 +162,7 @@ def _works(plan: Iterable[list[MicroBatch]], rank: int, ranks: int) -> Iterator[
 
 def load_steps(
     plan: Iterable[list[MicroBatch]], reading: Reading, *, rank: int = 0, ranks: int = 1, workers: int = 0
-) -> Iterator[tuple[int, list[tuple[int, Batch]]]]:
+) -> Generator[tuple[int, list[tuple[int, Batch]]], None, None]:
     """Read a plan: for each step its number and this rank's micro-batches, as (number in the step, batch).
 
     Ranks take the micro-batches of a step in turn; a rank may get none. With workers, decoding runs ahead of the
@@ -176,7 +176,7 @@ def load_steps(
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader would draw from the global generator
-        worker_init_fn=_die_with_parent,
+        worker_init_fn=_live_with_trainer,
     )
     batches: list[tuple[int, Batch]] = []
     for work, batch in loader:
@@ -189,8 +189,13 @@ def load_steps(
             batches = []
 
 
-def _die_with_parent(worker: int) -> None:
-    """Let the kernel end this worker with its trainer; living on, it would hold the run folder's lock for seconds."""
+def _live_with_trainer(worker: int) -> None:
+    """Leave signals to the trainer, which wants this worker's batches until its step is done, and end when it ends.
+
+    A worker that outlived a killed trainer would hold the run folder's lock for seconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,6 +6,7 @@ the ranks, clip, update. Then, where due: evaluate, checkpoint, pause.
 
 import math
 import time
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ def _run_steps(session: Session, pauses: PauseRequests) -> None:
         torch.cuda.reset_peak_memory_stats()
     first_of_attempt = True
     finished = time.perf_counter()
-    with progress("training", recipe.schedule.steps, "steps", show=session.ranks.is_first) as advance:
+    shown = progress("training", recipe.schedule.steps, "steps", show=session.ranks.is_first)
+    with closing(loaded), shown as advance:  # closing ends the loader's workers
         advance(at.step)
         for step, batches in loaded:
             session.seconds = {"data": time.perf_counter() - finished}
