@@ -97,6 +97,7 @@ def train(
     ] = None,
     epochs: Annotated[float | None, Parameter(help="how often each sample is seen; sets schedule.steps")] = None,
     limit: Limit = None,
+    seed: Annotated[int | None, Parameter(help="seed of order, new weights and dropout")] = None,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> Answer:
     """Train on one or several datasets, from data, model and machine alone.
@@ -112,6 +113,7 @@ def train(
     out
         the new run folder
     """
+    overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
     return _run_answer(
         visiontune.train(
             *data, model=model, out=out, weights=weights, recipe=recipe, epochs=epochs, limit=limit, overrides=overrides

@@ -193,6 +193,25 @@ def field_names() -> list[str]:
     return names
 
 
+def reference() -> str:
+    """The fields of a recipe as Markdown tables, one a section: docs/recipe.md holds this text."""
+    lines = []
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            lines += [
+                f"\n### {name}\n",
+                (section.__doc__ or "").strip(),
+                "",
+                "| field | default | what it is |",
+                "|---|---|---|",
+            ]
+            for inner, facts in section.model_fields.items():
+                default = "derived" if facts.is_required() else f"`{facts.get_default(call_default_factory=True)}`"
+                lines.append(f"| `{name}.{inner}` | {default} | {facts.description} |")
+    return "\n".join(lines) + "\n"
+
+
 def parse(values: dict[str, Any], where: str) -> Recipe:
     """Validate plain values; raises RecipeError with the field, what stands there and what may stand there."""
     try:

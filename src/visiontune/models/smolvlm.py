@@ -258,7 +258,7 @@ def load(folder: str, revision: str | None, data: Data) -> SmolVLMAdapter:
 
 
 def build_tiny(
-    folder: Path, texts: Sequence[str], seed: int, *, image_size: int = 32, width: int = 96, layers: int = 3
+    folder: Path, texts: Sequence[str], seed: int, *, image_size: int = 32, width: int = 96, layers: int = 3, patches_per_side: int = 8
 ) -> None:
     """Write a small SmolVLM with random weights to `folder`: the real classes, a tokenizer trained on `texts`.
 
@@ -270,7 +270,7 @@ def build_tiny(
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     tokenizer = _train_tokenizer(texts)
-    scale_factor, patches_per_side = 2, 8
+    scale_factor = 2
     config = SmolVLMConfig(
         text_config={
             "model_type": "llama",

@@ -1,0 +1,54 @@
+"""The documentation is true: its commands and code run, its tables are made from the code."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from visiontune.cli import main
+from visiontune.recipe import reference
+from visiontune.training.receipts import NAMES
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_commands_and_the_code_of_the_readme_run(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits_folder, tmp_path / "photos")
+    commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+    assert len(commands) >= 9
+    for name, *arguments in commands:
+        assert name == "visiontune"
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0, arguments
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "runs/a/report.html").is_file() and (tmp_path / "ship/merged/config.json").is_file()
+
+
+def test_the_recipe_page_lists_every_field_as_it_is() -> None:
+    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8").endswith(reference())
+
+
+def test_the_receipts_page_names_every_receipt() -> None:
+    page = (ROOT / "docs" / "receipts.md").read_text(encoding="utf-8")
+    assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")][1:] == list(NAMES)
+
+
+def test_every_path_that_a_page_names_exists() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for path in re.findall(r"`((?:docs|bench|tests|src)/[\w/.]+)`", page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+        for path in re.findall(
+            r"`((?:data|models|training|exports|metrics)/\w+\.py)`", page.read_text(encoding="utf-8")
+        ):
+            assert (ROOT / "src/visiontune" / path).exists(), f"{page.name} names {path}"
