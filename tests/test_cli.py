@@ -132,9 +132,12 @@ def test_debug_shows_the_traceback(call: Call) -> None:
     assert "Traceback" in call("inspect", "no-such-folder", "--debug")[2]
 
 
-def test_a_hub_that_cannot_be_reached_names_the_ways_out(call: Call, digits: Dataset, tmp_path: Path) -> None:
-    code, _, err = call("train", digits.path, "--model", "nobody/no-such-model", "--out", tmp_path / "run")
-    assert code == 1 and "tiny/smolvlm" in err and "path" in err and "Traceback" not in err
+def test_a_hub_that_cannot_be_reached_names_the_ways_out(digits: Dataset, tmp_path: Path) -> None:
+    arguments = ["train", digits.path, "--model", "nobody/no-such-model", "--out", tmp_path / "run"]
+    done = subprocess.run([sys.executable, "-m", "visiontune", *arguments], capture_output=True, text=True, check=False)
+    err = done.stderr
+    assert done.returncode == 1 and "tiny/smolvlm" in err and "path" in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_newer_recipe_and_a_taken_folder_are_refused(
@@ -175,3 +178,66 @@ def test_python_gives_the_same_as_the_command_line(plan: Callable[..., Run], cal
     scores: Any = visiontune.evaluate(run.path, split="validation", limit=10)
     _, out, _ = call("evaluate", run.path, "--split", "validation", "--limit", 10, "--json")
     assert json.loads(out)["metrics"] == json.loads(json.dumps(scores.to_json()["metrics"]))
+
+
+def test_a_handful_of_images_trains_and_says_what_cannot_be_known(call: Call, digit_scans: Any, tmp_path: Path) -> None:
+    from tests.conftest import png
+
+    for number in range(6):
+        place = tmp_path / "photos" / ("even" if number % 2 == 0 else "odd")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(png(digit_scans[0][number]))
+    overrides = [*options(), "--batch.samples", "4", "--batch.window", "8", "--schedule.steps", "3"]
+    code, out, err = call(
+        "train", tmp_path / "photos", "--model", "tiny/smolvlm", "--out", tmp_path / "run", *overrides, "--json"
+    )
+    assert code == 0, err
+    trained = json.loads(out)
+    assert trained["status"] == "finished" and trained["receipts"]["image matters"] == "not applicable"
+
+
+def test_two_folders_of_the_same_name_are_two_datasets(call: Call, digit_scans: Any, tmp_path: Path) -> None:
+    from tests.conftest import png
+
+    for parent in ("a", "b"):
+        for number in range(12):
+            place = tmp_path / parent / "photos" / str(number % 3)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number}.png").write_bytes(png(digit_scans[0][number + (20 if parent == "b" else 0)]))
+    sources = [tmp_path / "a" / "photos", tmp_path / "b" / "photos"]
+    more = ["--weights", "2,1", "--schedule.steps", "2"]
+    code, _, err = call("train", *sources, "--model", "tiny/smolvlm", "--out", tmp_path / "run", *options(), *more)
+    assert code == 0, err
+    uses = Run(tmp_path / "run").recipe.data.datasets
+    assert len({use.content_hash for use in uses}) == 2 and [use.weight for use in uses] == [2, 1]
+
+
+def test_a_corrupt_file_is_named_left_out_and_counted_and_strict_refuses(
+    call: Call, digits_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    photos = tmp_path / "photos"
+    shutil.copytree(digits_folder, photos)
+    (photos / "3" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    code, out, err = call("prepare", photos, "--out", tmp_path / "data", "--json")
+    info = json.loads(out)
+    assert code == 0 and sum(info["splits"].values()) == 600
+    assert [entry["id"] for entry in info["left_out"]] == ["3/broken.png"] and "broken.png" in err
+    code, _, err = call("prepare", photos, "--out", tmp_path / "strict", "--strict")
+    assert code == 1 and "broken.png" in err and not (tmp_path / "strict" / "dataset.json").exists()
+
+
+def test_a_folder_without_images_says_what_is_accepted(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for verb in (["inspect"], ["prepare", "--out", tmp_path / "data"]):
+        code, _, err = call(verb[0], tmp_path / "empty", *verb[1:])
+        assert code == 1 and "image" in err and "fix:" in err
+
+
+def test_a_killed_run_is_not_said_to_be_running(plan: Callable[..., Run]) -> None:
+    run = plan()
+    run.set_state("running")
+    assert run.status == "interrupted"
+    with run.locked():
+        assert run.status == "running"

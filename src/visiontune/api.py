@@ -58,10 +58,11 @@ def train(
     (`{"lora.rank": 8}`) change its fields. Raises VisiontuneError.
     """
     from visiontune.machine import hardware
-    from visiontune.recipe import read_fragment
+    from visiontune.models.load import is_tiny, read_config
+    from visiontune.recipe import check_names, fragment_names, read_fragment
     from visiontune.run import Run
     from visiontune.training.loop import train_run
-    from visiontune.training.plan import derive, plan_run
+    from visiontune.training.plan import derive, plan_run, refuse_taken
     from visiontune.training.ranks import Ranks
 
     run = Run(out)
@@ -71,9 +72,16 @@ def train(
     machine = hardware(device)
     ranks = Ranks(machine.device)
     if ranks.is_first:
-        datasets = [_dataset(source, run.path / "data" / Path(source).name, limit) for source in data]
-        if not datasets:
+        # What can be known to be wrong at once is said before hours are spent on preparing data.
+        if not data:
             raise DataError("No data were given.", fix="visiontune train DATA --model NAME --out RUN")
+        check_names([*changes, *fragment_names(fragment)])
+        refuse_taken(run)
+        if not is_tiny(model):
+            read_config(model)
+        names = [Path(s).name if len(data) == 1 else f"{i}-{Path(s).name}" for i, s in enumerate(data)]
+        sources = zip(data, names, strict=True)
+        datasets = [_dataset(source, run.path / "data" / name, limit) for source, name in sources]
         shares = list(weights) if weights is not None else [None] * len(datasets)
         if len(shares) != len(datasets):
             raise DataError(

@@ -91,7 +91,7 @@ def train(
     *data: Path,
     model: str,
     out: Path,
-    weights: Annotated[tuple[float, ...] | None, Parameter(help="share of the draws of each dataset")] = None,
+    weights: Annotated[str | None, Parameter(help="share of the draws of each dataset, as 2,1")] = None,
     recipe: Annotated[
         Path | None, Parameter(help="YAML file, whole or partial, that changes the derived recipe")
     ] = None,
@@ -113,12 +113,20 @@ def train(
     out
         the new run folder
     """
+    shares = None if weights is None else _shares(weights)
     overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
     return _run_answer(
         visiontune.train(
-            *data, model=model, out=out, weights=weights, recipe=recipe, epochs=epochs, limit=limit, overrides=overrides
+            *data, model=model, out=out, weights=shares, recipe=recipe, epochs=epochs, limit=limit, overrides=overrides
         )
     )
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"'{text}' is no list of numbers.", where="--weights", fix="--weights 2,1") from error
 
 
 @app.command

@@ -1,5 +1,6 @@
 """Recipe: every choice of a run. Typed, frozen, unknown fields refused; saved with the run, enough to run it again."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,16 +153,13 @@ class Recipe(Section):
 
     def changed(self, overrides: dict[str, Any]) -> "Recipe":
         """A recipe with some fields changed, each named `section.field`; raises RecipeError for an unknown one."""
+        check_names(overrides)
         values = self.model_dump(mode="json")
         for name, value in overrides.items():
             *sections, field = name.split(".")
             place: Any = values
             for section in sections:
-                place = place[section] if isinstance(place, dict) and section in place else None
-            parent_is_free = sections in (["parts"], ["optimizer", "part_learning_rates"])
-            known = isinstance(place, dict) and (field in place or parent_is_free)
-            if not known or sections == ["why"] or name in ("why", "schema_version"):
-                raise RecipeError(f"There is no recipe field '{name}'.", fix=f"fields: {', '.join(field_names())}")
+                place = place[section]
             place[field] = value
             values["why"][name] = "set by hand"
         return parse(values, "the command line")
@@ -191,6 +189,20 @@ def field_names() -> list[str]:
         elif name not in ("why", "schema_version"):
             names.append(name)
     return names
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise RecipeError for a name, as `section.field`, that is no field of a recipe."""
+    known = field_names()
+    for name in names:
+        section, _, field = name.rpartition(".")
+        if name not in known and not (field and section in ("parts", "optimizer.part_learning_rates")):
+            raise RecipeError(f"There is no recipe field '{name}'.", fix=f"fields: {', '.join(known)}")
+
+
+def fragment_names(fragment: dict[str, Any]) -> list[str]:
+    """The fields that a (partial) recipe file sets, as `section.field`."""
+    return [name for name, _ in _leaves(fragment)]
 
 
 def reference() -> str:

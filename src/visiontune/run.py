@@ -15,7 +15,7 @@ from visiontune.recipe import Recipe, load
 
 LOCK_PATIENCE_SECONDS = 1.0
 
-Status = Literal["planned", "running", "paused", "finished", "failed"]
+Status = Literal["planned", "running", "interrupted", "paused", "finished", "failed"]
 
 
 class Run:
@@ -83,7 +83,16 @@ class Run:
 
     @property
     def status(self) -> Status:
-        return self.state["status"]
+        """What the run is doing. One that says it is running while nobody holds its folder was interrupted."""
+        status: Status = self.state["status"]
+        return "interrupted" if status == "running" and not self._is_held() else status
+
+    def _is_held(self) -> bool:
+        with (self.path / "lock").open("a") as file:
+            if not _try_lock(file):
+                return True
+            fcntl.flock(file, fcntl.LOCK_UN)
+            return False
 
     def set_state(self, status: Status, **facts: Any) -> None:
         """Change the status, and keep or change the facts beside it."""

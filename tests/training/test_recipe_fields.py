@@ -302,3 +302,12 @@ def test_epochs_and_limit_decide_the_steps(digits: Dataset, tiny_checkpoint: Pat
 
     assert steps(epochs=4) == pytest.approx(2 * steps(epochs=2), abs=1)
     assert steps(limit=40) < steps()
+
+
+def test_buffers_keep_float32_in_a_run_of_lower_precision(plan: Plan) -> None:
+    from visiontune.training.model import load_base
+
+    run = plan("bf16", {"machine.precision": "bf16"})
+    network = load_base(run, run.recipe, torch.device("cpu")).network
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in network.buffers() if b.is_floating_point()} == {torch.float32}

@@ -258,7 +258,14 @@ def load(folder: str, revision: str | None, data: Data) -> SmolVLMAdapter:
 
 
 def build_tiny(
-    folder: Path, texts: Sequence[str], seed: int, *, image_size: int = 32, width: int = 96, layers: int = 3, patches_per_side: int = 8
+    folder: Path,
+    texts: Sequence[str],
+    seed: int,
+    *,
+    image_size: int = 32,
+    width: int = 96,
+    layers: int = 3,
+    patches_per_side: int = 8,
 ) -> None:
     """Write a small SmolVLM with random weights to `folder`: the real classes, a tokenizer trained on `texts`.
 

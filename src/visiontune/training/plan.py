@@ -203,14 +203,19 @@ def _tokens(gigabytes: float, machine: Hardware) -> int:
     return int(min(32768, max(2048, gigabytes * 256)))
 
 
-def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
-    """Write a new run folder: the recipe, and the tiny model where one was asked for. Raises RunError if one stands."""
+def refuse_taken(run: Run) -> None:
+    """Raise RunError if the folder holds a run already."""
     if run.recipe_path.exists():
         raise RunError(
             "This folder holds a run already.",
             where=str(run.path),
             fix=f"`visiontune resume {run.path}` continues it; or choose another --out",
         )
+
+
+def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
+    """Write a new run folder: the recipe, and the tiny model where one was asked for. Raises RunError if one stands."""
+    refuse_taken(run)
     run.path.mkdir(parents=True, exist_ok=True)
     if is_tiny(recipe.model.name):
         facts = data_facts(datasets, recipe.data.limit)
