@@ -44,7 +44,10 @@ class Data(Section):
 
     datasets: tuple[DatasetUse, ...] = Field(min_length=1, description="the datasets, in order")
     prompt: str = Field(min_length=1, description="the question asked about each sample that brings none of its own")
-    limit: Count | None = Field(default=None, description="train on the first N rows of each split only")
+    limit: Count | None = Field(
+        default=None,
+        description="train on the first N rows of each dataset only; as many of each split serve the receipts",
+    )
     image_longest_edge: Count = Field(description="pixels to which the longer side is resized before tiling")
     image_splitting: bool = Field(description="cut large images into tiles beside the overview")
     max_tokens: Count = Field(

@@ -178,7 +178,7 @@ def test_the_first_generation_trains_through_the_same_adapter(
     processor = Idefics3Processor(
         Idefics3ImageProcessorPil(size=tile, max_image_size=tile),
         second.encoder.tokenizer,
-        image_seq_len=16,
+        image_seq_len=4,
         chat_template=second.encoder.processor.chat_template,
     )
     network.save_pretrained(tmp_path / "first")

@@ -311,3 +311,11 @@ def test_buffers_keep_float32_in_a_run_of_lower_precision(plan: Plan) -> None:
     network = load_base(run, run.recipe, torch.device("cpu")).network
     assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in network.buffers() if b.is_floating_point()} == {torch.float32}
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_the_step_and_the_fix(plan: Plan) -> None:
+    from visiontune.errors import RunError
+
+    with pytest.raises(RunError, match=r"The loss of step \d+ is") as caught:
+        train_run(plan("diverged", {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": None}))
+    assert "learning_rate" in (caught.value.fix or "")

@@ -107,6 +107,7 @@ class ModelAdapter(ABC):
     """
 
     family: str
+    terms: tuple[str, ...]  # the names of the loss terms, the same for every batch
     network: torch.nn.Module
     peft: "PeftModel | None" = None
     encoder: Encoder

@@ -195,6 +195,7 @@ class SmolVLMAdapter(ModelAdapter):
     """SmolVLM for the training loop."""
 
     family = "smolvlm"
+    terms = ("text",)
     parts = PARTS
 
     def __init__(self, network: Any, processor: Any, data: Data) -> None:
@@ -265,7 +266,7 @@ def build_tiny(
     image_size: int = 32,
     width: int = 96,
     layers: int = 3,
-    patches_per_side: int = 8,
+    patches_per_side: int = 4,
 ) -> None:
     """Write a small SmolVLM with random weights to `folder`: the real classes, a tokenizer trained on `texts`.
 

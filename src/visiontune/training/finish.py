@@ -1,9 +1,8 @@
 """The end of a run: the receipts that need it, and the evaluation of the best checkpoint."""
 
-import torch
-
 from visiontune.errors import ReceiptError
 from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, trained_tensors
+from visiontune.progress import progress
 from visiontune.training import checkpoint, receipts
 from visiontune.training.batches import promised
 from visiontune.training.evaluate import evaluate_split
@@ -28,8 +27,10 @@ def finish(session: Session) -> None:
     best = at.best_step or at.step
     checkpoint.put_tensors(session.module, checkpoint.load(run, best, with_optimizer=False).trained)
     held_out = receipts.held_out(session.datasets, recipe.data.limit)
-    true = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book)
-    others = receipts.sample_losses(adapter, receipts.exchanged(held_out), recipe, ranks.device, book)
+    exchanged = receipts.exchanged(held_out)
+    with progress("images exchanged", 2 * len(held_out), "samples", show=ranks.is_first) as advance:
+        true = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book, advance)
+        others = receipts.sample_losses(adapter, exchanged, recipe, ranks.device, book, advance)
     book.add(receipt := receipts.image_matters(true, others))
     failed += [receipt.name] if receipt.status == "failed" else []
     if sum(dataset.count("validation") for dataset in session.datasets):
@@ -65,6 +66,4 @@ def _moved_receipt(session: Session) -> receipts.Receipt:
 
 
 def _memory_receipt(session: Session) -> receipts.Receipt:
-    device = session.ranks.device.type
-    measured = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return receipts.memory(device, session.predicted_bytes, measured)
+    return receipts.memory(session.ranks.device.type, session.predicted_bytes, session.peak_bytes or None)

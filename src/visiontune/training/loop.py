@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 
 from visiontune.data.order import key
@@ -21,7 +22,7 @@ from visiontune.models.parts import set_training_mode, trained_tensors
 from visiontune.progress import note, progress, warn
 from visiontune.recipe import Recipe
 from visiontune.run import Run
-from visiontune.training import checkpoint, receipts
+from visiontune.training import checkpoint, memory, receipts
 from visiontune.training import optimizer as optimizers
 from visiontune.training.batches import load_steps, plan_steps
 from visiontune.training.evaluate import closed_labels, predict_split
@@ -77,8 +78,6 @@ def _run_steps(session: Session, pauses: PauseRequests) -> None:
         plan, session.reading, rank=session.ranks.rank, ranks=session.ranks.count, workers=recipe.machine.workers
     )
     log = session.run.open_metrics() if session.ranks.is_first else None
-    if session.ranks.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     first_of_attempt = True
     finished = time.perf_counter()
     shown = progress("training", recipe.schedule.steps, "steps", show=session.ranks.is_first)
@@ -114,8 +113,9 @@ def _after_step(session: Session, pauses: PauseRequests, log: Any) -> None:
     pausing = session.ranks.any(pauses.asked())
     if evaluated or pausing or at.step % recipe.checkpoints.every == 0:
         _save(session)
-    if pausing and not (last or at.stopped_early):
+    if pausing:
         pauses.clear()
+    if pausing and not (last or at.stopped_early):
         raise PausedError(
             f"Paused at step {at.step} of {recipe.schedule.steps}.",
             where=str(session.run.checkpoint_path(at.step)),
@@ -128,11 +128,13 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
     recipe, at, ranks = session.recipe, session.progress, session.ranks
     for _, batch in batches:
         receipts.check_placeholders(session.book, batch)
-    terms = sorted({term for _, batch in batches for term in batch.weights} | {"text"})
-    counts = [float(sum(batch.weights.get(term, 0) for _, batch in batches)) for term in terms]
-    sizes = [float(sum(n)) for n in zip(*((len(b.ids), b.tokens, b.padded_tokens) for _, b in batches), strict=True)]
-    *totals, samples, tokens, padded = ranks.total([*counts, *(sizes or [0.0, 0.0, 0.0])])
+    terms = session.adapter.terms
+    counts = [float(sum(batch.weights[term] for _, batch in batches)) for term in terms]
+    sizes = np.array([(len(b.ids), b.tokens, b.padded_tokens) for _, b in batches], dtype=np.float64).reshape(-1, 3)
+    *totals, samples, tokens, padded = ranks.total([*counts, *sizes.sum(axis=0).tolist()])
     weights = dict(zip(terms, totals, strict=True))
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # evaluations between the steps do not count
     loss = _gradients(session, step, batches, weights)
     started = time.perf_counter()
     ranks.sum_gradients(p for group in session.optimizer.param_groups for p in group["params"])
@@ -141,13 +143,16 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
     norm = _update(session, step)
     _synchronise(ranks.device)
     session.seconds["optimizer"] = time.perf_counter() - started
-    if not math.isfinite(loss):
+    overflowed = not math.isfinite(norm) and recipe.machine.precision != "fp16"  # where the scaler skips such a step
+    if not math.isfinite(loss) or overflowed:
         raise RunError(
-            f"The loss of step {step + 1} is {loss}.",
+            f"The loss of step {step + 1} is {loss}, its gradient has norm {norm}.",
             where=", ".join(batch.ids[0] for _, batch in batches),
             fix="lower optimizer.learning_rate, or use --machine.precision bf16 or fp32; the last checkpoint is sound",
         )
     _count(session, batches)
+    peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
+    session.peak_bytes = max(peak or 0, session.peak_bytes)
     return {
         "kind": "step",
         "step": at.step,
@@ -158,7 +163,7 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
         "target_tokens": int(sum(weights.values())),
         "tokens": int(tokens),
         "padding": round(1 - tokens / padded, 4),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None,
+        "peak_memory_bytes": peak,
     }
 
 
@@ -171,7 +176,9 @@ def _gradients(session: Session, step: int, batches: list[tuple[int, Batch]], we
         loss = 0.0
         try:
             loss = _forward_backward(session, step, batches, weights)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not memory.ran_out(error):
+                raise
             ran_out = True
         if not ranks.any(ran_out):
             return ranks.total([loss])[0]

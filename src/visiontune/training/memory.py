@@ -1,10 +1,19 @@
-"""How much memory a training step will take, worked out before the first one."""
+"""Memory of a training step: how much it will take, worked out before the first one, and whether it ran out."""
 
 import torch
 
 from visiontune.models.adapter import Batch, ModelAdapter
 from visiontune.recipe import Machine
 from visiontune.training.precision import autocast
+
+# What the CPU allocator and the MPS backend of torch say in a RuntimeError.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory")
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether torch says that a device's memory is used up; only CUDA has an exception of its own for it."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in OUT_OF_MEMORY)
 
 
 def predicted_peak(adapter: ModelAdapter, largest: Batch, machine: Machine, device: torch.device) -> int:

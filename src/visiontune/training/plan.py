@@ -18,6 +18,8 @@ from visiontune.run import Run
 
 LABELS_IN_PROMPT = 40
 TINY_TEXTS = 20_000
+TINY_STEPS = 1500
+TINY_EPOCHS_AT_MOST = 60.0
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def derive(
     n = facts.train_rows
     samples = choose("batch.samples", next(b for b in (4, 8, 16, 32) if b == 32 or n < 24 * b), f"{n} training samples")
     if epochs is None:
-        epochs = 16.0 if tiny else 3.0
-        why["schedule.steps"] = f"{epochs:g} epochs: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
+        epochs = min(TINY_EPOCHS_AT_MOST, max(3.0, TINY_STEPS * samples / n)) if tiny else 3.0
+        why["schedule.steps"] = f"{epochs:.3g} epochs: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
     else:
         why["schedule.steps"] = f"{epochs:g} epochs, as asked"
     steps = max(1, -(-round(epochs * n) // samples))
@@ -136,7 +138,7 @@ def derive(
                 "random weights of a small model" if tiny else "usual for LoRA on pretrained weights",
             ),
             "weight_decay": choose(
-                "optimizer.weight_decay", 0.1 if tiny else 0.01, "every weight learns" if tiny else "usual for LoRA"
+                "optimizer.weight_decay", 0.3 if tiny else 0.01, "every weight learns" if tiny else "usual for LoRA"
             ),
         },
         "schedule": {"steps": steps},

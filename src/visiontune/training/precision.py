@@ -16,4 +16,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 def loss_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:  # pyright: ignore[reportPrivateImportUsage]
     """The scaler that keeps fp16 gradients from vanishing; it does nothing for the other precisions."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16", init_scale=2.0**14)  # pyright: ignore[reportPrivateImportUsage]
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16", init_scale=2.0**14)  # pyright: ignore[reportPrivateImportUsage]
+    scaler.scale(
+        torch.zeros((), device=device)
+    )  # makes its scale now: a rank may have nothing to scale in the first step
+    return scaler

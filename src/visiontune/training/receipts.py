@@ -17,6 +17,7 @@ from visiontune.errors import ReceiptError
 from visiontune.files import write_json
 from visiontune.models.adapter import Batch, ModelAdapter
 from visiontune.models.parts import Part, PartSummary, part_of, tensors_sha256
+from visiontune.progress import Advance
 from visiontune.recipe import PartState, Recipe
 from visiontune.run import Run
 from visiontune.training.batches import Reading, SampleRef
@@ -130,7 +131,12 @@ def exchanged(samples: Sequence[Sample]) -> list[Sample]:
 
 @torch.no_grad()
 def sample_losses(
-    adapter: ModelAdapter, samples: Sequence[Sample], recipe: Recipe, device: torch.device, book: ReceiptBook
+    adapter: ModelAdapter,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    device: torch.device,
+    book: ReceiptBook,
+    advance: Advance | None = None,
 ) -> np.ndarray:
     """The mean loss a target of each sample; shape (samples,), float64. Raises ReceiptError as `check_placeholders`."""
     adapter.trained_module.eval()
@@ -140,6 +146,8 @@ def sample_losses(
         check_placeholders(book, batch)
         with autocast(device, recipe.machine.precision):
             sums = adapter.losses(batch.to(device))
+        if advance:
+            advance(1)
         losses.append(sum(float(value.sum()) / max(1, batch.weights[term]) for term, value in sums.items()))
     return np.array(losses)
 

@@ -21,7 +21,7 @@ from visiontune.training import checkpoint, receipts
 from visiontune.training import optimizer as optimizers
 from visiontune.training.batches import Reading, plan_window
 from visiontune.training.checkpoint import Progress
-from visiontune.training.memory import predicted_peak
+from visiontune.training.memory import predicted_peak, ran_out
 from visiontune.training.model import adapt, load_base, open_datasets
 from visiontune.training.precision import loss_scaler
 from visiontune.training.ranks import Ranks
@@ -48,6 +48,7 @@ class Session:
     attempt: int
     start: dict[str, Any]
     predicted_bytes: int = 0
+    peak_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -157,7 +158,9 @@ def _check_before_first_step(session: Session) -> None:
         batch = session.reading.batch(largest.samples)
         receipts.check_placeholders(session.book, batch)
         session.predicted_bytes = predicted_peak(adapter, batch, recipe.machine, session.ranks.device)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         torch.cuda.empty_cache()  # the first step will say so, and cut finer
     if session.ranks.is_first and len(steps[0]) < session.ranks.count:
         warn(
