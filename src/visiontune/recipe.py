@@ -50,6 +50,9 @@ class Data(Section):
     )
     image_longest_edge: Count = Field(description="pixels to which the longer side is resized before tiling")
     image_splitting: bool = Field(description="cut large images into tiles beside the overview")
+    augment: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="strength of shifts, turns and scaling of training images, 0 to 1; never mirrored"
+    )
     max_tokens: Count = Field(
         description="longest sequence; longer answers are shortened and counted, images never cut"
     )

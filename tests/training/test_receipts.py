@@ -70,8 +70,8 @@ def encode_with(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], dict[st
 
     original = SmolVLMEncoder.encode
 
-    def encode(self: SmolVLMEncoder, sample: Any, *, with_answer: bool = True) -> Any:
-        encoded = original(self, sample, with_answer=with_answer)
+    def encode(self: SmolVLMEncoder, sample: Any, **options: Any) -> Any:
+        encoded = original(self, sample, **options)
         return replace(encoded, **change(encoded))
 
     monkeypatch.setattr(SmolVLMEncoder, "encode", encode)

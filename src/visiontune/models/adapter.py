@@ -75,8 +75,11 @@ class Encoder(ABC):
     """Turns samples into tensors with the model's own processor. Holds no weights, so that workers can carry it."""
 
     @abstractmethod
-    def encode(self, sample: Sample, *, with_answer: bool = True) -> Encoded:
-        """One sample as tensors; without its answer, as the model sees it when it is asked. Raises DataError."""
+    def encode(self, sample: Sample, *, with_answer: bool = True, augmentation: int | None = None) -> Encoded:
+        """One sample as tensors; without its answer, as the model sees it when it is asked. Raises DataError.
+
+        `augmentation` is the number that decides how the images are augmented (`data.augment`); None: not at all.
+        """
 
     @abstractmethod
     def lengths(self, index: Index) -> NDArray[np.int64]:

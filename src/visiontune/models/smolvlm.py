@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from visiontune.data.augment import augmented
 from visiontune.data.dataset import Index
 from visiontune.data.images import decode
 from visiontune.data.sample import Sample
@@ -44,11 +45,13 @@ class SmolVLMEncoder(Encoder):
         self.end_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.end_of_utterance_token)
         self._tokenised: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
-    def encode(self, sample: Sample, *, with_answer: bool = True) -> Encoded:
+    def encode(self, sample: Sample, *, with_answer: bool = True, augmentation: int | None = None) -> Encoded:
         pixel_values = pixel_mask = None
         layout: tuple[tuple[int, int], ...] = ()
         if sample.seen.files:
             images = [decode(file.data) for file in sample.seen.files]
+            if augmentation is not None and self.data.augment:
+                images = [augmented(image, self.data.augment, augmentation) for image in images]
             seen = self.processor.image_processor(
                 images=[images], return_row_col_info=True, return_tensors="pt", input_data_format="channels_last"
             )

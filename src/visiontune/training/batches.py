@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from visiontune.data.augment import augmentation_key
 from visiontune.data.dataset import Dataset
 from visiontune.data.order import Draws, Order, key, permute
 from visiontune.errors import VisiontuneError
@@ -122,17 +123,25 @@ class _Work:
 
 @dataclass(frozen=True)
 class Reading:
-    """How samples become batches: from which split, with their answers (to learn) or without (to be asked)."""
+    """How samples become batches: from which split, with their answers (to learn) or without (to be asked).
+
+    With a seed, images are augmented, the same sample otherwise in each epoch.
+    """
 
     datasets: Sequence[Dataset]
     encoder: Encoder
     split: str = "train"
     with_answer: bool = True
+    augment_seed: int | None = None
 
     def batch(self, refs: Sequence[SampleRef]) -> Batch:
         """The samples as one batch; padded on the left when they are to be answered. Raises DataError."""
-        samples = [self.datasets[dataset].sample(self.split, index) for dataset, index, _ in refs]
-        encoded = [self.encoder.encode(sample, with_answer=self.with_answer) for sample in samples]
+        encoded = []
+        for dataset, index, epoch in refs:
+            sample = self.datasets[dataset].sample(self.split, index)
+            seed = self.augment_seed
+            number = None if seed is None else augmentation_key(seed, sample.id, epoch)
+            encoded.append(self.encoder.encode(sample, with_answer=self.with_answer, augmentation=number))
         batch = self.encoder.collate(encoded, pad_left=not self.with_answer)
         batch.origins = list(refs)
         return batch

@@ -267,7 +267,7 @@ def _evaluate(session: Session, log: Any) -> None:
     if value is not None:
         better = at.best_value is None or value > at.best_value
         at.evaluations_without_better = 0 if better else at.evaluations_without_better + 1
-        if better:
+        if at.best_value is None or value >= at.best_value:  # of equals the later one, which has learned longer
             at.best_value, at.best_step = value, at.step
         patience = recipe.evaluation.patience
         at.stopped_early = patience is not None and at.evaluations_without_better >= patience

@@ -18,7 +18,7 @@ from visiontune.run import Run
 
 LABELS_IN_PROMPT = 40
 TINY_TEXTS = 20_000
-TINY_STEPS = 1500
+TINY_STEPS = 1200
 TINY_EPOCHS_AT_MOST = 60.0
 
 
@@ -122,6 +122,11 @@ def derive(
                 "data.image_splitting",
                 splitting,
                 "large images are cut into tiles" if splitting else "one tile an image is enough for these images",
+            ),
+            "augment": choose(
+                "data.augment",
+                0.5 if tiny else 0.0,
+                "a vision encoder that starts from nothing sees few images" if tiny else "the vision encoder is frozen",
             ),
             "max_tokens": choose("data.max_tokens", 2048, "the room that images and answers share"),
         },

@@ -57,7 +57,7 @@ class Session:
 
     @property
     def reading(self) -> Reading:
-        return Reading(self.datasets, self.adapter.encoder)
+        return Reading(self.datasets, self.adapter.encoder, augment_seed=self.recipe.seed)
 
 
 def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
