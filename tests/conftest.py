@@ -78,9 +78,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from visiontune.models.smolvlm import build_tiny
 
     folder = tmp_path_factory.mktemp("checkpoint")
-    build_tiny(
-        folder, ["Which digit is this? Answer with its name.", *"0123456789"], 1, width=64, layers=2, dropout=0.0
-    )
+    build_tiny(folder, ["Which digit is this? Answer with its name.", *"0123456789"], 1, width=64, layers=2)
     return folder
 
 
