@@ -105,3 +105,9 @@ def recipe_of(digits: Dataset, tiny_checkpoint: Path) -> Recipe:
     from visiontune.training.plan import derive
 
     return derive([digits], [None], str(tiny_checkpoint), hardware("cpu")).changed(QUICK)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no process is left with one at the end."""
+    longest = ("test_demo.py", "test_documentation.py", "test_receipts.py", "test_resume.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

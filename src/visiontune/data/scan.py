@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from visiontune.data.formats.rows import SourceRow
 from visiontune.data.images import decode_with_facts
 from visiontune.data.near_duplicates import perceptual_hash
-from visiontune.data.workers import cores, parallel
+from visiontune.data.workers import parallel
 from visiontune.errors import DataError
 from visiontune.files import written_whole
+from visiontune.machine import cores
 from visiontune.progress import progress
 
 SCAN_VERSION = 1

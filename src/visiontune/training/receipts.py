@@ -25,7 +25,7 @@ from visiontune.training.checkpoint import Progress
 from visiontune.training.precision import autocast
 
 NAMES = ("supervised", "placeholders", "image matters", "frozen stayed frozen", "trained moved", "seen", "memory")
-HELD_OUT_AT_LEAST, HELD_OUT_AT_MOST = 64, 256
+HELD_OUT_AT_LEAST, HELD_OUT_AT_MOST = 64, 128
 RESAMPLES = 2000
 RISE_NEEDED = 0.01
 MEMORY_TOLERANCE = 0.10
@@ -153,7 +153,7 @@ def sample_losses(
 
 
 def held_out(datasets: Sequence[Dataset], limit: int | None = None) -> list[Sample]:
-    """Validation, then test samples that have an image; at most `limit` of each split and dataset, 256 in all."""
+    """Validation, then test samples that have an image; at most `limit` of each split and dataset, 128 in all."""
     found: list[Sample] = []
     for split in ("validation", "test"):
         for dataset in datasets:
