@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -161,3 +162,17 @@ def test_reading_a_long_log_takes_no_time_worth_naming(tmp_path: Path) -> None:
     start = time.process_time()
     assert len(Run(tmp_path).metrics("step")) == 20_000
     assert time.process_time() - start < 5
+
+
+def test_a_folder_is_free_at_once_though_a_forked_worker_still_has_the_lock_file_open(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.locked():
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+        worker.start()
+    started = time.monotonic()
+    try:
+        with run.locked():
+            assert time.monotonic() - started < 0.5
+    finally:
+        worker.kill()
+        worker.join()

@@ -73,6 +73,13 @@ def test_a_run_paused_after_every_few_steps_is_the_same_run(plan: Plan, straight
     assert_same_run(finish(run), straight)
 
 
+def test_dropout_follows_from_the_run_and_not_from_what_the_process_drew_before(plan: Plan, straight: Run) -> None:
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    assert_same_run(train_run(plan("elsewhere", DROPOUT)), straight)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_ctrl_c_and_sigterm_checkpoint_and_pause(plan: Plan, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plan("signalled", DROPOUT)
     from visiontune.training import loop
