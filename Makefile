@@ -22,7 +22,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest -m "not hub" -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal
 
 bench: install
 	for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -46,7 +46,7 @@ class Data(Section):
     prompt: str = Field(min_length=1, description="the question asked about each sample that brings none of its own")
     limit: Count | None = Field(
         default=None,
-        description="train on the first N rows of each dataset only; as many of each split serve the receipts",
+        description="use the first N rows of each split of each dataset only",
     )
     image_longest_edge: Count = Field(description="pixels to which the longer side is resized before tiling")
     image_splitting: bool = Field(description="cut large images into tiles beside the overview")

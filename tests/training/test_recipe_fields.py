@@ -124,6 +124,8 @@ def test_datasets_and_weights_decide_what_is_drawn(digits: Dataset, tiny_checkpo
     train_run(run)
     seen = next(r for r in run.receipts if r["name"] == "seen")
     assert seen["status"] == "passed" and seen["numbers"]["seen"] == {"0": 48, "1": 16}
+    scores = run.read_json("evaluations/validation/metrics.json")
+    assert scores is not None and scores["n"] == 24  # data.limit rows of each
 
 
 def test_a_weight_for_one_dataset_only_is_refused(recipe_of: Recipe) -> None:

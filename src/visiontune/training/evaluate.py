@@ -38,10 +38,15 @@ def predict_split(
     ranks: Ranks,
     *,
     limit: int | None = None,
+    rows: int | None = None,
     show: bool = False,
 ) -> list[Prediction]:
-    """Answers to the first `limit` samples of a split (all datasets in turn), on every rank, in the split's order."""
-    refs = [(d, i, 0) for d, dataset in enumerate(datasets) for i in range(dataset.count(split))][:limit]
+    """Answers to a split on every rank, dataset by dataset, in the order of their rows.
+
+    `limit` takes so many samples, first rows first, from all datasets in turn; `rows` takes the first rows of each.
+    """
+    counts = [min(dataset.count(split), rows or dataset.count(split)) for dataset in datasets]
+    refs = [(d, i, 0) for i in range(max(counts)) for d, count in enumerate(counts) if i < count][:limit]
     indexes = [dataset.index(split) for dataset in datasets]
     lengths = [adapter.encoder.lengths(index) for index in indexes]
     longest_first = sorted(refs, key=lambda ref: (-lengths[ref[0]][ref[1]], ref))
@@ -75,11 +80,11 @@ def predict_split(
 
 def evaluate_split(
     run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, ranks: Ranks, step: int,
-    *, limit: int | None = None,
+    *, limit: int | None = None, rows: int | None = None,
 ) -> TextScores:  # fmt: skip
     """Answer a split, score the answers, and write evaluations/SPLIT/{metrics.json, predictions.jsonl}."""
     started = time.monotonic()
-    predictions = predict_split(adapter, datasets, split, recipe, ranks, limit=limit, show=True)
+    predictions = predict_split(adapter, datasets, split, recipe, ranks, limit=limit, rows=rows, show=True)
     scores = score_texts(predictions, closed_labels(datasets))
     if ranks.is_first:
         folder = run.path / "evaluations" / split

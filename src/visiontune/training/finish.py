@@ -27,14 +27,18 @@ def finish(session: Session) -> None:
     best = at.best_step or at.step
     checkpoint.put_tensors(session.module, checkpoint.load(run, best, with_optimizer=False).trained)
     held_out = receipts.held_out(session.datasets, recipe.data.limit)
-    exchanged = receipts.exchanged(held_out)
-    with progress("images exchanged", 2 * len(held_out), "samples", show=ranks.is_first) as advance:
-        true = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book, advance)
-        others = receipts.sample_losses(adapter, exchanged, recipe, ranks.device, book, advance)
-    book.add(receipt := receipts.image_matters(true, others))
+    if len(held_out) < receipts.HELD_OUT_AT_LEAST:
+        receipt = receipts.too_few_held_out(len(held_out))
+    else:
+        exchanged = receipts.exchanged(held_out)
+        with progress("images exchanged", 2 * len(held_out), "samples", show=ranks.is_first) as advance:
+            true = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book, advance)
+            others = receipts.sample_losses(adapter, exchanged, recipe, ranks.device, book, advance)
+        receipt = receipts.image_matters(true, others)
+    book.add(receipt)
     failed += [receipt.name] if receipt.status == "failed" else []
     if sum(dataset.count("validation") for dataset in session.datasets):
-        evaluate_split(run, adapter, session.datasets, "validation", recipe, ranks, best)
+        evaluate_split(run, adapter, session.datasets, "validation", recipe, ranks, best, rows=recipe.data.limit)
     if failed:
         reasons = "; ".join(f"{name}: {book.receipts[name].reason}" for name in failed)
         raise ReceiptError(

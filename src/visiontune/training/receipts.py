@@ -163,6 +163,12 @@ def held_out(datasets: Sequence[Dataset], limit: int | None = None) -> list[Samp
     return found
 
 
+def too_few_held_out(n: int) -> Receipt:
+    """The receipt where `n` samples are too few to tell."""
+    reason = f"{HELD_OUT_AT_LEAST} held-out samples with an image are needed; there are {n}"
+    return Receipt("image matters", "not applicable", reason, {"n": n})
+
+
 def image_matters(true: np.ndarray, with_others: np.ndarray) -> Receipt:
     """Whether the loss rises when samples exchange their images; both of shape (samples,).
 
@@ -172,8 +178,7 @@ def image_matters(true: np.ndarray, with_others: np.ndarray) -> Receipt:
     """
     n = len(true)
     if n < HELD_OUT_AT_LEAST:
-        reason = f"{HELD_OUT_AT_LEAST} held-out samples with an image are needed; there are {n}"
-        return Receipt("image matters", "not applicable", reason, {"n": n})
+        return too_few_held_out(n)
     rise = with_others - true
     means = np.random.default_rng(0).choice(rise, (RESAMPLES, n)).mean(axis=1)
     low, high = (float(end) for end in np.quantile(means, [0.025, 0.975]))
