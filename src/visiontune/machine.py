@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import resource
 import shutil
 import sys
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ class Hardware:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def process_peak_bytes() -> int:
+    """The most memory this process has held so far, libraries and data included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, kilobytes on Linux
 
 
 def available_devices() -> list[Device]:

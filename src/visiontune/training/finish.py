@@ -70,4 +70,4 @@ def _moved_receipt(session: Session) -> receipts.Receipt:
 
 
 def _memory_receipt(session: Session) -> receipts.Receipt:
-    return receipts.memory(session.ranks.device.type, session.predicted_bytes, session.peak_bytes or None)
+    return receipts.memory(session.ranks.device.type, session.predicted_bytes, session.peak_bytes)

@@ -15,7 +15,7 @@ import torch
 from visiontune.data.order import key
 from visiontune.errors import MachineError, PausedError, RunError
 from visiontune.files import write_json
-from visiontune.machine import hardware
+from visiontune.machine import hardware, process_peak_bytes
 from visiontune.metrics.text import score_texts
 from visiontune.models.adapter import Batch
 from visiontune.models.parts import set_training_mode, trained_tensors
@@ -151,8 +151,8 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
             fix="lower optimizer.learning_rate, or use --machine.precision bf16 or fp32; the last checkpoint is sound",
         )
     _count(session, batches)
-    peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
-    session.peak_bytes = max(peak or 0, session.peak_bytes)
+    peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else process_peak_bytes()
+    session.peak_bytes = max(peak, session.peak_bytes)
     return {
         "kind": "step",
         "step": at.step,

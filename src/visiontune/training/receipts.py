@@ -281,11 +281,14 @@ def seen(promised: tuple[Mapping[int, int], int], progress: Progress) -> Receipt
 # memory
 
 
-def memory(device: str, predicted: int, measured: int | None) -> Receipt:
+def memory(device: str, predicted: int, measured: int) -> Receipt:
     """The peak that was predicted before the first step against the one measured; bytes."""
     numbers = {"predicted_bytes": predicted, "measured_bytes": measured}
-    if device != "cuda" or measured is None:
-        reason = f"predicted {predicted / 2**20:,.0f} MiB; only a CUDA device reports the peak of its allocations"
+    if device != "cuda":
+        reason = (
+            f"predicted {predicted / 2**20:,.0f} MiB for the training itself; only CUDA reports the peak of that. The "
+            f"whole process, with its libraries, took {measured / 2**20:,.0f} MiB"
+        )
         return Receipt("memory", "not applicable", reason, numbers)
     off = measured / predicted - 1
     reason = f"predicted {predicted / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB ({off:+.1%})"
