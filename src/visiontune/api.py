@@ -109,12 +109,13 @@ def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
 
 
 def _trained(train_run: Any, run: Run) -> Run:
+    from visiontune.machine import is_first_process
     from visiontune.report import write_report
 
     try:
         return train_run(run)
     finally:
-        if run.recipe_path.exists():
+        if is_first_process() and run.recipe_path.exists():
             note(f"report: {write_report(run)}")
 
 

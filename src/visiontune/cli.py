@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import visiontune
 from visiontune.errors import RecipeError, VisiontuneError
+from visiontune.machine import is_first_process
 
 Device = Literal["cpu", "cuda", "mps"]
 Limit = Annotated[int | None, Parameter(help="take N samples, for a first look")]
@@ -299,7 +300,7 @@ def _run(given: list[str], as_json: bool, debug: bool) -> int:
         found = f"visiontune met an error it did not expect: {type(error).__name__}: {error}"
         _complain({"found": found, "where": None, "fix": "run again with --debug and report what it prints"}, as_json)
         return 70
-    if isinstance(answer, Answer):
+    if isinstance(answer, Answer) and is_first_process():
         print(json.dumps(answer.value, ensure_ascii=False, allow_nan=False) if as_json else answer.text)
     return 0
 

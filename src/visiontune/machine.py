@@ -35,6 +35,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def is_first_process() -> bool:
+    """Whether this is the first process of its launch, or the only one; torchrun and `accelerate launch` number them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def process_peak_bytes() -> int:
     """The most memory this process has held so far, libraries and data included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -217,9 +217,10 @@ def test_two_ranks_equal_one_with_dropout(plan: Plan) -> None:
     two = plan("two", overrides)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
-        [*launch, "-m", "visiontune", "resume", str(two.path)], capture_output=True, text=True, check=False
+        [*launch, "-m", "visiontune", "resume", str(two.path), "--json"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["status"] == "finished"  # one object, though two processes ran
     assert two.status == "finished"
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)
     a, b = last_weights(one), last_weights(two)
