@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of its launch, or the only one; torchrun and `accelerate launch` number them."""
+    """Whether this process is the first of its launch or alone; torchrun and `accelerate launch` number them."""
     return os.environ.get("RANK", "0") == "0"
 
 
