@@ -118,3 +118,12 @@ def test_image_files_lists_a_folder_in_order_and_takes_a_file_as_it_is(tmp_path,
     assert image_files(tmp_path / "b/notes.txt") == [tmp_path / "b/notes.txt"]
     with pytest.raises(DataError, match="no images"):
         image_files(tmp_path / "nowhere")
+
+
+def test_a_broken_exif_block_leaves_the_picture_readable(encode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encode(Image.new("RGB", (8, 6), "red"), "WEBP", exif=exif))
+    start = max(data.find(b"MM\0*"), data.find(b"II*\0"))
+    data[start : start + 4] = b"XXXX"  # no TIFF header: Pillow raises SyntaxError
+    assert decode(bytes(data)).size == (8, 6)

@@ -1,6 +1,7 @@
 """Encoded images read safely: what the header says, and the pixels as upright 8-bit RGB."""
 
 import io
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,8 +112,9 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    # A broken EXIF block says nothing about the pixels, which may well be fine.
-    except Exception:
+    # A broken EXIF block says nothing about the pixels, which may well be fine. Pillow's reader raises these on one;
+    # anything else makes the image unreadable, which is counted and listed.
+    except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error):
         return 1
     return value if value in range(1, 9) else 1
 
