@@ -321,3 +321,22 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_the_step_and_the_fix(pla
     with pytest.raises(RunError, match=r"The loss of step \d+ is") as caught:
         train_run(plan("diverged", {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": None}))
     assert "learning_rate" in (caught.value.fix or "")
+
+
+def test_a_gradient_that_overflows_stops_the_run_before_its_weights_are_kept(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visiontune.errors import RunError
+
+    original = loop._forward_backward
+
+    def overflow(session: Any, *rest: Any) -> float:
+        loss = original(session, *rest)
+        next(p for p in session.module.parameters() if p.grad is not None).grad.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(loop, "_forward_backward", overflow)
+    run = plan("overflow")
+    with pytest.raises(RunError, match="gradient has norm inf"):
+        train_run(run)
+    assert run.checkpoint_steps() == [] and run.status == "failed"
