@@ -50,12 +50,14 @@ def train(
     recipe: Source | None = None,
     epochs: float | None = None,
     limit: int | None = None,
+    device_profile: str | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Run:
     """Train on one or several datasets (folders that are not prepared yet are prepared inside `out`).
 
     The recipe is derived from data, model and machine; `recipe` (a YAML file, whole or partial) and then `overrides`
-    (`{"lora.rank": 8}`) change its fields. Raises VisiontuneError.
+    (`{"lora.rank": 8}`) change its fields. `device_profile` names the device that the model is for ("android-256"):
+    training then sees the very pixels and prompts that the device will. Raises VisiontuneError.
     """
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
@@ -87,7 +89,9 @@ def train(
             raise DataError(
                 f"{len(datasets)} datasets need as many weights; there are {len(shares)}.", where="--weights"
             )
-        planned = derive(datasets, shares, model, machine, ranks=ranks.count, limit=limit, epochs=epochs)
+        planned = derive(
+            datasets, shares, model, machine, ranks=ranks.count, limit=limit, epochs=epochs, profile=device_profile
+        )
         planned = planned.overlaid(fragment).changed(changes)
         plan_run(run, planned, datasets)
     ranks.wait()
@@ -192,8 +196,8 @@ def predict(
     opened = Run.open(run)
     recipe = _on_device(opened, device)
     ranks = Ranks(recipe.machine.device)
-    adapter, _ = load_trained(opened, recipe, ranks.device, step)
-    return predict_images(adapter, paths, recipe, ranks.device, prompt)
+    adapter, step = load_trained(opened, recipe, ranks.device, step)
+    return predict_images(opened, adapter, paths, recipe, ranks.device, step, prompt)
 
 
 def _on_device(run: Run, device: Device | None) -> Any:

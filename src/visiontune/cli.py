@@ -99,6 +99,9 @@ def train(
     epochs: Annotated[float | None, Parameter(help="how often each sample is seen; sets schedule.steps")] = None,
     limit: Limit = None,
     seed: Annotated[int | None, Parameter(help="seed of order, new weights and dropout")] = None,
+    device_profile: Annotated[
+        str | None, Parameter(name="--for", help="train exactly what this device will run: android-256, desktop-llama")
+    ] = None,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> Answer:
     """Train on one or several datasets, from data, model and machine alone.
@@ -118,7 +121,15 @@ def train(
     overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
     return _run_answer(
         visiontune.train(
-            *data, model=model, out=out, weights=shares, recipe=recipe, epochs=epochs, limit=limit, overrides=overrides
+            *data,
+            model=model,
+            out=out,
+            weights=shares,
+            recipe=recipe,
+            epochs=epochs,
+            limit=limit,
+            device_profile=device_profile,
+            overrides=overrides,
         )
     )
 

@@ -48,6 +48,12 @@ class ReceiptError(VisiontuneError):
     """A receipt failed: the run did not train what it says."""
 
 
+class CertificateError(VisiontuneError):
+    """An exported model is not the model that was trained, or is no longer the one that was certified."""
+
+    exit_code = 4
+
+
 class RequirementError(VisiontuneError):
     """A `--require` condition does not hold."""
 

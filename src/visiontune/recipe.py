@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from visiontune.contract import DeviceContract
 from visiontune.errors import RecipeError
 from visiontune.files import write_text
 
@@ -112,6 +113,14 @@ class Evaluation(Section):
     every: Count = Field(description="steps between evaluations")
     samples: Count = Field(description="validation samples each time, the same ones")
     metric: Literal["accuracy", "exact_match"] = Field(description="what the best checkpoint is chosen by")
+    answers: Literal["scored", "generated"] = Field(
+        default="generated",
+        description="scored: the label set's most probable label, from one reading of the prompt; generated: free text",
+    )
+    wanted_accuracy: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.99,
+        description="scored: abstain below the confidence from which on validation answers are right this often",
+    )
     patience: Count | None = Field(default=None, description="stop after so many evaluations without a better one")
     max_new_tokens: Count = Field(description="longest generated answer")
 
@@ -147,7 +156,23 @@ class Recipe(Section):
     evaluation: Evaluation
     checkpoints: Checkpoints
     machine: Machine
+    device: DeviceContract | None = Field(
+        default=None, description="what the app will do with pictures and prompts; none: not trained for a device"
+    )
     why: dict[str, str] = Field(default_factory=dict, description="the reason for each derived choice")
+
+    @model_validator(mode="after")
+    def _trains_what_the_device_does(self) -> "Recipe":
+        if self.device is None:
+            return self
+        for name, value, wanted in (
+            ("data.image_longest_edge", self.data.image_longest_edge, self.device.image_size),
+            ("data.image_splitting", self.data.image_splitting, False),
+            ("evaluation.max_new_tokens", self.evaluation.max_new_tokens, self.device.max_new_tokens),
+        ):
+            if value != wanted:
+                raise ValueError(f"{name} is {value}, but the device does {wanted}")
+        return self
 
     def to_yaml(self) -> str:
         """The recipe as YAML text, in the order of the fields."""
@@ -161,8 +186,15 @@ class Recipe(Section):
         """A recipe with some fields changed, each named `section.field`; raises RecipeError for an unknown one."""
         check_names(overrides)
         values = self.model_dump(mode="json")
+        for mine, its in FOLLOWS_THE_DEVICE.items():
+            if its in overrides and mine not in overrides:
+                overrides = {**overrides, mine: overrides[its]}
         for name, value in overrides.items():
             *sections, field = name.split(".")
+            if sections == ["device"] and self.device is None:
+                raise RecipeError(
+                    f"'{name}' is set, but the recipe is for no device.", fix="name one: --for android-256"
+                )
             place: Any = values
             for section in sections:
                 place = place[section]
@@ -186,12 +218,25 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return leaves
 
 
+FOLLOWS_THE_DEVICE = {
+    "data.image_longest_edge": "device.image_size",
+    "evaluation.max_new_tokens": "device.max_new_tokens",
+}
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    """The sections of a recipe; the device's is there only in recipes for a device."""
+    plain = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    found = {name: kind for name, kind in plain.items() if isinstance(kind, type) and issubclass(kind, Section)}
+    return {**found, "device": DeviceContract}
+
+
 def field_names() -> list[str]:
     """Every field that a recipe file or the command line may set, as `section.field`."""
     names = []
-    for name, field in Recipe.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            names += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+    for name in Recipe.model_fields:
+        if name in _sections():
+            names += [f"{name}.{inner}" for inner in _sections()[name].model_fields]
         elif name not in ("why", "schema_version"):
             names.append(name)
     return names
@@ -214,19 +259,17 @@ def fragment_names(fragment: dict[str, Any]) -> list[str]:
 def reference() -> str:
     """The fields of a recipe as Markdown tables, one a section: docs/recipe.md holds this text."""
     lines = []
-    for name, field in Recipe.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            lines += [
-                f"\n### {name}\n",
-                (section.__doc__ or "").strip(),
-                "",
-                "| field | default | what it is |",
-                "|---|---|---|",
-            ]
-            for inner, facts in section.model_fields.items():
-                default = "derived" if facts.is_required() else f"`{facts.get_default(call_default_factory=True)}`"
-                lines.append(f"| `{name}.{inner}` | {default} | {facts.description} |")
+    for name, section in _sections().items():
+        lines += [
+            f"\n### {name}\n",
+            (section.__doc__ or "").strip(),
+            "",
+            "| field | default | what it is |",
+            "|---|---|---|",
+        ]
+        for inner, facts in section.model_fields.items():
+            default = "derived" if facts.is_required() else f"`{facts.get_default(call_default_factory=True)}`"
+            lines.append(f"| `{name}.{inner}` | {default} | {facts.description} |")
     return "\n".join(lines) + "\n"
 
 

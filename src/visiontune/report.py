@@ -32,6 +32,8 @@ NAMES = {
     "exact_match": "Exact match",
     "macro_f1": "Macro F1",
     "outside_labels": "Answers outside the labels",
+    "answered": "Answered, not abstained",
+    "accuracy_answered": "Accuracy of the answered",
 }
 
 Entry = dict[str, Any]  # an object as it stands in one of the folder's JSON files, or one for the page

@@ -70,6 +70,15 @@ class Run:
     def report_path(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def calibration_path(self) -> Path:
+        return self.path / "calibration.json"
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The closed set of labels that the run was planned for; None where answers are free text."""
+        return (self.read_json("labels.json") or {"labels": None})["labels"]
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, or None where it does not stand yet."""
         path = self.path / name

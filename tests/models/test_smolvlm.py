@@ -14,6 +14,7 @@ from tests.conftest import png
 from visiontune.data.dataset import Dataset, Index
 from visiontune.data.sample import ImageFile, Images, Sample, Text
 from visiontune.errors import DataError, ModelError
+from visiontune.models.labels import LabelTree
 from visiontune.models.load import build_tiny, is_tiny, load_adapter
 from visiontune.models.smolvlm import SmolVLMAdapter
 from visiontune.recipe import Recipe
@@ -93,6 +94,121 @@ def test_greedy_answers_equal_those_of_plain_transformers_alone_or_in_a_batch(ad
         out = adapter.network.generate(**inputs, max_new_tokens=6, do_sample=False)
         plain = processor.batch_decode(out[:, len(one.input_ids) :], skip_special_tokens=True)[0].strip()
         assert text == plain
+
+
+LABELS = ("red car", "red cart", "red", "blue", "0", "1")
+
+
+@pytest.fixture
+def opinionated(adapter: Any) -> Any:
+    """The tiny model with a sharper mind: its logits lie far apart, so that no two computations agree by chance."""
+    with torch.no_grad():
+        adapter.network.lm_head.weight *= 10
+        adapter.network.model.connector.modality_projection.proj.weight *= 10
+    return adapter
+
+
+def asked(adapter: Any, digit_scans: Any) -> list[Any]:
+    """Questions of different lengths about different digits."""
+    prompts = [PROMPT, PROMPT + " Look twice, and then answer.", "Digit?", PROMPT]
+    scans = digit_scans[0][:4]
+    return [
+        adapter.encoder.encode(sample(scan, "", prompt=prompt), with_answer=False)
+        for scan, prompt in zip(scans, prompts, strict=True)
+    ]
+
+
+def scored_without_cache(adapter: Any, one: Any, tree: LabelTree) -> list[float]:
+    """Each label behind the prompt in one reading of its own; at each token the share among those that lead on."""
+    logs = []
+    for tokens in tree.tokens:
+        with torch.no_grad():
+            logits = adapter.network(
+                input_ids=torch.cat([one.input_ids, torch.tensor(tokens)])[None],
+                pixel_values=one.pixel_values[None],
+                pixel_attention_mask=one.pixel_mask[None],
+                use_cache=False,
+            ).logits[0]
+        log = 0.0
+        for place, token in enumerate(tokens):
+            after = sorted({t[place] for t in tree.tokens if t[:place] == tokens[:place]})
+            predicted = logits[len(one.input_ids) + place - 1, after].log_softmax(-1)
+            log += predicted[after.index(token)].item()
+        logs.append(log)
+    return logs
+
+
+def label_tree(adapter: Any, labels: tuple[str, ...] = LABELS) -> LabelTree:
+    return LabelTree(labels, tuple(adapter.encoder.label_tokens(label) for label in labels))
+
+
+def test_label_scores_are_those_of_reading_each_label_behind_the_prompt(opinionated: Any, digit_scans: Any) -> None:
+    tree = label_tree(opinionated)
+    assert len(tree.branches) > 2 and max(map(len, tree.branches)) > 2, "the labels part late, and more than once"
+    encoded = asked(opinionated, digit_scans)
+    plain = [scored_without_cache(opinionated, one, tree) for one in encoded]
+    alone = [opinionated.score_labels(opinionated.encoder.collate([one], pad_left=True), tree)[0] for one in encoded]
+    assert np.abs(np.array(plain) - np.array(alone)).max() < 1e-5
+    assert np.ptp(np.exp(plain), axis=0).max() > 0.01, "the questions are told apart"
+    batch = opinionated.encoder.collate(encoded, pad_left=True)
+    assert len({len(one.input_ids) for one in encoded}) == 3
+    together = opinionated.score_labels(batch, tree)
+    assert np.abs(together - plain).max() < 1e-5
+    assert np.exp(together).sum(axis=1) == pytest.approx(1)
+
+
+def test_scoring_leaves_nothing_behind(opinionated: Any, digit_scans: Any) -> None:
+    batch = opinionated.encoder.collate(asked(opinionated, digit_scans), pad_left=True)
+    tree, turned = label_tree(opinionated), label_tree(opinionated, LABELS[::-1])
+    first = opinionated.score_labels(batch, tree)
+    answers = opinionated.generate(batch, 4)
+    assert np.array_equal(opinionated.score_labels(batch, tree), first)
+    assert np.allclose(opinionated.score_labels(batch, turned)[:, ::-1], first, atol=1e-9)
+    assert opinionated.generate(batch, 4) == answers
+
+
+def test_a_single_label_is_certain(opinionated: Any, digit_scans: Any) -> None:
+    batch = opinionated.encoder.collate(asked(opinionated, digit_scans), pad_left=True)
+    assert opinionated.score_labels(batch, label_tree(opinionated, ("blue",))).tolist() == [[0.0]] * 4
+
+
+def test_label_tokens_are_those_that_training_supervises(adapter: Any, some: list[Sample]) -> None:
+    for one in some:
+        encoded = adapter.encoder.encode(one)
+        assert tuple(encoded.input_ids[encoded.supervised].tolist()) == adapter.encoder.label_tokens(one.target.answer)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_trace_holds_transformers_own_tokens_and_log_probabilities(
+    opinionated: Any, digit_scans: Any, ends: bool
+) -> None:
+    if ends:  # some answers end early: their tokens stop there
+        with torch.no_grad():
+            opinionated.network.lm_head.weight[opinionated.encoder.end_token_id] *= 3
+    encoded = asked(opinionated, digit_scans)
+    traces = opinionated.trace(opinionated.encoder.collate(encoded, pad_left=True), 6)
+    end = opinionated.encoder.end_token_id
+    for one, trace in zip(encoded, traces, strict=True):
+        tokens, logs, margins = [], [], []
+        while len(tokens) < 6 and end not in tokens:  # greedy by hand: the whole text is read again for each token
+            with torch.no_grad():
+                logits = opinionated.network(
+                    input_ids=torch.cat([one.input_ids, torch.tensor(tokens, dtype=torch.long)])[None],
+                    pixel_values=one.pixel_values[None],
+                    pixel_attention_mask=one.pixel_mask[None],
+                    use_cache=False,
+                ).logits[0, -1]
+            best = logits.log_softmax(-1).topk(2)
+            tokens.append(int(best.indices[0]))
+            logs.append(best.values[0].item())
+            margins.append((best.values[0] - best.values[1]).item())
+        assert trace.tokens == tuple(tokens)
+        assert trace.log_probabilities == pytest.approx(logs, abs=1e-4)
+        assert trace.margins == pytest.approx(margins, abs=1e-4)
+        assert trace.text == opinionated.encoder.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    assert not ends or any(len(trace.tokens) < 6 for trace in traces)
+    ((text, confidence), *_) = opinionated.generate(opinionated.encoder.collate(encoded, pad_left=True), 6)
+    assert text == traces[0].text and confidence == pytest.approx(np.exp(sum(traces[0].log_probabilities)))
 
 
 def test_an_answer_too_long_is_shortened_and_counted_and_the_image_stays(

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -39,12 +42,34 @@ class Sample:
     target: Text
 
 
+LABELS_WRITTEN = 10
+
+
+@dataclass(frozen=True, eq=False)
+class LabelProbabilities:
+    """The probability of each label of a closed set: (labels,) float64, summing to one."""
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+
+    def to_json(self) -> dict[str, float]:
+        """The most probable labels (at most ten), most probable first."""
+        order = np.argsort(-self.values, kind="stable")[:LABELS_WRITTEN]
+        return {self.names[c]: round(float(self.values[c]), 6) for c in order}
+
+    @staticmethod
+    def from_json(value: dict[str, float]) -> "LabelProbabilities":
+        """Read back what `to_json` wrote; labels that were not written are not there."""
+        return LabelProbabilities(tuple(value), np.array(list(value.values()), np.float64))
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model says about one sample, in the shape of the target, with scores.
 
     `scores` holds named numbers of the prediction; `confidence` in [0, 1] is there for every kind of target.
-    `truth` is the target where one is known.
+    `truth` is the target where one is known. `labels` is there where labels were scored, `abstained` where a threshold
+    on the confidence is known.
     """
 
     id: str
@@ -52,6 +77,8 @@ class Prediction:
     target: Text
     scores: dict[str, float] = field(default_factory=dict)
     truth: Text | None = None
+    labels: LabelProbabilities | None = None
+    abstained: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON form of predictions: `kind` names the target, and the key of that name holds it."""
@@ -63,6 +90,8 @@ class Prediction:
             "prompt": self.target.prompt,
             "scores": {name: round(score, 6) for name, score in self.scores.items()},
             "truth": None if self.truth is None else {"text": self.truth.answer},
+            "labels": None if self.labels is None else self.labels.to_json(),
+            "abstained": self.abstained,
         }
 
     @staticmethod
@@ -75,4 +104,6 @@ class Prediction:
             target=Text(answer=value["text"], prompt=value["prompt"]),
             scores=dict(value["scores"]),
             truth=None if truth is None else Text(answer=truth["text"]),
+            labels=None if value["labels"] is None else LabelProbabilities.from_json(value["labels"]),
+            abstained=value["abstained"],
         )

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metric:
-    """A value in [0, 1] with the ends of its 95 % interval, counted on `n` samples.
+    """A value in [0, 1] (a difference: in [-1, 1]) with the ends of its 95 % interval, counted on `n` samples.
 
     With n = 0 there is nothing to say: value, low and high are None.
     """
@@ -67,6 +67,23 @@ def proportion(count: int, n: int, seed: int = 0) -> Metric:
         return NOTHING_COUNTED
     resampled = np.random.default_rng(seed).binomial(n, count / n, RESAMPLES) / n
     return _metric(count / n, resampled, n)
+
+
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Metric:
+    """How much larger the rate of `second` is than that of `first`, on the same samples, with its interval: (n,) each.
+
+    Lies in [-1, 1]. Where no sample differs, the ends are those of a sample that could still differ either way.
+    """
+    n = len(first)
+    if n == 0:
+        return NOTHING_COUNTED
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    shares = [gained / n, lost / n, 1 - (gained + lost) / n]
+    draws = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [TAIL, 1 - TAIL])
+    if gained == lost == 0:
+        low, high = -widest_error_rate(n), widest_error_rate(n)
+    return Metric((gained - lost) / n, float(low), float(high), n)
 
 
 def class_metrics(counts: NDArray[np.int64], seed: int = 0) -> ClassMetrics:

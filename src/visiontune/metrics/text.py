@@ -49,7 +49,8 @@ class TextScores:
     """The scores of `n` predictions. `classes` and `confusion` are there where the answers come from a label set.
 
     `metrics` holds exact_match, and with a label set accuracy, macro_f1 and outside_labels (the share of answers that
-    are no label). With n = 0 their values are None.
+    are no label); where predictions may abstain, answered (the share that did not) and accuracy_answered. With n = 0
+    their values are None.
     """
 
     n: int
@@ -113,6 +114,11 @@ def score_texts(predictions: Sequence[Prediction], labels: Sequence[str] | None 
         "macro_f1": rates.macro_f1,
         "outside_labels": proportion(int(counts[:, -1].sum()), n, seed),
     }
+    answered = [p for p in predictions if p.truth is not None and p.abstained is False]
+    if any(p.abstained is not None for p in predictions):
+        right = sum(p.truth is not None and p.truth.answer.strip() == p.target.answer.strip() for p in answered)
+        metrics["answered"] = proportion(len(answered), n, seed)
+        metrics["accuracy_answered"] = proportion(right, len(answered), seed)
     return TextScores(n, metrics, tuple(ClassScores(*row) for row in classes), Confusion(tuple(labels), counts))
 
 

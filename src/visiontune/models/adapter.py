@@ -1,5 +1,6 @@
 """ModelAdapter: what the training loop may ask of a model, and Encoder: how samples become tensors."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from visiontune.data.dataset import Index
 from visiontune.data.sample import Sample
+from visiontune.models.labels import LabelTree
 from visiontune.models.parts import Part
 
 if TYPE_CHECKING:
@@ -71,6 +73,17 @@ class Batch:
         return [replace(self, ids=ids[i], tensors={n: t[i] for n, t in cut.items()}) for i in range(len(ids))]
 
 
+@dataclass(frozen=True)
+class Trace:
+    """A greedy answer and its tokens (the end token included), each with its log-probability over the vocabulary and
+    the distance to that of the runner-up."""
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    margins: tuple[float, ...]
+
+
 class Encoder(ABC):
     """Turns samples into tensors with the model's own processor. Holds no weights, so that workers can carry it."""
 
@@ -84,6 +97,10 @@ class Encoder(ABC):
     @abstractmethod
     def lengths(self, index: Index) -> NDArray[np.int64]:
         """How many tokens each row of a split will have, without decoding its images; shape (rows,)."""
+
+    @abstractmethod
+    def label_tokens(self, label: str) -> tuple[int, ...]:
+        """The token ids of a label as an answer, behind the prompt; the end token is the last."""
 
     @abstractmethod
     def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
@@ -126,5 +143,13 @@ class ModelAdapter(ABC):
         """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`."""
 
     @abstractmethod
+    def trace(self, batch: Batch, max_new_tokens: int) -> list[Trace]:
+        """Greedy answers to a left-padded batch of questions, token by token."""
+
     def generate(self, batch: Batch, max_new_tokens: int) -> list[tuple[str, float]]:
         """Greedy answers to a left-padded batch of questions, each with its probability in [0, 1]."""
+        return [(one.text, math.exp(sum(one.log_probabilities))) for one in self.trace(batch, max_new_tokens)]
+
+    @abstractmethod
+    def score_labels(self, batch: Batch, tree: LabelTree) -> NDArray[np.float64]:
+        """Log-probabilities of the labels by LabelTree's rule, of a left-padded batch of questions: (batch, labels)."""

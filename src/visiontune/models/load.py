@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from visiontune.contract import DeviceContract
 from visiontune.errors import ModelError
 from visiontune.models.adapter import ModelAdapter
 from visiontune.recipe import Data
@@ -44,12 +45,26 @@ def read_config(name: str, revision: str | None = None) -> Any:
     return config
 
 
-def load_adapter(name: str, revision: str | None, data: Data) -> ModelAdapter:
-    """The model in float32 with its encoder; raises ModelError if it cannot be loaded."""
+def load_adapter(name: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> ModelAdapter:
+    """The model in float32 with its encoder (for a device, the one that does what the device does).
+
+    Raises ModelError if it cannot be loaded.
+    """
     _quiet()
     family = FAMILIES[read_config(name, revision).model_type]
     try:
-        return importlib.import_module(family).load(name, revision, data)
+        return importlib.import_module(family).load(name, revision, data, device)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
+
+
+def chat_prompt(name: str, revision: str | None = None) -> str:
+    """The prompt that the model's own chat template makes, with {marker} and {question} in their places."""
+    if is_tiny(name):
+        return importlib.import_module(TINY[name]).chat_prompt(None)
+    family = FAMILIES[read_config(name, revision).model_type]
+    try:
+        return importlib.import_module(family).chat_prompt(name, revision)
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
 

@@ -1,6 +1,7 @@
 """SmolVLM: the first generation (Idefics3 classes), the second (SmolVLM classes), and a tiny one to try things on."""
 
 import functools
+import json
 import warnings
 from collections.abc import Sequence
 from itertools import groupby
@@ -10,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
+from visiontune.contract import DeviceContract
 from visiontune.data.augment import augmented
 from visiontune.data.dataset import Index
 from visiontune.data.images import decode
 from visiontune.data.sample import Sample
 from visiontune.errors import DataError, ModelError
-from visiontune.models.adapter import Batch, Encoded, Encoder, ModelAdapter
+from visiontune.models.adapter import Batch, Encoded, Encoder, ModelAdapter, Trace
+from visiontune.models.labels import LabelTree
 from visiontune.models.parts import Part
 from visiontune.recipe import Data
 
@@ -41,6 +45,7 @@ class SmolVLMEncoder(Encoder):
         image_processor = processor.image_processor
         image_processor.do_image_splitting = data.image_splitting
         image_processor.size = {"longest_edge": data.image_longest_edge}
+        self.tokens_per_tile: int = processor.image_seq_len
         self.image_token_id: int = processor.image_token_id
         self.end_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.end_of_utterance_token)
         self._tokenised: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -52,11 +57,7 @@ class SmolVLMEncoder(Encoder):
             images = [decode(file.data) for file in sample.seen.files]
             if augmentation is not None and self.data.augment:
                 images = [augmented(image, self.data.augment, augmentation) for image in images]
-            seen = self.processor.image_processor(
-                images=[images], return_row_col_info=True, return_tensors="pt", input_data_format="channels_last"
-            )
-            pixel_values, pixel_mask = seen["pixel_values"][0], seen["pixel_attention_mask"][0]
-            layout = tuple(zip(seen["rows"][0], seen["cols"][0], strict=True))
+            pixel_values, pixel_mask, layout = self.see(images)
         prompt_ids, answer_ids = self._texts(sample.target.prompt or self.data.prompt, sample.target.answer, layout)
         room = self.data.max_tokens - len(prompt_ids)
         if room < 1:
@@ -73,22 +74,34 @@ class SmolVLMEncoder(Encoder):
             supervised=torch.tensor([False] * len(prompt_ids) + [True] * len(kept)),
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
-            image_features=0 if pixel_values is None else len(pixel_values) * self.processor.image_seq_len,
+            image_features=0 if pixel_values is None else len(pixel_values) * self.tokens_per_tile,
             shortened=len(answer_ids) - len(kept) if with_answer else 0,
         )
+
+    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
+        """RGB images as tiles (tiles, 3, height, width) float32, what of them is picture (tiles, height, width) int64,
+        and (rows, columns) of each image's tiles."""
+        seen = self.processor.image_processor(
+            images=[list(images)], return_row_col_info=True, return_tensors="pt", input_data_format="channels_last"
+        )
+        layout = tuple(zip(seen["rows"][0], seen["cols"][0], strict=True))
+        return seen["pixel_values"][0], seen["pixel_attention_mask"][0], layout
+
+    def label_tokens(self, label: str) -> tuple[int, ...]:
+        return self._texts(self.data.prompt, label, ())[1]
 
     def _texts(
         self, prompt: str, answer: str, layout: tuple[tuple[int, int], ...]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """`_tokenise`, remembered: few questions, answers and tile layouts make up most datasets."""
+        """`tokenise`, remembered: few questions, answers and tile layouts make up most datasets."""
         asked = (prompt, answer, layout)
         if asked not in self._tokenised:
             if len(self._tokenised) >= REMEMBERED_TEXTS:
                 self._tokenised.clear()
-            self._tokenised[asked] = self._tokenise(*asked)
+            self._tokenised[asked] = self.tokenise(*asked)
         return self._tokenised[asked]
 
-    def _tokenise(
+    def tokenise(
         self, prompt: str, answer: str, layout: tuple[tuple[int, int], ...]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Token ids of the question (with its image tokens) and of the answer with its end token.
@@ -126,7 +139,7 @@ class SmolVLMEncoder(Encoder):
         return tuple(prompt_ids), tuple(answer_ids)
 
     def lengths(self, index: Index) -> NDArray[np.int64]:
-        layout_of = functools.lru_cache(maxsize=65536)(self._layout)
+        layout_of = functools.lru_cache(maxsize=65536)(self.layout)
         lengths = np.empty(len(index.ids), dtype=np.int64)
         for i, (prompt, answer) in enumerate(zip(index.prompts, index.answers, strict=True)):
             layout = tuple(layout_of(*size) for size in zip(index.heights[i], index.widths[i], strict=True))
@@ -134,7 +147,8 @@ class SmolVLMEncoder(Encoder):
             lengths[i] = min(len(prompt_ids) + len(answer_ids), max(self.data.max_tokens, len(prompt_ids)))
         return lengths
 
-    def _layout(self, height: int, width: int) -> tuple[int, int]:
+    def layout(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tiles of an image of this size in pixels; 0 and 0 for one that is not cut."""
         _, rows, columns = self.processor.image_processor.get_number_of_image_patches(height, width)
         return rows, columns
 
@@ -201,9 +215,9 @@ class SmolVLMAdapter(ModelAdapter):
     terms = ("text",)
     parts = PARTS
 
-    def __init__(self, network: Any, processor: Any, data: Data) -> None:
+    def __init__(self, network: Any, encoder: SmolVLMEncoder) -> None:
         self.network = network
-        self.encoder = self._encoder = SmolVLMEncoder(processor, data)
+        self.encoder = self._encoder = encoder
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         network: Any = self.network
@@ -220,7 +234,7 @@ class SmolVLMAdapter(ModelAdapter):
         return {"text": sums.index_add(0, rows, token_losses)}
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[tuple[str, float]]:
+    def trace(self, batch: Batch, max_new_tokens: int) -> list[Trace]:
         network: Any = self.network
         tokenizer = self._encoder.tokenizer
         inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
@@ -241,15 +255,50 @@ class SmolVLMAdapter(ModelAdapter):
             )
         new = made.sequences[:, batch.tensors["input_ids"].shape[1] :]
         logs = torch.stack([step.float().log_softmax(-1) for step in made.logits], dim=1)
-        picked = logs.gather(-1, new[..., None])[..., 0]
-        ended = (new == self._encoder.end_token_id).cumsum(1)
-        counted = (ended == 0) | ((ended == 1) & (new == self._encoder.end_token_id))
-        confidence = (picked * counted).sum(1).exp()
+        best = logs.topk(2, dim=-1).values.cpu()
+        picked = logs.gather(-1, new[..., None])[..., 0].cpu()
+        ends = [row.index(end) + 1 if (end := self._encoder.end_token_id) in row else len(row) for row in new.tolist()]
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [(text.strip(), float(c)) for text, c in zip(texts, confidence, strict=True)]
+        return [
+            Trace(
+                text.strip(),
+                tuple(new[row, :end].tolist()),
+                tuple(picked[row, :end].tolist()),
+                tuple((best[row, :end, 0] - best[row, :end, 1]).tolist()),
+            )
+            for row, (text, end) in enumerate(zip(texts, ends, strict=True))
+        ]
+
+    @torch.no_grad()
+    def score_labels(self, batch: Batch, tree: LabelTree) -> NDArray[np.float64]:
+        network: Any = self.network
+        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
+        mask = inputs["attention_mask"]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        # The prompt is read once; what follows a branching is read behind it, from the cache.
+        read = network(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+        at_branches = {}
+        for prefix, followers in tree.branches.items():
+            logits = read.logits[:, -1]
+            if prefix:
+                behind = torch.tensor([prefix], device=mask.device).expand(len(mask), -1)
+                places = positions[:, -1:] + torch.arange(1, len(prefix) + 1, device=mask.device)
+                logits = network(
+                    input_ids=behind,
+                    attention_mask=torch.cat([mask, torch.ones_like(behind)], dim=1),
+                    position_ids=places,
+                    past_key_values=read.past_key_values,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+                read.past_key_values.crop(-len(prefix))
+            at_branches[prefix] = logits[:, list(followers)].double().cpu().numpy()
+        if not at_branches:  # a single label
+            return np.zeros((len(mask), len(tree.labels)))
+        return tree.log_probabilities(at_branches)
 
 
-def load(folder: str, revision: str | None, data: Data) -> SmolVLMAdapter:
+def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> SmolVLMAdapter:
     """A checkpoint of either generation, weights in float32, images resized by Pillow."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
@@ -258,7 +307,27 @@ def load(folder: str, revision: str | None, data: Data) -> SmolVLMAdapter:
     )
     processor = AutoProcessor.from_pretrained(folder, revision=revision)
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")
-    return SmolVLMAdapter(network, processor, data)
+    if device is None:
+        return SmolVLMAdapter(network, SmolVLMEncoder(processor, data))
+    from visiontune.models.smolvlm_device import SmolVLMDeviceEncoder
+
+    return SmolVLMAdapter(network, SmolVLMDeviceEncoder(processor, data, device, network.config))
+
+
+def chat_prompt(folder: str | None, revision: str | None = None) -> str:
+    """What the checkpoint's chat template (None: the tiny model's) makes of a picture and a question, up to the answer,
+    with {marker} and {question} in their places."""
+    from transformers import AutoProcessor
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    content = [{"type": "image"}, {"type": "text", "text": "{question}"}]
+    messages: Any = [{"role": "user", "content": content}]
+    if folder is None:
+        (text,), _ = render_jinja_template([messages], chat_template=CHAT_TEMPLATE, add_generation_prompt=True)
+    else:
+        processor: Any = AutoProcessor.from_pretrained(folder, revision=revision)
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return text.replace("<image>", "{marker}")
 
 
 def build_tiny(
@@ -355,6 +424,7 @@ def _train_tokenizer(texts: Sequence[str]) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator([*texts, "User: Assistant: "], trainer)
+    tokenizer = _with_blank_line(tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
@@ -365,6 +435,17 @@ def _train_tokenizer(texts: Sequence[str]) -> Any:
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _with_blank_line(tokenizer: Any) -> Any:
+    """The tokenizer with a token for a blank line, which stands between the tiles of an image and its overview."""
+    values = json.loads(tokenizer.to_str())
+    newline = "\u010a"  # the byte 10, as byte-level tokenizers write it
+    vocabulary, merges = values["model"]["vocab"], values["model"]["merges"]
+    if newline * 2 not in vocabulary:
+        vocabulary[newline * 2] = len(vocabulary)
+        merges.append([newline, newline])
+    return type(tokenizer).from_str(json.dumps(values))
 
 
 # The turns of SmolVLM: "User:" before an image, "User: " before text, each turn closed by the end token and a new line.

@@ -5,19 +5,31 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.sample import ImageFile, Images, Prediction, Sample, Text
+from visiontune.data.sample import ImageFile, Images, LabelProbabilities, Prediction, Sample, Text
+from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_json, written_whole
+from visiontune.metrics.calibration import Calibration, calibrate
 from visiontune.metrics.text import TextScores, score_texts
-from visiontune.models.adapter import ModelAdapter
+from visiontune.models.adapter import Batch, ModelAdapter
+from visiontune.models.labels import LabelTree
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
+
+Answered = tuple[str, float, LabelProbabilities | None]
+
+
+def calibration_of(run: Run, step: int) -> Calibration | None:
+    """The confidence that was calibrated for the checkpoint of this step, where one was."""
+    value = run.read_json(run.calibration_path.name)
+    return Calibration.from_json(value) if value is not None and value["step"] == step else None
 
 
 def closed_labels(datasets: Sequence[Dataset]) -> list[str] | None:
@@ -28,6 +40,30 @@ def closed_labels(datasets: Sequence[Dataset]) -> list[str] | None:
             return None
         labels |= dict.fromkeys(dataset.info.labels)
     return list(labels)
+
+
+def label_tree(adapter: ModelAdapter, labels: Sequence[str], recipe: Recipe) -> LabelTree:
+    """The labels as the model's tokens. Raises DataError where one is longer than an answer may be."""
+    tree = LabelTree(tuple(labels), tuple(adapter.encoder.label_tokens(label) for label in labels))
+    longest = max(range(len(labels)), key=lambda c: len(tree.tokens[c]))
+    if len(tree.tokens[longest]) > recipe.evaluation.max_new_tokens:
+        raise DataError(
+            f"The label takes {len(tree.tokens[longest])} tokens; {recipe.evaluation.max_new_tokens} are allowed.",
+            where=tree.labels[longest],
+            fix="raise device.max_new_tokens" if recipe.device else "raise evaluation.max_new_tokens",
+        )
+    return tree
+
+
+def tree_to_score(adapter: ModelAdapter, labels: Sequence[str] | None, recipe: Recipe) -> LabelTree | None:
+    """The labels to score, or None where the recipe has answers generated. RecipeError where there are no labels."""
+    if recipe.evaluation.answers == "generated":
+        return None
+    if labels is None:
+        raise RecipeError(
+            "The recipe scores labels, but the data have free text.", fix="--evaluation.answers generated"
+        )
+    return label_tree(adapter, labels, recipe)
 
 
 def predict_split(
@@ -59,32 +95,58 @@ def predict_split(
     own = plan[ranks.rank :: ranks.count]
     reading = Reading(datasets, adapter.encoder, split, with_answer=False)
     workers = recipe.machine.workers if len(own) > 4 else 0  # a handful of batches is read before workers have started
-    answers: list[tuple[tuple[int, int], str, float]] = []
+    answers: list[tuple[tuple[int, int], Answered]] = []
+    tree = tree_to_score(adapter, closed_labels(datasets), recipe)
     adapter.trained_module.eval()
     total = sum(len(step[0].samples) for step in own)
     with progress(f"answering {split}", total, "samples", show=show and ranks.is_first) as advance:
         for _, batches in load_steps(own, reading, workers=workers):
             for _, batch in batches:
-                with autocast(ranks.device, recipe.machine.precision):
-                    texts = adapter.generate(batch.to(ranks.device), recipe.evaluation.max_new_tokens)
-                for (d, i, _), (text, confidence) in zip(batch.origins, texts, strict=True):
-                    answers.append(((d, i), text, confidence))
-                advance(len(texts))
+                answered = _answer(adapter, batch, tree, recipe, ranks.device)
+                answers += [((d, i), one) for (d, i, _), one in zip(batch.origins, answered, strict=True)]
+                advance(len(answered))
     predictions = []
-    for (d, i), text, confidence in sorted(ranks.gathered(answers)):
+    for (d, i), (text, confidence, labels) in sorted(ranks.gathered(answers), key=lambda answer: answer[0]):
         prompt, truth = indexes[d].prompts[i], Text(indexes[d].answers[i], indexes[d].prompts[i])
-        scores = {"confidence": confidence}
-        predictions.append(Prediction(indexes[d].ids[i], (indexes[d].ids[i],), Text(text, prompt), scores, truth))
+        scores, sample = {"confidence": confidence}, indexes[d].ids[i]
+        predictions.append(Prediction(sample, (sample,), Text(text, prompt), scores, truth, labels))
     return predictions
+
+
+def _answer(
+    adapter: ModelAdapter, batch: Batch, tree: LabelTree | None, recipe: Recipe, device: torch.device
+) -> list[Answered]:
+    """(text, confidence, probabilities of the labels) for each question of a batch; the last None without labels."""
+    with autocast(device, recipe.machine.precision):
+        if tree is None:
+            made = adapter.generate(batch.to(device), recipe.evaluation.max_new_tokens)
+            return [(text, confidence, None) for text, confidence in made]
+        probabilities = np.exp(adapter.score_labels(batch.to(device), tree))
+    best = probabilities.argmax(axis=1)
+    return [
+        (tree.labels[c], float(row[c]), LabelProbabilities(tree.labels, row))
+        for c, row in zip(best, probabilities, strict=True)
+    ]
 
 
 def evaluate_split(
     run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, ranks: Ranks, step: int,
-    *, limit: int | None = None, rows: int | None = None,
+    *, limit: int | None = None, rows: int | None = None, fit_confidence: bool = False,
 ) -> TextScores:  # fmt: skip
-    """Answer a split, score the answers, and write evaluations/SPLIT/{metrics.json, predictions.jsonl}."""
+    """Answer a split, score the answers, and write evaluations/SPLIT/{metrics.json, predictions.jsonl}.
+
+    With `fit_confidence` the scored labels' confidence is calibrated on this split first, and calibration.json written.
+    """
     started = time.monotonic()
     predictions = predict_split(adapter, datasets, split, recipe, ranks, limit=limit, rows=rows, show=True)
+    if fit_confidence and (fitted := calibrate(predictions, recipe.evaluation.wanted_accuracy, step)) is not None:
+        if ranks.is_first:
+            write_json(run.calibration_path, fitted.to_json())
+        calibration = fitted
+    else:
+        calibration = calibration_of(run, step)
+    if calibration is not None:
+        predictions = [calibration.applied(prediction) for prediction in predictions]
     scores = score_texts(predictions, closed_labels(datasets))
     if ranks.is_first:
         folder = run.path / "evaluations" / split
@@ -98,17 +160,24 @@ def evaluate_split(
 
 
 def predict_images(
-    adapter: ModelAdapter, paths: Sequence[Path], recipe: Recipe, device: torch.device, prompt: str | None = None
-) -> list[Prediction]:
-    """Answers about image files, in their order. Raises DataError for a file that is no readable image."""
+    run: Run, adapter: ModelAdapter, paths: Sequence[Path], recipe: Recipe, device: torch.device, step: int,
+    prompt: str | None = None,
+) -> list[Prediction]:  # fmt: skip
+    """Answers about image files, in their order: labels where the run has a label set, unless another prompt is asked.
+
+    Raises DataError for a file that is no readable image.
+    """
     adapter.trained_module.eval()
+    tree = tree_to_score(adapter, run.labels, recipe) if prompt is None else None
+    calibration = calibration_of(run, step)
     predictions = []
     with progress("answering", len(paths), "images") as advance:
         for path in paths:
             sample = Sample(str(path), Images((ImageFile(path.read_bytes(), str(path)),)), Text("", prompt))
             batch = adapter.encoder.collate([adapter.encoder.encode(sample, with_answer=False)], pad_left=True)
-            with autocast(device, recipe.machine.precision):
-                ((text, confidence),) = adapter.generate(batch.to(device), recipe.evaluation.max_new_tokens)
-            predictions.append(Prediction(str(path), (str(path),), Text(text, prompt), {"confidence": confidence}))
+            ((text, confidence, labels),) = _answer(adapter, batch, tree, recipe, device)
+            scores = {"confidence": confidence}
+            made = Prediction(str(path), (str(path),), Text(text, prompt), scores, labels=labels)
+            predictions.append(made if calibration is None else calibration.applied(made))
             advance(1)
     return predictions

@@ -38,7 +38,17 @@ def finish(session: Session) -> None:
     book.add(receipt)
     failed += [receipt.name] if receipt.status == "failed" else []
     if sum(dataset.count("validation") for dataset in session.datasets):
-        evaluate_split(run, adapter, session.datasets, "validation", recipe, ranks, best, rows=recipe.data.limit)
+        evaluate_split(
+            run,
+            adapter,
+            session.datasets,
+            "validation",
+            recipe,
+            ranks,
+            best,
+            rows=recipe.data.limit,
+            fit_confidence=True,
+        )
     if failed:
         reasons = "; ".join(f"{name}: {book.receipts[name].reason}" for name in failed)
         raise ReceiptError(

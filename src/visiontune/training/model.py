@@ -38,7 +38,7 @@ def base_name(run: Run, recipe: Recipe) -> str:
 
 def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
     """The model that the run starts from, as it computes in the run: in its precision, on its device, in eval mode."""
-    adapter = load_adapter(base_name(run, recipe), recipe.model.revision, recipe.data)
+    adapter = load_adapter(base_name(run, recipe), recipe.model.revision, recipe.data, recipe.device)
     for parameter in adapter.network.parameters():  # buffers, such as rotary frequencies, keep their float32
         parameter.data = parameter.data.to(DTYPES[recipe.machine.precision])
     adapter.network.to(device).eval()

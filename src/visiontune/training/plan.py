@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from visiontune.contract import contract_for
 from visiontune.data.dataset import Dataset
 from visiontune.data.order import key
 from visiontune.errors import DataError, RunError
+from visiontune.files import write_json
 from visiontune.machine import Hardware
-from visiontune.models.load import build_tiny, is_tiny, read_config
+from visiontune.models.load import build_tiny, chat_prompt, is_tiny, read_config
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
+from visiontune.training.evaluate import closed_labels
 
 LABELS_IN_PROMPT = 40
 TINY_TEXTS = 20_000
@@ -81,8 +84,12 @@ def derive(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
+    profile: str | None = None,
 ) -> Recipe:
-    """The recipe that data, model and machine call for, with its reasons. Raises ModelError, DataError."""
+    """The recipe that data, model and machine call for, with its reasons; `profile` names the device it is for.
+
+    Raises ModelError, DataError, and RecipeError for an unknown profile.
+    """
     facts = data_facts(datasets, limit)
     tiny = is_tiny(model)
     why: dict[str, str] = {}
@@ -100,7 +107,10 @@ def derive(
         why["schedule.steps"] = f"{epochs:g} epochs, as asked"
     steps = max(1, -(-round(epochs * n) // samples))
     tile = _tile(model, tiny, facts)
-    splitting = not tiny and facts.labels is None and facts.median_long_side > tile
+    device = None if profile is None else contract_for(profile, image_size=tile, chat_prompt=chat_prompt(model))
+    if device is not None:
+        tile = device.image_size
+    splitting = device is None and not tiny and facts.labels is None and facts.median_long_side > tile
     longest_answer = max(len(answer.encode()) for answer in facts.answers)
     gigabytes = machine.memory / 2**30
     values: dict[str, Any] = {
@@ -116,7 +126,9 @@ def derive(
             "image_longest_edge": choose(
                 "data.image_longest_edge",
                 min(4, max(1, -(-facts.median_long_side // tile))) * tile if splitting else tile,
-                f"the vision encoder takes {tile} px; the median longer side is {facts.median_long_side} px",
+                f"the vision encoder takes {tile} px; the median longer side is {facts.median_long_side} px"
+                if device is None
+                else f"what {profile} shows the model",
             ),
             "image_splitting": choose(
                 "data.image_splitting",
@@ -156,10 +168,15 @@ def derive(
             "every": choose("evaluation.every", max(1, -(-steps // 8)), "eight times a run"),
             "samples": choose("evaluation.samples", min(max(1, facts.validation_rows), 256), "enough to choose by"),
             "metric": "accuracy" if facts.labels else "exact_match",
+            "answers": choose(
+                "evaluation.answers",
+                "scored" if facts.labels else "generated",
+                "the answers are labels" if facts.labels else "the answers are free text",
+            ),
             "max_new_tokens": choose(
                 "evaluation.max_new_tokens",
-                min(512, 4 + longest_answer),
-                f"the longest answer has {longest_answer} bytes",
+                device.max_new_tokens if device else min(512, 4 + longest_answer),
+                f"as {profile} does" if device else f"the longest answer has {longest_answer} bytes",
             ),
         },
         "checkpoints": {"every": max(1, -(-steps // 8))},
@@ -177,6 +194,7 @@ def derive(
                 "machine.threads", max(1, machine.cores // ranks), f"{machine.cores} cores for {ranks} ranks"
             ),
         },
+        "device": None if device is None else device.model_dump(mode="json"),
         "why": why,
     }
     return parse(values, "the derived recipe")
@@ -229,5 +247,6 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
         texts = [recipe.data.prompt, *facts.prompts[:TINY_TEXTS], *facts.answers[:TINY_TEXTS]]
         size = recipe.data.image_longest_edge
         build_tiny(recipe.model.name, run.base_folder, texts, key(recipe.seed, 6), size)
+    write_json(run.path / "labels.json", {"labels": closed_labels(datasets)})
     recipe.save(run.recipe_path)
     note(f"run folder: {run.path}  ({recipe.schedule.steps} steps of {recipe.batch.samples} samples)")

@@ -1,0 +1,113 @@
+"""What the trained model says about some validation samples: the reference that an export is held to."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.sample import Sample
+from visiontune.errors import DataError
+from visiontune.files import written_whole
+from visiontune.models.labels import LabelTree
+from visiontune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from visiontune.models.adapter import ModelAdapter
+
+REFERENCE_NAME = "reference.jsonl"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One input and what the trained model made of it.
+
+    `pixels_sha256` is of the picture's bytes, (height, width, 3) uint8, as the model got it. `prompt_ids` are the text
+    tokens of the prompt, images left out; `log_probabilities` and `margins` (natural logarithm, distance to the
+    runner-up) belong to `tokens`, the greedy answer with its end token. `labels` holds the labels' log-probabilities.
+    """
+
+    id: str
+    image_sha256: str
+    pixels_sha256: str
+    question: str
+    prompt_ids: tuple[int, ...]
+    image_tokens: int
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    margins: tuple[float, ...]
+    labels: tuple[float, ...] | None
+    truth: str
+
+
+def chosen(datasets: Sequence[Dataset], count: int) -> list[tuple[int, int]]:
+    """(dataset, row) of `count` validation samples spread evenly over all of them; all where there are fewer."""
+    refs = [(d, i) for d, dataset in enumerate(datasets) for i in range(dataset.count("validation"))]
+    if not refs:
+        raise DataError("There is no validation sample to compare with.", fix="prepare a dataset with more rows")
+    places = np.linspace(0, len(refs) - 1, min(count, len(refs))).round().astype(int)
+    return [refs[place] for place in places]
+
+
+def image_of(sample: Sample) -> bytes:
+    """The bytes of the one image that a sample for a device has."""
+    (file,) = sample.seen.files
+    return file.data
+
+
+def references(
+    adapter: "ModelAdapter", samples: Iterable[Sample], recipe: Recipe, tree: LabelTree | None
+) -> Iterator[Reference]:
+    """What the trained model makes of each sample, one at a time, in float32."""
+    encoder: Any = adapter.encoder
+    adapter.trained_module.eval()
+    for sample in samples:
+        encoded = encoder.encode(sample, with_answer=False)
+        batch = encoder.collate([encoded], pad_left=True)
+        (made,) = adapter.trace(batch, recipe.evaluation.max_new_tokens)
+        ids = encoded.input_ids.tolist()
+        yield Reference(
+            id=sample.id,
+            image_sha256=hashlib.sha256(image_of(sample)).hexdigest(),
+            pixels_sha256=pixels_sha256(encoder.pixels_of(encoded)),
+            question=sample.target.prompt or recipe.data.prompt,
+            prompt_ids=tuple(token for token in ids if token != encoder.image_token_id),
+            image_tokens=ids.count(encoder.image_token_id),
+            text=made.text,
+            tokens=made.tokens,
+            log_probabilities=made.log_probabilities,
+            margins=made.margins,
+            labels=None if tree is None else tuple(adapter.score_labels(batch, tree)[0].tolist()),
+            truth=sample.target.answer,
+        )
+
+
+def pixels_sha256(pixels: np.ndarray) -> str:
+    """The hash of a picture's pixels, (height, width, 3) uint8."""
+    return hashlib.sha256(np.ascontiguousarray(pixels, np.uint8).tobytes()).hexdigest()
+
+
+def write_references(path: Path, found: Iterable[Reference], advance: Callable[[int], None]) -> list[Reference]:
+    """Write one JSON line a reference, whole, and return them."""
+    kept = []
+    with written_whole(path) as aside, aside.open("w", encoding="utf-8") as file:
+        for reference in found:
+            file.write(json.dumps(asdict(reference), ensure_ascii=False) + "\n")
+            kept.append(reference)
+            advance(1)
+    return kept
+
+
+def read_references(path: Path) -> list[Reference]:
+    """Read back what `write_references` wrote."""
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        value = json.loads(line)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        found.append(Reference(**fields))
+    return found
