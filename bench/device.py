@@ -5,10 +5,14 @@ The weights are random: times, memory and sizes do not depend on their values. T
 tokenizer is trained on the question, and the rest of the table is empty.
 
     python bench/device.py
+
+Run it alone: llama.cpp's threads wait for each other at every operation, so that one more busy process makes the times
+ten times as long.
 """
 
 import io
 import json
+import os
 import platform
 import tempfile
 import time
@@ -161,7 +165,10 @@ def main() -> None:
         merged = Path(folder, "merged")
         parameters = write_checkpoint(merged)
         print(f"{parameters:,} random parameters at SmolVLM-256M's shapes, {QUANTISATION}, {THREADS} threads")
-        print(f"{platform.processor() or platform.machine()}; image to the probabilities of {len(LABELS)} labels")
+        print(
+            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+        )
+        print(f"from an image of {IMAGE_SIDE} pixels to the probabilities of {len(LABELS)} labels")
         native = measure("256 pixels, two tiles", merged, Path(folder, "native"), NATIVE, NATIVE_RUNS)
         stock = measure("stock, 2048 pixels", merged, Path(folder, "stock"), STOCK, 1)
         print(f"ratio: {stock / native:.0f}")

@@ -81,6 +81,20 @@ def test_prepare_may_be_skipped_and_limit_is_a_first_look(call: Call, digits_fol
     assert code == 0 and len(json.loads(out)["predictions"]) == 3
 
 
+def test_for_trains_what_the_device_will_do(call: Call, digits: Dataset, tmp_path: Path) -> None:
+    train = ["train", digits.path, "--model", "tiny/smolvlm", *options(), "--schedule.steps", 2]
+    asked = ["--for", "android-256", "--device.image-size", 32, "--device.fill", "[9,9,9]", "--json"]
+    code, _, err = call(*train, "--out", tmp_path / "run", *asked)
+    assert code == 0, err
+    device = Run(tmp_path / "run").recipe.device
+    assert device is not None and device.profile == "android-256"
+    assert (device.image_size, device.fill, device.resize) == (32, (9, 9, 9), "bilinear")
+    code, _, err = call(*train, "--out", tmp_path / "none", "--device.image-size", 32)
+    assert code == 1 and "for no device" in err and "--for android-256" in err
+    code, _, err = call(*train, "--out", tmp_path / "other", "--for", "toaster")
+    assert code == 1 and "toaster" in err and "android-256, desktop-llama" in err
+
+
 def test_require_sets_the_exit_status(call: Call, plan: Callable[..., Run]) -> None:
     run = train_run(plan())
     assert call("evaluate", run.path, "--require", "accuracy>=0")[0] == 0

@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visiontune.contract import DeviceContract, contract_for
 from visiontune.errors import RecipeError
 from visiontune.recipe import Recipe, Section, field_names, load, parse, read_fragment
 
@@ -34,12 +35,21 @@ def values() -> dict[str, Any]:
     }
 
 
+def values_for_a_device() -> dict[str, Any]:
+    device = contract_for("android-256", image_size=512, chat_prompt="{marker}{question}")
+    plain = values()
+    plain["data"]["image_longest_edge"], plain["evaluation"]["max_new_tokens"] = 256, 32
+    return {**plain, "device": device.model_dump(mode="json")}
+
+
 RECIPE = parse(values(), "here")
+FOR_A_DEVICE = parse(values_for_a_device(), "here")
 
 
 def test_a_recipe_comes_back_equal_from_its_file(tmp_path: Path) -> None:
-    RECIPE.save(tmp_path / "recipe.yaml")
-    assert load(tmp_path / "recipe.yaml") == RECIPE
+    for recipe in (FOR_A_DEVICE, RECIPE):
+        recipe.save(tmp_path / "recipe.yaml")
+        assert load(tmp_path / "recipe.yaml") == recipe
     assert "数字" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8"), "readable, not escaped"
 
 
@@ -71,6 +81,8 @@ def test_any_text_and_number_survives_the_file(prompt: str, rate: float, seed: i
         ("data.limit", 50, 50),
         ("parts.projector", "full", "full"),
         ("optimizer.part_learning_rates.projector", "0.01", 0.01),
+        ("evaluation.answers", "scored", "scored"),
+        ("evaluation.wanted_accuracy", "0.9", 0.9),
     ],
 )
 def test_an_override_takes_its_fields_type_and_says_who_set_it(name: str, value: Any, got: Any) -> None:
@@ -100,7 +112,7 @@ def test_the_list_of_fields_names_each_field_that_can_be_set() -> None:
         names
     )
     assert "why" not in names and "schema_version" not in names
-    dumped = RECIPE.model_dump()
+    dumped = FOR_A_DEVICE.model_dump()
     for name in names:
         section, _, field = name.partition(".")
         assert field in dumped[section] if field else section in dumped
@@ -122,12 +134,18 @@ def test_the_list_of_fields_names_each_field_that_can_be_set() -> None:
         ("data", "prompt", ""),
         ("data", "datasets", []),
         ("batch", "window", 100),
+        ("evaluation", "answers", "guessed"),
+        ("evaluation", "wanted_accuracy", 0),
+        ("evaluation", "wanted_accuracy", 1.5),
+        ("device", "fit", "crop"),
+        ("device", "image_size", 0),
+        ("device", "prompt", "no places"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_its_field_and_what_was_found(
     section: str, field: str, value: Any
 ) -> None:
-    plain = values()
+    plain = values_for_a_device()
     plain[section][field] = value
     with pytest.raises(RecipeError) as caught:
         parse(plain, "recipe.yaml")
@@ -178,6 +196,9 @@ def test_a_whole_recipe_laid_over_another_wins_in_every_field() -> None:
     other = RECIPE.changed({"seed": 5, "data.prompt": "What is it?", "evaluation.patience": 3})
     laid = RECIPE.overlaid(other.model_dump(mode="json"))
     assert laid.model_dump(exclude={"why"}) == other.model_dump(exclude={"why"})
+    device = FOR_A_DEVICE.changed({"device.fill": [1, 2, 3], "device.image_size": 128})
+    laid = FOR_A_DEVICE.overlaid(device.model_dump(mode="json"))
+    assert laid.model_dump(exclude={"why"}) == device.model_dump(exclude={"why"})
 
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:
@@ -186,6 +207,8 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
 
 
 def test_each_field_says_what_it_is() -> None:
+    for name, field in DeviceContract.model_fields.items():
+        assert field.description, f"device.{name}"
     for name, field in Recipe.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             for inner, inner_field in field.annotation.model_fields.items():

@@ -123,7 +123,13 @@ def test_a_fresh_folder_has_no_facts_and_no_errors(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.status == "planned"
     assert run.metrics() == run.receipts == run.checkpoint_steps() == []
-    assert run.best is None and not run.pause_asked()
+    assert run.best is None and not run.pause_asked() and run.labels is None
+
+
+def test_a_run_knows_its_labels_in_their_order_and_that_free_text_has_none(tmp_path: Path) -> None:
+    for labels in (["dog", "cat", "数"], None):
+        (tmp_path / "labels.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
+        assert Run(tmp_path).labels == labels
 
 
 def test_the_state_keeps_its_facts_and_drops_the_reason_of_an_old_failure(tmp_path: Path) -> None:

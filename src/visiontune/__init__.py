@@ -1,6 +1,6 @@
 """visiontune turns a person's own images and annotations into a fine-tuned vision model, and proves each step."""
 
-from visiontune.api import doctor, evaluate, export, inspect, pause, predict, prepare, resume, train
+from visiontune.api import doctor, evaluate, export, inspect, pause, predict, prepare, resume, train, verify
 from visiontune.errors import VisiontuneError
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "prepare",
     "resume",
     "train",
+    "verify",
 ]

@@ -197,25 +197,81 @@ def predict(
     step: AtStep = None,
     device: OnDevice = None,
 ) -> Answer:
-    """Answers about image files, or about all images of folders."""
+    """Answers about image files, or about all images of folders.
+
+    Parameters
+    ----------
+    run
+        a run, or a shipped folder: then the shipped file itself answers
+    """
     predictions = visiontune.predict(run, images, prompt=prompt, limit=limit, step=step, device=device)
-    lines = [f"{p.source[0]}: {p.target.answer}  ({p.scores['confidence']:.2f})" for p in predictions]
+    unsure = {True: "unsure, perhaps ", False: "", None: ""}
+    lines = [
+        f"{p.source[0]}: {unsure[p.abstained]}{p.target.answer}  ({p.scores['confidence']:.2f})" for p in predictions
+    ]
     return Answer({"predictions": [p.to_json() for p in predictions]}, "\n".join(lines))
 
 
 @app.command
-def export(run: Path, *, to: str, out: Path, step: AtStep = None) -> Answer:
-    """Write the trained model for others: adapter (plain PEFT), merged (plain transformers).
+def export(
+    run: Path,
+    *,
+    to: str,
+    out: Path | None = None,
+    quant: Annotated[str, Parameter(help="of a GGUF: f32, f16, bf16, q8_0, q4_0, q4_k_m, q5_k_m, q6_k, ...")] = "q8_0",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, Parameter(help="of merged weights; else the base model's own")
+    ] = None,
+    step: AtStep = None,
+    samples: Annotated[int, Parameter(help="inputs that a GGUF and the trained model are compared on")] = 64,
+    limit: Annotated[int | None, Parameter(help="let the GGUF answer the first N validation samples only")] = None,
+    with_inputs: Annotated[bool, Parameter(help="put the compared pictures beside the certificate")] = False,
+    push: Annotated[str | None, Parameter(help="hub repository ORG/NAME to upload to, private")] = None,
+    public: Annotated[bool, Parameter(help="make the hub repository public")] = False,
+) -> Answer:
+    """Write the trained model for others: adapter (PEFT), merged (transformers), gguf (llama.cpp, with certificate).
 
     Parameters
     ----------
     to
-        forms, separated by commas: adapter, merged
+        forms, separated by commas: adapter, merged, gguf
     out
-        folder; each form gets a folder of its name inside
+        folder; of several forms each gets a folder of its name inside. Without it: RUN/exports
     """
-    folders = {form: str(folder) for form, folder in visiontune.export(run, to=to, out=out, step=step).items()}
-    return Answer(folders, "\n".join(f"{form}: {folder}" for form, folder in folders.items()))
+    folders = visiontune.export(
+        run,
+        to=to,
+        out=out,
+        quantisation=quant.lower(),
+        dtype=dtype,
+        step=step,
+        samples=samples,
+        limit=limit,
+        with_inputs=with_inputs,
+        push=push,
+        public=public,
+    )
+    value = {form: str(folder) for form, folder in folders.items()}
+    return Answer(value, "\n".join(f"{form}: {folder}" for form, folder in value.items()))
+
+
+@app.command
+def verify(
+    path: Path,
+    *,
+    run: Annotated[Path | None, Parameter(help="the run that was shipped: everything is checked anew")] = None,
+    data: Annotated[Path | None, Parameter(help="its prepared dataset, for the inputs that did not travel")] = None,
+) -> Answer:
+    """Run the certificate of a shipped folder again, or check that a run is what its folder says.
+
+    Parameters
+    ----------
+    path
+        a shipped folder (its own files are run), or a run
+    """
+    checks = [check.to_json() for check in visiontune.verify(path, run=run, data=data)]
+    lines = [f"{check['name']}: {check['status']} ({check['found']})" for check in checks]
+    return Answer({"path": str(path), "checks": checks}, "\n".join(lines))
 
 
 @app.command

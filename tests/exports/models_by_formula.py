@@ -74,13 +74,13 @@ CASES = {
         heads=4,
         kv_heads=2,
         text={
-            "rope_theta": 500000.0,
+            "rope_theta": 300000.0,
             "rope_scaling": {
                 "rope_type": "llama3",
                 "factor": 32.0,
                 "low_freq_factor": 1.0,
                 "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 512,
+                "original_max_position_embeddings": 1000,
             },
         },
         words="llama-bpe",

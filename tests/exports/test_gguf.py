@@ -283,7 +283,14 @@ def test_an_error_in_the_middle_leaves_the_old_file_and_nothing_beside(
 REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "family": ({"model_type": "qwen2_vl"}, "type 'qwen2_vl'.*supported types: smolvlm, idefics3, llama"),
     "text model": ({"text_config": {"model_type": "gemma"}}, "text model is of type 'gemma'"),
-    "sizes": ({"vision_config": {"image_size": 36, "patch_size": 8}}, "Tiles of 36 .* would do: 16, 32"),
+    "sizes": ({"vision_config": {"image_size": 40, "patch_size": 8}}, "Tiles of 40 .* would do: 16, 32$"),
+    "positions": ({"vision_config": {"image_size": 48}}, "36 patches of a tile, the model has 16"),
+    "rotary": (
+        {"text_config": {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}},
+        "Rotary embeddings of this kind are not supported: .*yarn",
+    ),
+    "half rotary": ({"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}}, "not supported: .*0.5"),
+    "vocabulary": ({"text_config": {"vocab_size": 320}}, "The config says 320 tokens, the embeddings have 288"),
     "activation": ({"vision_config": {"hidden_act": "relu"}}, "'relu' stands where llama.cpp has"),
 }
 
@@ -291,7 +298,10 @@ REFUSED_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED_CONFIGS)
 def test_models_that_llama_cpp_would_compute_otherwise_are_refused(name: str, smolvlm: Path, tmp_path: Path) -> None:
     fields, message = REFUSED_CONFIGS[name]
-    change(smolvlm / "config.json", **fields)
+    config = read_json(smolvlm / "config.json")
+    for field, value in fields.items():
+        config[field] = config[field] | value if isinstance(value, dict) else value
+    change(smolvlm / "config.json", **config)
     with pytest.raises(ModelError) as caught:
         write_gguf(smolvlm, tmp_path / "out", "q8_0")
     assert_says(caught.value, message)
@@ -320,6 +330,10 @@ REFUSED_TOKENIZERS: dict[str, tuple[dict[str, Any], str]] = {
         "unknown way: .*'add_prefix_space': True",
     ),
     "no words": ({"pre_tokenizer": None}, "unknown way"),
+    "whole words": (
+        {"model": {"type": "BPE", "ignore_merges": True, "vocab": {}}},
+        "unknown way .with ignore_merges.",
+    ),
 }
 
 
@@ -365,9 +379,36 @@ def test_cut_and_missing_files_are_named(tmp_path: Path) -> None:
     part.write_bytes(whole[:-100])
     with pytest.raises(ModelError, match=r"model-00002-of-00002.safetensors is cut"):
         write_gguf(tmp_path / "model", tmp_path, "q8_0")
+    index = read_json(tmp_path / "model" / "model.safetensors.index.json")
+    part.write_bytes(whole)
+    promised = index["weight_map"] | {"model.more.weight": part.name}
+    change(tmp_path / "model" / "model.safetensors.index.json", weight_map=promised)
+    with pytest.raises(ModelError, match=r"1 tensors are not in the files .* 'model.more.weight'"):
+        write_gguf(tmp_path / "model", tmp_path, "q8_0")
     part.unlink()
     with pytest.raises(ModelError, match=r"There is no model-00002-of-00002.safetensors"):
         write_gguf(tmp_path / "model", tmp_path, "q8_0")
+
+
+def test_weights_of_integers_are_refused(smolvlm: Path, tmp_path: Path) -> None:
+    path = smolvlm / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"dtype": "F32"', b'"dtype": "I32"'))
+    with pytest.raises(ModelError) as caught:
+        write_gguf(smolvlm, tmp_path, "q8_0")
+    assert_says(caught.value, "'model.text_model.embed_tokens.weight' holds I32 values.*F64, F32, F16, BF16")
+
+
+def test_a_folder_without_its_processor_is_refused(smolvlm: Path, tmp_path: Path) -> None:
+    (smolvlm / "processor_config.json").unlink()
+    with pytest.raises(ModelError) as caught:
+        write_gguf(smolvlm, tmp_path, "q8_0")
+    assert_says(caught.value, "has 'image_mean'.*together with its processor")
+
+
+def test_the_first_token_is_added_where_the_tokenizer_adds_it_and_else_never(tmp_path: Path) -> None:
+    for name, adds in (("smolvlm", False), ("llama 3", True)):
+        build(CASES[name], tmp_path / name)
+        assert keys_of(write_gguf(tmp_path / name, tmp_path, "q8_0")[0])["tokenizer.ggml.add_bos_token"] is adds
 
 
 @pytest.mark.parametrize(("quantisation", "value"), [("f16", 7e4), ("q8_0", float("nan")), ("f32", float("inf"))])
@@ -412,6 +453,13 @@ def test_missing_packages_and_unknown_quantisations_are_errors_with_a_fix(
         with pytest.raises(MachineError) as missing:
             write_gguf(smolvlm, tmp_path, quantisation)
         assert_says(missing.value, f"{package}.*pip install 'visiontune\\[gguf\\]'")
+
+
+def test_a_tile_that_its_patches_do_not_fill_is_the_models_own_size(smolvlm: Path, tmp_path: Path) -> None:
+    config = read_json(smolvlm / "config.json")
+    change(smolvlm / "config.json", vision_config=config["vision_config"] | {"image_size": 38})  # as 384 = 27 * 14 + 6
+    assert keys_of(write_gguf(smolvlm, tmp_path, "q8_0")[1])["clip.vision.image_size"] == 38
+    assert keys_of(write_gguf(smolvlm, tmp_path, "q8_0", image_size=16)[1])["clip.vision.image_size"] == 16
 
 
 def test_a_text_model_has_no_image_size(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_white_space_around_an_answer_does_not_count_but_case_does() -> None:
     scores = score_texts(predictions(["a cat", "a dog", "a bird"], [" a cat\n", "a Dog", "a bird"]))
     assert scores.metrics["exact_match"].value == pytest.approx(2 / 3)
     assert scores.classes is None and scores.confusion is None
+
+
+def test_abstaining_is_counted_and_does_not_count_as_an_answer() -> None:
+    made = predictions(["cat", "cat", "dog", "dog"], ["cat", "dog", "dog", "cat"])
+    assert "answered" not in score_texts(made, LABELS).metrics, "nothing may abstain"
+    abstained = [False, True, False, False]
+    scores = score_texts([replace(p, abstained=a) for p, a in zip(made, abstained, strict=True)], LABELS)
+    assert scores.metric("answered").value == pytest.approx(3 / 4) and scores.metric("answered").n == 4
+    assert scores.metric("accuracy_answered").value == pytest.approx(2 / 3)
+    assert scores.metric("accuracy_answered").n == 3
+    assert scores.metric("accuracy").value == pytest.approx(2 / 4), "of all samples, as before"
+    silent = score_texts([replace(p, abstained=True) for p in made], LABELS)
+    assert silent.metric("answered").value == 0 and silent.metric("accuracy_answered").value is None
 
 
 def test_predictions_without_a_truth_are_not_scored() -> None:

@@ -113,5 +113,7 @@ def test_labels_of_the_same_tokens_are_refused_with_both_names() -> None:
 
 
 def test_tokens_without_an_end_that_begin_others_are_refused() -> None:
-    with pytest.raises(DataError, match="'short' are the beginning of those of 'long'"):  # their probabilities would sum to more than one
+    with pytest.raises(
+        DataError, match="'short' are the beginning of those of 'long'"
+    ):  # their probabilities would sum to more than one
         LabelTree(("long", "short"), ((1, 2, END), (1, 2)))

@@ -107,9 +107,13 @@ def test_a_model_of_larger_tiles_runs_natively_at_the_devices_size(tmp_path: Pat
     tiles = batch.tensors["pixel_values"]
     assert tiles.shape == (2, 2, 3, 32, 32)
     features = adapter.network.model.get_image_features(tiles, batch.tensors["pixel_attention_mask"]).pooler_output
-    features = torch.cat(list(features)) if not isinstance(features, torch.Tensor) else features
-    assert features.shape[:2] == (4, 4), "four tiles of four features each"
+    assert sum(len(tile.reshape(-1, 64)) for tile in features) == 16, "four tiles of four features each"
     assert batch.image_tokens == batch.image_features == 16
+    embeddings = adapter.network.model.vision_model.embeddings
+    patches = embeddings.patch_embedding(tiles[0, :1]).flatten(2).transpose(1, 2)
+    places = embeddings(tiles[0, :1], torch.ones(1, 4, 4, dtype=torch.bool)) - patches
+    every_second = embeddings.position_embedding.weight.reshape(8, 8, -1)[::2, ::2].reshape(16, -1)
+    assert torch.allclose(places[0], every_second, atol=1e-6)
     assert torch.isfinite(adapter.losses(batch)["text"]).all()  # the network itself refuses counts that differ
 
 

@@ -1,16 +1,19 @@
 """Every field of the recipe changes something: a flag that does nothing is a bug."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import visiontune
 from tests.conftest import QUICK
 from visiontune.data.dataset import Dataset
-from visiontune.errors import DataError, MachineError, RecipeError
+from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
 from visiontune.recipe import Recipe, field_names
 from visiontune.run import Run
@@ -51,6 +54,18 @@ CHANGES_LOSSES: dict[str, dict[str, Any]] = {
     "machine.precision": {"machine.precision": "bf16"},
 }
 
+# The same for the fields of a device, in runs for a device on coloured pictures that are no squares.
+CHANGES_DEVICE_LOSSES: dict[str, dict[str, Any]] = {
+    "device.image_size": {"device.image_size": 16},
+    "device.fit": {"device.fit": "stretch"},
+    "device.fill": {"device.fill": [200, 100, 50]},
+    "device.resize": {"device.resize": "lanczos"},
+    "device.colour_order": {"device.colour_order": "bgr"},
+    "device.prompt": {"device.prompt": "{marker}{question}"},
+}
+ONE_VALUE = ("device.tile_layout", "device.sampler", "device.runtime")
+TOLD_TO_THE_APP = {"device.profile": "mine", "device.prompt_form": "chat", "device.runtime_version": "2027.1"}
+
 
 def losses(run: Run) -> list[float]:
     return [entry["loss"] for entry in run.metrics("step")]
@@ -79,6 +94,168 @@ def test_the_field_changes_the_losses(field: str, plan: Plan, base_losses: list[
     assert losses(run) != base_losses
 
 
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """40 coloured pictures of 40x20 pixels, of two classes."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("colours")
+    for number in range(40):
+        place = folder / "photos" / ("warm", "cold")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 40, 3), dtype=np.uint8)).save(place / f"{number}.png")
+    return visiontune.prepare(folder / "photos", folder / "prepared", workers=1)
+
+
+@pytest.fixture
+def plan_for_device(colours: Dataset, tiny_checkpoint: Path, tmp_path: Path) -> Plan:
+    """Plan a short run for a device on the coloured pictures, dropout-free."""
+
+    def make(name: str, overrides: dict[str, Any]) -> Run:
+        recipe = derive([colours], [None], str(tiny_checkpoint), hardware("cpu"), profile="android-256")
+        changes = {**QUICK, **BASE, "schedule.steps": 2, "lora.dropout": 0.0, "device.image_size": 32}
+        run = Run(tmp_path / name)
+        plan_run(run, recipe.changed({**changes, **overrides}), [colours])
+        return run
+
+    return make
+
+
+_DEVICE_LOSSES: list[list[float]] = []
+
+
+@pytest.mark.parametrize("field", CHANGES_DEVICE_LOSSES)
+def test_the_field_of_a_device_changes_the_losses(field: str, plan_for_device: Plan) -> None:
+    if not _DEVICE_LOSSES:
+        _DEVICE_LOSSES.append(losses(train_run(plan_for_device("base", {}))))
+    assert losses(train_run(plan_for_device("changed", CHANGES_DEVICE_LOSSES[field]))) != _DEVICE_LOSSES[0]
+
+
+def test_the_marker_is_what_the_app_writes_and_no_question_may_hold_it(plan_for_device: Plan) -> None:
+    from visiontune.training.model import load_base
+
+    usual, other = plan_for_device("usual", {}), plan_for_device("other", {"device.marker": "<img>"})
+    prompts = [run.recipe.device.prompt_for("Who?") for run in (usual, other) if run.recipe.device]
+    assert prompts == ["<__media__>\nWho?\nAnswer:", "<img>\nWho?\nAnswer:"]
+    encoders: list[Any] = [load_base(run, run.recipe, torch.device("cpu")).encoder for run in (usual, other)]
+    ids = [encoder.tokenise("Who?", "warm", ((1, 1),)) for encoder in encoders]
+    assert ids[0] == ids[1], "the model never sees it"
+    assert encoders[0].tokenise("<img>", "warm", ((1, 1),))
+    with pytest.raises(ModelError, match="picture's marker"):
+        encoders[1].tokenise("<img>", "warm", ((1, 1),))
+
+
+@pytest.mark.parametrize("field", TOLD_TO_THE_APP)
+def test_what_the_app_is_told_is_another_contract(field: str, plan_for_device: Plan) -> None:
+    usual = plan_for_device("usual", {}).recipe.device
+    other = plan_for_device("other", {field: TOLD_TO_THE_APP[field]}).recipe.device
+    assert usual is not None and other is not None
+    (difference,) = usual.differences(other)
+    assert difference.startswith(f"{field.removeprefix('device.')}: ") and TOLD_TO_THE_APP[field] in difference
+
+
+@pytest.mark.parametrize("field", ONE_VALUE)
+def test_what_a_device_does_in_one_way_only_cannot_be_asked_for_otherwise(field: str, plan_for_device: Plan) -> None:
+    with pytest.raises(RecipeError, match=field):
+        plan_for_device("other", {field: "another"})
+
+
+def test_picture_size_and_longest_answer_of_a_run_are_the_devices(plan_for_device: Plan) -> None:
+    recipe = plan_for_device("small", {"device.image_size": 16, "device.max_new_tokens": 5}).recipe
+    assert (recipe.data.image_longest_edge, recipe.evaluation.max_new_tokens) == (16, 5)
+    assert plan_for_device("same", {"data.image_longest_edge": 32, "evaluation.max_new_tokens": 32}).recipe.device
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"data.image_longest_edge": 16}, "data.image_longest_edge is 16, but the device does 32"),
+        ({"evaluation.max_new_tokens": 5}, "evaluation.max_new_tokens is 5, but the device does 32"),
+        ({"device.max_new_tokens": 5, "evaluation.max_new_tokens": 6}, "max_new_tokens is 6, but the device does 5"),
+        ({"data.image_splitting": True}, "data.image_splitting is True, but the device does False"),
+    ],
+)
+def test_a_recipe_that_trains_what_its_device_does_not_do_is_refused(
+    changes: dict[str, Any], fault: str, plan_for_device: Plan
+) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        plan_for_device("other", changes)
+
+
+def test_a_devices_answers_are_no_longer_than_it_says(plan_for_device: Plan) -> None:
+    free = {"evaluation.answers": "generated", "optimizer.learning_rate": 1e-9}
+    short = train_run(plan_for_device("short", {**free, "device.max_new_tokens": 1}))
+    long = train_run(plan_for_device("long", {**free, "device.max_new_tokens": 12}))
+    assert max(map(len, answers(short))) < max(map(len, answers(long)))
+
+
+@pytest.mark.parametrize("field", [name for name in field_names() if name.startswith("device.")])
+def test_a_field_of_a_device_without_a_device_is_refused_with_the_option_to_give(field: str, recipe_of: Recipe) -> None:
+    with pytest.raises(RecipeError, match=f"'{field}' is set, but the recipe is for no device") as caught:
+        recipe_of.changed({field: "anything"})
+    assert "--for android-256" in (caught.value.fix or "")
+
+
+def test_for_names_the_device_and_its_fields_may_be_changed(
+    digits: Dataset, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    overrides = {**QUICK, **BASE, "schedule.steps": 2, "device.image_size": 32, "device.fill": [1, 2, 3]}
+    options: dict[str, Any] = {"model": str(tiny_checkpoint), "overrides": overrides}
+    run = visiontune.train(digits.path, out=tmp_path / "run", device_profile="android-256", **options)
+    device = run.recipe.device
+    assert device is not None and (device.profile, device.fill, device.image_size) == ("android-256", (1, 2, 3), 32)
+    assert run.recipe.why["device.fill"] == "set by hand" and run.recipe.why["data.image_longest_edge"]
+    with pytest.raises(RecipeError, match="no device profile 'toaster'"):
+        visiontune.train(digits.path, out=tmp_path / "other", device_profile="toaster", **options)
+    with pytest.raises(RecipeError, match="for no device"):
+        visiontune.train(digits.path, out=tmp_path / "none", **options)
+
+
+def answers(run: Run) -> list[str]:
+    lines = (run.path / "evaluations" / "validation" / "predictions.jsonl").read_text().splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def test_scored_answers_are_labels_and_generated_ones_what_the_model_says(plan: Plan) -> None:
+    untrained = {**BASE, "optimizer.learning_rate": 1e-9}
+    scored = train_run(plan("scored", {**untrained, "evaluation.answers": "scored"}))
+    generated = train_run(plan("generated", {**untrained, "evaluation.answers": "generated"}))
+    labels = {str(digit) for digit in range(10)}
+    assert set(answers(scored)) <= labels and not set(answers(generated)) <= labels
+
+
+def test_labels_are_scored_where_there_are_labels_and_nothing_else_can_be(recipe_of: Recipe, plan: Plan) -> None:
+    from visiontune.training.evaluate import tree_to_score
+    from visiontune.training.model import load_base
+
+    assert recipe_of.evaluation.answers == "scored"
+    run = plan("scored")
+    adapter = load_base(run, run.recipe, torch.device("cpu"))
+    with pytest.raises(RecipeError, match="data have free text") as caught:
+        tree_to_score(adapter, None, run.recipe)
+    assert caught.value.fix == "--evaluation.answers generated"
+    assert tree_to_score(adapter, None, run.recipe.changed({"evaluation.answers": "generated"})) is None
+
+
+def test_a_label_longer_than_an_answer_may_be_is_refused_by_name(plan: Plan) -> None:
+    from visiontune.training.evaluate import label_tree
+    from visiontune.training.model import load_base
+
+    run = plan("short", {"evaluation.max_new_tokens": 3})
+    with pytest.raises(DataError, match=r"takes \d+ tokens; 3 are allowed") as caught:
+        label_tree(load_base(run, run.recipe, torch.device("cpu")), ["0", "a long label"], run.recipe)
+    assert caught.value.where == "a long label" and caught.value.fix == "raise evaluation.max_new_tokens"
+
+
+def test_the_wanted_accuracy_decides_where_to_abstain(plan: Plan) -> None:
+    coverage = []
+    for wanted in (0.01, 1.0):
+        run = train_run(plan(str(wanted), {**BASE, "evaluation.wanted_accuracy": wanted}))
+        calibration = run.read_json("calibration.json")
+        assert calibration is not None and calibration["wanted_accuracy"] == wanted
+        coverage.append(calibration["coverage"])
+    assert coverage[0] > coverage[1]
+
+
 def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
     by_name = {
         "model.revision": test_revision_is_handed_to_the_hub,
@@ -90,13 +267,18 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "evaluation.samples": test_steps_checkpoints_and_evaluations_come_when_asked,
         "evaluation.metric": test_metric_decides_the_best_checkpoint,
         "evaluation.patience": test_patience_stops_early,
+        "evaluation.answers": test_scored_answers_are_labels_and_generated_ones_what_the_model_says,
+        "evaluation.wanted_accuracy": test_the_wanted_accuracy_decides_where_to_abstain,
         "evaluation.max_new_tokens": test_answers_are_no_longer_than_asked,
         "batch.tokens": test_tokens_cut_micro_batches_and_leave_the_result,
         "machine.device": test_an_absent_device_is_an_error_before_anything_is_loaded,
         "machine.workers": test_workers_and_threads_are_those_asked_for,
         "machine.threads": test_workers_and_threads_are_those_asked_for,
+        "device.marker": test_the_marker_is_what_the_app_writes_and_no_question_may_hold_it,
+        "device.max_new_tokens": test_a_devices_answers_are_no_longer_than_it_says,
     }
-    assert sorted([*CHANGES_LOSSES, *by_name]) == sorted(field_names())
+    tables = [*CHANGES_LOSSES, *CHANGES_DEVICE_LOSSES, *ONE_VALUE, *TOLD_TO_THE_APP]
+    assert sorted([*tables, *by_name]) == sorted(field_names())
 
 
 def test_revision_is_handed_to_the_hub(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,17 +362,10 @@ def test_patience_stops_early(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_answers_are_no_longer_than_asked(plan: Plan) -> None:
-    untrained = {**BASE, "optimizer.learning_rate": 1e-9}
+    untrained = {**BASE, "optimizer.learning_rate": 1e-9, "evaluation.answers": "generated"}
     run = train_run(plan("short", {**untrained, "evaluation.max_new_tokens": 1}))
     longer = train_run(plan("long", {**untrained, "evaluation.max_new_tokens": 12}))
-
-    def longest(run: Run) -> int:
-        import json
-
-        lines = (run.path / "evaluations" / "validation" / "predictions.jsonl").read_text().splitlines()
-        return max(len(json.loads(line)["text"]) for line in lines)
-
-    assert longest(run) < longest(longer)
+    assert max(map(len, answers(run))) < max(map(len, answers(longer)))
 
 
 def test_tokens_cut_micro_batches_and_leave_the_result(plan: Plan) -> None:

@@ -4,6 +4,7 @@ Each check is *passed*, *failed* or *not checked*, with what was found. What lla
 trained model answered is `Reference`.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import floor
@@ -20,6 +21,7 @@ from visiontune.models.labels import LabelTree
 
 CERTIFICATE_NAME = "certificate.json"
 SCHEMA_VERSION = 1
+INPUTS_FOLDER = "inputs"
 SHOWN = 5
 Status = Literal["passed", "failed", "not checked"]
 
@@ -36,6 +38,14 @@ CHECKS = {
     "tokens": "the greedy answer has the same tokens, near-ties excepted",
     "labels": "the most probable label is the same, near-ties excepted",
     "metric": "the task metric on the validation split is as good",
+}
+RUN_CHECKS = {
+    "finished": "the run came to its end",
+    "receipts": "no receipt failed",
+    "data": "the datasets are those that the run was planned for, and whole",
+    "checkpoints": "each checkpoint's files are those that were written",
+    "base model": "base weights and new weights are those that the run was started with",
+    "answers": "the best checkpoint answers validation samples as the run wrote it",
 }
 
 
@@ -75,7 +85,7 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """{"name", "what", "status", "found", "numbers"}."""
-        return {"name": self.name, "what": CHECKS[self.name], **asdict(self)}
+        return {"name": self.name, "what": (CHECKS | RUN_CHECKS)[self.name], **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -130,8 +140,6 @@ def run_shipped(
 def _scored(
     runtime: Runtime, prompt: str, image: bytes, marker: str, tree: LabelTree
 ) -> tuple[tuple[float, ...], float]:
-    import time
-
     started = time.perf_counter()
     scores = runtime.score_labels(prompt, image, marker=marker, tree=tree)
     return tuple(scores.tolist()), time.perf_counter() - started
@@ -141,9 +149,9 @@ def check_outcomes(references: Sequence[Reference], outcomes: Sequence[Outcome],
     """The checks of what was answered, in the order of CHECKS."""
     pairs = list(zip(references, outcomes, strict=True))
     return [
-        _same(pairs, "pixels", lambda r: r.pixels_sha256, lambda o: o.pixels_sha256),
-        _same(pairs, "prompt", lambda r: r.prompt_ids, lambda o: o.prompt_ids),
-        _same(pairs, "image tokens", lambda r: r.image_tokens, lambda o: o.image_tokens),
+        same("pixels", [(r.id, r.pixels_sha256, o.pixels_sha256) for r, o in pairs]),
+        same("prompt", [(r.id, r.prompt_ids, o.prompt_ids) for r, o in pairs]),
+        same("image tokens", [(r.id, r.image_tokens, o.image_tokens) for r, o in pairs]),
         _log_probabilities(pairs, limits),
         _tokens(pairs, limits),
         _labels(pairs, limits),
@@ -153,19 +161,18 @@ def check_outcomes(references: Sequence[Reference], outcomes: Sequence[Outcome],
 Pairs = list[tuple[Reference, Outcome]]
 
 
-def _same(pairs: Pairs, name: str, wanted: Callable[[Reference], Any], found: Callable[[Outcome], Any]) -> Check:
-    other = [(r.id, wanted(r), found(o)) for r, o in pairs if wanted(r) != found(o)]
+def same(name: str, pairs: Sequence[tuple[str, Any, Any]]) -> Check:
+    """Whether what was wanted and what was found are the same for each input: (id, wanted, found)."""
+    other = [(sample, wanted, found) for sample, wanted, found in pairs if wanted != found]
     if not other:
         what = f"the same for all {len(pairs)} inputs"
         if name == "image tokens":
-            what = f"{', '.join(map(str, sorted({wanted(r) for r, _ in pairs})))} for all {len(pairs)} inputs"
+            what = f"{', '.join(map(str, sorted({wanted for _, wanted, _ in pairs})))} for all {len(pairs)} inputs"
         return Check(name, "passed", what, {"inputs": len(pairs)})
-    sample, mine, its = other[0]
-    shown = f"{_first_difference(mine, its)}, first in {sample}"
-    return Check(
-        name, "failed", f"other for {len(other)} of {len(pairs)} inputs: {shown}",
-        {"inputs": len(pairs), "other": len(other)},
-    )  # fmt: skip
+    sample, wanted, found = other[0]
+    shown = f"{_first_difference(wanted, found)}, first in {sample}"
+    numbers = {"inputs": len(pairs), "other": len(other)}
+    return Check(name, "failed", f"other for {len(other)} of {len(pairs)} inputs: {shown}", numbers)
 
 
 def _first_difference(mine: Any, its: Any) -> str:
@@ -260,9 +267,7 @@ class Compared:
         return {"name": self.name, **{name: rate.to_json() for name, rate in rates.items()}}
 
 
-def compare_metric(
-    name: str, trained: Sequence[bool], shipped: Sequence[bool], limits: Limits
-) -> tuple[Check, Compared]:
+def compare_metric(name: str, trained: Sequence[bool], shipped: Sequence[bool], limits: Limits) -> Check:
     """The metric check: whether each sample was answered right by the trained model, and by the shipped file."""
     first, second = np.array(trained, bool), np.array(shipped, bool)
     n = len(first)
@@ -276,7 +281,7 @@ def compare_metric(
         f"{name} {of_both[0]:.4f} trained, {of_both[1]:.4f} shipped on {n} samples: "
         f"{lost} fewer right ({allowed} allowed)"
     )
-    return Check("metric", "failed" if lost > allowed else "passed", found, compared.to_json()), compared
+    return Check("metric", "failed" if lost > allowed else "passed", found, compared.to_json())
 
 
 def verdict(checks: Sequence[Check]) -> Status:
@@ -286,7 +291,12 @@ def verdict(checks: Sequence[Check]) -> Status:
     return "passed" if any(check.status == "passed" for check in checks) else "not checked"
 
 
-def ordered(checks: Iterable[Check]) -> list[Check]:
-    """The checks in the order of CHECKS, those that are absent as not checked."""
+def ordered(checks: Iterable[Check], absent: str = "an earlier check failed") -> list[Check]:
+    """The checks in the order of CHECKS; those that are not there are not checked, for the reason `absent`."""
     by_name = {check.name: check for check in checks}
-    return [by_name.get(name, Check(name, "not checked", "an earlier check failed")) for name in CHECKS]
+    return [by_name.get(name, Check(name, "not checked", absent)) for name in CHECKS]
+
+
+def failures(checks: Iterable[Check]) -> str:
+    """The failed checks with what was found, as one text."""
+    return "; ".join(f"{check.name}: {check.found}" for check in checks if check.status == "failed")

@@ -40,10 +40,8 @@ def check_layout(folder: Path, shipment: Shipment) -> Check:
     if longest is None:
         return Check("layout", "failed", "preproc_image_size is absent: versions of llama.cpp differ in it", numbers)
     if longest != size:
-        tiles = -((-longest // tile) ** 2) + 1
-        found = (
-            f"preproc_image_size is {longest}: llama.cpp cuts the picture of {size} pixels into {tiles} tiles, not 2"
-        )
+        side = -(-longest // tile)
+        found = f"preproc_image_size is {longest}: llama.cpp cuts the picture into {side**2 + 1} tiles, not 2"
         return Check("layout", "failed", found, numbers)
     return Check("layout", "passed", f"a tile and the overview of {size} pixels each", numbers)
 

@@ -217,7 +217,9 @@ def _vision_file(
     _check_activation(vision, "gelu_pytorch_tanh", where)
     own_size, patch, layers = vision["image_size"], vision["patch_size"], vision["num_hidden_layers"]
     size = own_size if image_size is None else image_size
-    fitting = [side for side in range(patch * scale_factor, own_size + 1, patch * scale_factor)]
+    # Of its own size a model leaves out pixels that fill no patch (384 // 14 is 27); a smaller one has none to spare.
+    fitting = [*range(patch * scale_factor, own_size, patch * scale_factor)]
+    fitting += [own_size] * (own_size // patch % scale_factor == 0)
     if size not in fitting:
         raise ModelError(
             f"Tiles of {size} pixels do not fit the model: it has tiles of {own_size}, patches of {patch}, and joins "
@@ -244,6 +246,12 @@ def _vision_file(
                 # The embeddings of patches and positions are small, and their sum is where all starts.
                 kind = "F32" if ".embeddings." in source else typed
                 if target == "v.position_embd":
+                    if stored.shape[0] != sides[0] ** 2:
+                        raise ModelError(
+                            f"The config makes {sides[0] ** 2} patches of a tile, the model has {stored.shape[0]}.",
+                            where=str(where),
+                            fix="export the model again",
+                        )
                     rows = position_rows(*sides)
                     read = partial(_rows_of, stored, rows)
                     yield Tensor(target + suffix, (len(rows), *stored.shape[1:]), read, kind, stored.name)

@@ -38,10 +38,7 @@ def tensor_type(name: str, shape: Sequence[int], quantisation: str, *, layers: i
         return "F32"
     wanted = K_QUANTS.get(quantisation, quantisation.upper())
     if name == "output.weight" or (tied and name == "token_embd.weight"):
-        if quantisation in K_QUANTS:
-            wanted = "Q8_0" if shape[-1] % 256 else "Q6_K"
-        elif quantisation == "q4_0":
-            wanted = "Q8_0"
+        wanted = "Q6_K" if quantisation in K_QUANTS else "Q8_0" if quantisation == "q4_0" else wanted
     elif quantisation in ("q4_k_m", "q5_k_m") and (block := re.match(r"blk\.(\d+)\.(attn_v|ffn_down)\.", name)):
         layer, eighth = int(block[1]), layers // 8
         if layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2:

@@ -13,17 +13,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.images import decode
 from visiontune.data.sample import Prediction
 from visiontune.errors import CertificateError, RunError
-from visiontune.exports import certificate as certificates
-from visiontune.exports.card import write_card
-from visiontune.exports.certificate import Check, check_outcomes, compare_metric, limits_for, run_shipped
+from visiontune.exports.card import write_card, write_modelfile
+from visiontune.exports.certificate import (
+    CERTIFICATE_NAME,
+    INPUTS_FOLDER,
+    SCHEMA_VERSION,
+    Check,
+    failures,
+    limits_for,
+    ordered,
+    verdict,
+)
 from visiontune.exports.certificate_page import write_page
+from visiontune.exports.compare import (
+    check_files,
+    compare_predictions,
+    evaluate_shipped,
+    is_right,
+    through_the_shipped_file,
+)
 from visiontune.exports.gguf import predicted_bytes, write_gguf
 from visiontune.exports.gguf_check import check_layout, check_weights
 from visiontune.exports.reference import (
@@ -34,20 +47,11 @@ from visiontune.exports.reference import (
     references,
     write_references,
 )
-from visiontune.exports.runtime import MARKER, Runtime
-from visiontune.exports.shipment import (
-    LabelTokens,
-    Shipment,
-    answer,
-    open_runtime,
-    png,
-    prediction,
-)
+from visiontune.exports.shipment import LabelTokens, Shipment
 from visiontune.exports.unfinished import Unfinished
 from visiontune.exports.weights import trained_names, write_merged
 from visiontune.files import file_sha256, write_json, written_whole
-from visiontune.machine import cores, hardware, versions
-from visiontune.metrics.text import score_texts
+from visiontune.machine import cores, versions
 from visiontune.models.adapter import ModelAdapter
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
@@ -135,6 +139,7 @@ def ship(
     trained model: it is kept as `OUT.failed`.
     """
     trained = load_for_shipping(run, quantisation, step)
+    recipe = trained.recipe
     work = Unfinished(out, _key(trained, samples, limit, with_inputs))
     folder, shipment = work.folder, trained.shipment
     rows = chosen(trained.datasets, samples)
@@ -146,42 +151,63 @@ def ship(
             write_references(folder / REFERENCE_NAME, made, advance)
         if with_inputs:
             for sample in inputs:
-                _write_input(folder, sample.id, image_of(sample))
-        right_before = _right_before(trained, limit)
-        work.finish("references", {"right": right_before})
+                _write_input(folder, image_of(sample))
+        work.finish("references", {"right": right_before(trained, limit)})
     if not work.done("files"):
         predicted, files, static = _write_files(trained, folder)
         work.finish("files", {"files": files, "predicted": predicted, "checks": [asdict(c) for c in static]})
     shipment.write(folder)
-    checks = [Check(**value) for value in work.result("files")["checks"]]
     kept = read_references(folder / REFERENCE_NAME)
-    limits = limits_for(quantisation)
-    with open_runtime(folder, shipment) as runtime:
-        checks += [check_template(runtime, shipment)]
-        with progress("the same inputs through the shipped file", len(kept), "samples") as advance:
-            pairs = zip(kept, (image_of(sample) for sample in inputs), strict=True)
-            outcomes = run_shipped(runtime, shipment, pairs, advance)
-        checks += check_outcomes(kept, outcomes, limits)
-        predictions = _evaluate(runtime, trained, folder, limit)
-        seconds = [outcome.seconds for outcome in outcomes]
-        speed = {
-            "median_seconds": round(float(np.median(seconds)), 4),
-            "p95_seconds": round(float(np.quantile(seconds, 0.95)), 4),
-            "load_seconds": round(runtime.load_seconds, 3),
-            "peak_memory_bytes": runtime.peak_memory_bytes(),
-            "threads": cores(),
-            "machine": hardware("cpu").name,
-        }
-        version = runtime.version
-    right = work.result("references")["right"]
-    both = [(right[p.id], _is_right(p)) for p in predictions if p.id in right]
-    metric, _ = compare_metric(trained.recipe.evaluation.metric, [a for a, _ in both], [b for _, b in both], limits)
+    shown = through_the_shipped_file(folder, shipment, kept, [image_of(sample) for sample in inputs])
+    rows_of_each = recipe.data.limit
+    predictions = evaluate_shipped(folder, shipment, trained.datasets, folder / EVALUATION, rows_of_each, limit)
+    metric = compare_predictions(recipe.evaluation.metric, work.result("references")["right"], predictions, shipment)
     files = work.result("files")
-    value = _certificate(trained, [*checks, metric], files, speed, version, len(kept), with_inputs, limit)
-    write_json(folder / certificates.CERTIFICATE_NAME, value)
+    checks = ordered([*(Check(**value) for value in files["checks"]), *shown.checks, metric])
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict(checks),
+        "name": shipment.name,
+        "quantisation": quantisation,
+        "files": files["files"],
+        "predicted_bytes": files["predicted"],
+        "contract": shipment.model_dump(mode="json"),
+        "limits": asdict(limits_for(quantisation)),
+        "checks": [check.to_json() for check in checks],
+        "inputs": {"compared": len(kept), "travel_with_it": with_inputs, "evaluation_limit": limit},
+        "speed": shown.speed,
+        "runtime": shown.runtime,
+        "versions": versions(),
+        "trained": _origin(trained),
+    }
+    write_json(folder / CERTIFICATE_NAME, value)
     write_page(folder, value)
-    write_card(run, folder, shipment, value)
-    return _named(work, out, value)
+    write_card(run, folder, "gguf", trained.step, (shipment, value))
+    write_modelfile(folder, shipment)
+    passed = value["verdict"] == "passed"
+    final = out if passed else out.with_name(f"{out.name}.failed")
+    work.leave_as(final)
+    note(f"certificate {value['verdict']}: {final / CERTIFICATE_NAME}")
+    if not passed:
+        raise CertificateError(
+            f"The exported file is not the model that was trained. {failures(checks)}",
+            where=str(final),
+            fix="do not ship it; certificate.html shows each check. A finer --quant may pass",
+        )
+    return final
+
+
+def _origin(trained: Trained) -> dict[str, Any]:
+    """Where the shipped weights come from."""
+    run, recipe = trained.run, trained.recipe
+    return {
+        "base_model": recipe.model.name,
+        "revision": recipe.model.revision,
+        "step": trained.step,
+        "recipe_sha256": file_sha256(run.recipe_path),
+        "data": [use.content_hash for use in recipe.data.datasets],
+        "receipts": {receipt["name"]: receipt["status"] for receipt in run.receipts},
+    }
 
 
 def _key(trained: Trained, samples: int, limit: int | None, with_inputs: bool) -> dict[str, Any]:
@@ -196,53 +222,6 @@ def _key(trained: Trained, samples: int, limit: int | None, with_inputs: bool) -
         "limit": limit,
         "with_inputs": with_inputs,
         "versions": versions(),
-    }
-
-
-def _named(work: Unfinished, out: Path, value: dict[str, Any]) -> Path:
-    """Give the finished folder its name, by its verdict."""
-    passed = value["verdict"] == "passed"
-    final = out if passed else out.with_name(f"{out.name}.failed")
-    work.leave_as(final)
-    note(f"certificate {value['verdict']}: {final / certificates.CERTIFICATE_NAME}")
-    if not passed:
-        failed = [f"{check['name']}: {check['found']}" for check in value["checks"] if check["status"] == "failed"]
-        raise CertificateError(
-            "The exported file is not the model that was trained. " + "; ".join(failed),
-            where=str(final),
-            fix="do not ship it; certificate.html shows each check. A finer --quant may pass",
-        )
-    return final
-
-
-def _certificate(
-    trained: Trained, checks: Sequence[Check], files: dict[str, Any], speed: dict[str, Any], runtime: str,
-    inputs: int, with_inputs: bool, limit: int | None,
-) -> dict[str, Any]:  # fmt: skip
-    run, recipe = trained.run, trained.recipe
-    ordered = certificates.ordered(checks)
-    return {
-        "schema_version": certificates.SCHEMA_VERSION,
-        "verdict": certificates.verdict(ordered),
-        "name": trained.shipment.name,
-        "quantisation": trained.shipment.quantisation,
-        "files": files["files"],
-        "predicted_bytes": files["predicted"],
-        "contract": trained.shipment.model_dump(mode="json"),
-        "limits": asdict(limits_for(trained.shipment.quantisation)),
-        "checks": [check.to_json() for check in ordered],
-        "inputs": {"compared": inputs, "travel_with_it": with_inputs, "evaluation_limit": limit},
-        "speed": speed,
-        "runtime": runtime,
-        "versions": versions(),
-        "trained": {
-            "base_model": recipe.model.name,
-            "revision": recipe.model.revision,
-            "step": trained.step,
-            "recipe_sha256": file_sha256(run.recipe_path),
-            "data": [use.content_hash for use in recipe.data.datasets],
-            "receipts": {receipt["name"]: receipt["status"] for receipt in run.receipts},
-        },
     }
 
 
@@ -277,35 +256,7 @@ def _write_files(trained: Trained, folder: Path) -> tuple[dict[str, int], dict[s
     return predicted, files, checks
 
 
-def check_files(folder: Path, shipment: Shipment, certified: dict[str, Any] | None = None) -> Check:
-    """Whether text model and projector are there, and (where known) are the bytes that were certified."""
-    for name in (shipment.text_model, shipment.projector):
-        path = folder / name
-        if not path.is_file():
-            return Check("files", "failed", f"{name} is missing")
-        if certified is not None:
-            entry = certified.get(name)
-            if entry is None:
-                return Check("files", "failed", f"{name} is not in the certificate")
-            if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
-                return Check("files", "failed", f"{name} is not the file that was certified")
-    return Check("files", "passed", f"{shipment.text_model} and {shipment.projector}")
-
-
-def check_template(runtime: Runtime, shipment: Shipment) -> Check:
-    """Whether the chat template in the file makes the contract's prompt."""
-    wanted = shipment.device.prompt.replace("{marker}", MARKER).replace("{question}", shipment.question)
-    found = runtime.chat_prompt(shipment.question)
-    if found == wanted:
-        return Check("template", "passed", "makes the prompt of the contract")
-    return Check("template", "failed", f"makes {found[:120]!r} where the contract has {wanted[:120]!r}")
-
-
-def _is_right(prediction: Prediction) -> bool:
-    return prediction.truth is not None and prediction.truth.answer.strip() == prediction.target.answer.strip()
-
-
-def _right_before(trained: Trained, limit: int | None) -> dict[str, bool]:
+def right_before(trained: Trained, limit: int | None) -> dict[str, bool]:
     """Whether the trained model answered each validation sample right: as its run wrote it, else answered anew."""
     run, recipe = trained.run, trained.recipe
     scores = run.read_json("evaluations/validation/metrics.json")
@@ -320,50 +271,10 @@ def _right_before(trained: Trained, limit: int | None) -> dict[str, bool]:
             trained.adapter, trained.datasets, "validation", recipe, ranks,
             limit=limit, rows=recipe.data.limit, show=True,
         )  # fmt: skip
-    return {p.id: _is_right(p) for p in found}
+    return {p.id: is_right(p) for p in found}
 
 
-def _evaluate(runtime: Runtime, trained: Trained, folder: Path, limit: int | None) -> list[Prediction]:
-    """The shipped file's answers to the whole validation split; what an interrupted export answered stands."""
-    shipment, recipe, tree = trained.shipment, trained.recipe, trained.shipment.tree
-    place = folder / EVALUATION
-    place.mkdir(parents=True, exist_ok=True)
-    partial = place / "predictions.jsonl"
-    predictions = _whole_lines(partial)
-    rows = recipe.data.limit
-    refs = [(d, i) for d, s in enumerate(trained.datasets) for i in range(min(s.count("validation"), rows or 10**12))]
-    refs = refs[:limit]
-    shown = progress("the shipped file answers validation", len(refs), "samples")
-    with partial.open("a", encoding="utf-8") as log, shown as advance:
-        advance(len(predictions))
-        for d, i in refs[len(predictions) :]:
-            sample = trained.datasets[d].sample("validation", i)
-            picture = png(shipment.device.picture(decode(image_of(sample))))
-            question = sample.target.prompt or shipment.question
-            answered = answer(runtime, shipment, tree, picture, question)
-            made = prediction(shipment, sample.id, answered, sample.target, known=True)
-            log.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
-            log.flush()
-            predictions.append(made)
-            advance(1)
-    labels = None if tree is None else list(tree.labels)
-    scores = score_texts(predictions, labels)
-    write_json(place / "metrics.json", {**scores.to_json(), "split": "validation", "step": trained.step})
-    return predictions
-
-
-def _whole_lines(path: Path) -> list[Prediction]:
-    """The predictions of the whole lines of a file that may be torn at its end; the torn line is cut off."""
-    if not path.is_file():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return [Prediction.from_json(json.loads(line)) for line in whole.decode().split("\n")[:-1]]
-
-
-def _write_input(folder: Path, sample: str, image: bytes) -> None:
-    with written_whole(folder / "inputs" / hashlib.sha256(image).hexdigest()) as aside:
+def _write_input(folder: Path, image: bytes) -> None:
+    """An input beside the certificate, under the hash of its bytes."""
+    with written_whole(folder / INPUTS_FOLDER / hashlib.sha256(image).hexdigest()) as aside:
         aside.write_bytes(image)

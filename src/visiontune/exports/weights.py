@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from visiontune.contract import DeviceContract
 from visiontune.errors import RunError
+from visiontune.exports.card import write_card
 from visiontune.files import folder_written_whole, write_json
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.load import read_config
@@ -35,14 +35,16 @@ def export_weights(
     for form, folder in sorted(zip(forms, folders, strict=True)):  # the adapter before it is merged
         base = base_name(run, recipe)
         if form == "adapter":
-            _write_adapter(run, adapter, base, recipe.device, folder)
+            _write_adapter(run, adapter, base, step, folder)
         else:
             own = str(read_config(base, recipe.model.revision).dtype or "float32").removeprefix("torch.")
-            write_merged(adapter, folder, dtype or own, recipe.device)
+            with folder_written_whole(folder) as aside:
+                _save_merged(adapter, aside, dtype or own)
+                _add_beside(run, adapter, "merged", step, aside)
         note(f"step {step}: {folder}")
 
 
-def _write_adapter(run: Run, adapter: ModelAdapter, base: str, device: DeviceContract | None, out: Path) -> None:
+def _write_adapter(run: Run, adapter: ModelAdapter, base: str, step: int, out: Path) -> None:
     if adapter.peft is None:
         raise RunError(
             "This run has no adapter: no part was trained with LoRA.",
@@ -52,32 +54,35 @@ def _write_adapter(run: Run, adapter: ModelAdapter, base: str, device: DeviceCon
     adapter.peft.peft_config["default"].base_model_name_or_path = base
     with folder_written_whole(out) as aside:
         adapter.peft.save_pretrained(str(aside))
-        _add_processor(adapter, device, aside)
+        _add_beside(run, adapter, "adapter", step, aside)
 
 
-def write_merged(
-    adapter: ModelAdapter, out: Path, dtype: str = "float32", device: DeviceContract | None = None
-) -> None:
+def write_merged(adapter: ModelAdapter, out: Path, dtype: str = "float32") -> None:
     """Merge the adapter into the float32 weights, cast once, and write the folder with its processor.
 
     The adapter is merged in place: the model in memory has none afterwards.
     """
+    with folder_written_whole(out) as aside:
+        _save_merged(adapter, aside, dtype)
+        adapter.encoder.save(aside)
+
+
+def _save_merged(adapter: ModelAdapter, folder: Path, dtype: str) -> None:
     network: Any = adapter.network
     if adapter.peft is not None:
         network = adapter.peft.merge_and_unload()
         adapter.network, adapter.peft = network, None
     if dtype != "float32":
         network = network.to(getattr(torch, dtype))
-    with folder_written_whole(out) as aside:
-        network.save_pretrained(aside)
-        _add_processor(adapter, device, aside)
+    network.save_pretrained(folder)
 
 
-def _add_processor(adapter: ModelAdapter, device: DeviceContract | None, folder: Path) -> None:
-    """The processor beside the weights; for a run trained for a device also what the device does, as device.json."""
+def _add_beside(run: Run, adapter: ModelAdapter, form: str, step: int, folder: Path) -> None:
+    """The processor and the model card; for a run trained for a device also what the device does, as device.json."""
     adapter.encoder.save(folder)
-    if device is not None:
-        write_json(folder / "device.json", device.model_dump(mode="json"))
+    if run.recipe.device is not None:
+        write_json(folder / "device.json", run.recipe.device.model_dump(mode="json"))
+    write_card(run, folder, form, step, None)
 
 
 def trained_names(adapter: ModelAdapter) -> set[str]:

@@ -17,6 +17,7 @@ FITTED_FROM = 30  # fewer held-out samples say too little about a temperature
 LEAST_LOG = -80.0
 TEMPERATURES = (0.05, 20.0)
 BINS = 10
+APART = 1e-6  # confidences closer than this are one
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,13 @@ def _threshold(
     """(threshold, coverage, accuracy): as many of the most confident answers as are right at the wanted rate."""
     order = np.argsort(-confidence, kind="stable")
     rates = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    ends = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True) & (rates >= wanted))
+    # A cut lies between two answers or nowhere: those of one confidence are answered together.
+    cuts = np.append(-np.diff(confidence[order]), np.inf) > APART
+    ends = np.flatnonzero(cuts & (rates >= wanted))
     if not len(ends):
         return None, 0.0, None
     last = int(ends[-1])
-    # Rounded down: the answer that set the threshold is not lost to the rounding.
-    threshold = np.floor(confidence[order[last]] * 1e6) / 1e6
-    return float(threshold), (last + 1) / len(order), float(rates[last])
+    return float(confidence[order[last]]) - APART / 2, (last + 1) / len(order), float(rates[last])
 
 
 def calibration_error(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> float:

@@ -1,0 +1,169 @@
+"""A shipped folder as it stands: its files, what llama.cpp makes of the references' inputs, its whole evaluation."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.images import decode
+from visiontune.data.sample import Prediction
+from visiontune.errors import VisiontuneError
+from visiontune.exports.certificate import Check, check_outcomes, compare_metric, limits_for, run_shipped, same
+from visiontune.exports.reference import Reference, image_of
+from visiontune.exports.runtime import MARKER, Runtime
+from visiontune.exports.shipment import Shipment, answer, open_runtime, png, prediction
+from visiontune.files import file_sha256, write_json
+from visiontune.machine import cores, hardware
+from visiontune.metrics.text import score_texts
+from visiontune.progress import progress
+
+ALL_ROWS = 10**12
+QUESTIONS = 8
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What came of showing the references' inputs to the shipped file. `speed` and `runtime` are empty if it failed."""
+
+    checks: list[Check]
+    speed: dict[str, Any]
+    runtime: str
+
+
+def through_the_shipped_file(
+    folder: Path, shipment: Shipment, references: Sequence[Reference], images: Sequence[bytes]
+) -> Shown:
+    """Run the shipped files on the inputs and check what they answer; `images` are the references' image files."""
+    try:
+        with open_runtime(folder, shipment) as runtime:
+            checks = [check_template(runtime, shipment)]
+            with progress("the same inputs through the shipped file", len(images), "samples") as advance:
+                outcomes = run_shipped(runtime, shipment, zip(references, images, strict=True), advance)
+            seconds = [outcome.seconds for outcome in outcomes]
+            speed = {
+                "median_seconds": round(float(np.median(seconds)), 4),
+                "p95_seconds": round(float(np.quantile(seconds, 0.95)), 4),
+                "load_seconds": round(runtime.load_seconds, 3),
+                "peak_memory_bytes": runtime.peak_memory_bytes(),
+                "threads": cores(),
+                "machine": hardware("cpu").name,
+            }
+            version = runtime.version
+    except VisiontuneError as error:
+        return Shown([Check("prompt", "failed", f"the shipped files could not be asked: {error.found}")], {}, "")
+    return Shown([*checks, *check_outcomes(references, outcomes, limits_for(shipment.quantisation))], speed, version)
+
+
+def check_prompts(folder: Path, shipment: Shipment, references: Sequence[Reference]) -> list[Check]:
+    """What can be checked without the inputs: any picture gives the same tokens of the prompt and of the picture."""
+    questions = {reference.question: reference for reference in references}
+    asked = list(questions.values())[:QUESTIONS]
+    side = shipment.device.image_size
+    blank, device = png(Image.new("RGB", (side, side), (127, 127, 127))), shipment.device
+    try:
+        with open_runtime(folder, shipment) as runtime:
+            template = check_template(runtime, shipment)
+            read = [runtime.read(device.prompt_for(r.question), blank, marker=device.marker) for r in asked]
+    except VisiontuneError as error:
+        return [Check("prompt", "failed", f"the shipped files could not be asked: {error.found}")]
+    return [
+        template,
+        same("prompt", [(r.id, r.prompt_ids, one.prompt_ids) for r, one in zip(asked, read, strict=True)]),
+        same("image tokens", [(r.id, r.image_tokens, one.image_tokens) for r, one in zip(asked, read, strict=True)]),
+    ]
+
+
+def check_files(folder: Path, shipment: Shipment, certified: Mapping[str, Any] | None = None) -> Check:
+    """Whether text model and projector are there, and (where known) are the bytes that were certified."""
+    for name in (shipment.text_model, shipment.projector):
+        path = folder / name
+        if not path.is_file():
+            return Check("files", "failed", f"{name} is missing")
+        if certified is not None:
+            entry = certified.get(name)
+            if entry is None:
+                return Check("files", "failed", f"{name} is not in the certificate")
+            if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+                return Check("files", "failed", f"{name} is not the file that was certified")
+    return Check("files", "passed", f"{shipment.text_model} and {shipment.projector}")
+
+
+def check_contract(shipment: Shipment, wanted: Shipment, of: str) -> Check:
+    """Whether contract.json says what was wanted; `of` says who wanted it."""
+    if drift := wanted.differences(shipment):
+        return Check("contract", "failed", f"not as {of}: {'; '.join(drift)}", {"drift": drift})
+    return Check("contract", "passed", f"profile {shipment.device.profile}, as {of}")
+
+
+def check_template(runtime: Runtime, shipment: Shipment) -> Check:
+    """Whether the chat template in the file makes the contract's prompt."""
+    wanted = shipment.device.prompt.replace("{marker}", MARKER).replace("{question}", shipment.question)
+    found = runtime.chat_prompt(shipment.question)
+    if found == wanted:
+        return Check("template", "passed", "makes the prompt of the contract")
+    return Check("template", "failed", f"makes {found[:120]!r} where the contract has {wanted[:120]!r}")
+
+
+def is_right(prediction: Prediction) -> bool:
+    """Whether an answer is the true one, white space around it aside."""
+    return prediction.truth is not None and prediction.truth.answer.strip() == prediction.target.answer.strip()
+
+
+def compare_predictions(
+    metric: str, right: Mapping[str, bool], predictions: Sequence[Prediction], shipment: Shipment
+) -> Check:
+    """The metric check, on the samples that both answered; `right` says of each whether the trained model was right."""
+    both = [(right[p.id], is_right(p)) for p in predictions if p.id in right]
+    trained, shipped = [a for a, _ in both], [b for _, b in both]
+    return compare_metric(metric, trained, shipped, limits_for(shipment.quantisation))
+
+
+def evaluate_shipped(
+    folder: Path, shipment: Shipment, datasets: Sequence[Dataset], place: Path, rows: int | None, limit: int | None
+) -> list[Prediction]:
+    """The shipped file's answers to the validation split, written to `place` with their scores.
+
+    `rows` takes the first rows of each dataset, `limit` the first of all. Answers that an interrupted call left in
+    `place` stand.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    path, tree = place / "predictions.jsonl", shipment.tree
+    predictions = _whole_lines(path)
+    refs = [(d, i) for d, data in enumerate(datasets) for i in range(min(data.count("validation"), rows or ALL_ROWS))]
+    refs = refs[:limit]
+    started = time.monotonic()
+    if left := refs[len(predictions) :]:
+        shown = progress("the shipped file answers validation", len(refs), "samples")
+        with open_runtime(folder, shipment) as runtime, path.open("a", encoding="utf-8") as log, shown as advance:
+            advance(len(predictions))
+            for d, i in left:
+                sample = datasets[d].sample("validation", i)
+                picture = png(shipment.device.picture(decode(image_of(sample))))
+                answered = answer(runtime, shipment, tree, picture, sample.target.prompt or shipment.question)
+                made = prediction(shipment, sample.id, answered, sample.target, known=True)
+                log.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
+                log.flush()
+                predictions.append(made)
+                advance(1)
+    scores = score_texts(predictions, None if tree is None else list(tree.labels))
+    seconds = round(time.monotonic() - started, 3)
+    write_json(place / "metrics.json", {**scores.to_json(), "split": "validation", "seconds": seconds})
+    return predictions
+
+
+def _whole_lines(path: Path) -> list[Prediction]:
+    """The predictions of a file's whole lines; a line torn at its end is cut off."""
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return [Prediction.from_json(json.loads(line)) for line in whole.decode().split("\n")[:-1]]

@@ -1,0 +1,120 @@
+"""The certificate run again on a shipped folder, wherever it stands. torch only where the run is given."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visiontune.data.dataset import Dataset
+from visiontune.errors import CertificateError
+from visiontune.exports.certificate import CERTIFICATE_NAME, INPUTS_FOLDER, Check, ordered
+from visiontune.exports.compare import (
+    check_contract,
+    check_files,
+    check_prompts,
+    compare_predictions,
+    evaluate_shipped,
+    through_the_shipped_file,
+)
+from visiontune.exports.gguf_check import check_layout, check_weights
+from visiontune.exports.reference import REFERENCE_NAME, Reference, chosen, image_of, read_references, references
+from visiontune.exports.shipment import Shipment, read_shipment
+from visiontune.progress import progress
+from visiontune.run import Run
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A shipped folder and what its certificate says."""
+
+    folder: Path
+    value: dict[str, Any]
+    references: list[Reference]
+
+
+def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None = None) -> list[Check]:
+    """The certificate's checks again, here and now.
+
+    With the run they are all made anew: references, weights, evaluation. Without it the files, the contract and the
+    layout are checked against the certificate, and the references' inputs are run where they can be had: from the
+    folder itself (`export --with-inputs`) or from the prepared dataset `data`. Raises CertificateError where there is
+    no certificate.
+    """
+    certified = _read(folder)
+    shipment = read_shipment(folder)
+    wanted = Shipment.model_validate(certified.value["contract"])
+    static = [check_files(folder, shipment, certified.value["files"])]
+    if static[0].status == "failed" and "missing" in static[0].found:
+        static.append(check_contract(shipment, wanted, "certified"))
+        return ordered(static, "a file is missing")
+    if run is not None:
+        return _against_run(certified, shipment, static, run)
+    static += [check_contract(shipment, wanted, "certified"), check_layout(folder, shipment)]
+    found = _inputs(certified, data)
+    if not found:
+        prompts = check_prompts(folder, shipment, certified.references)
+        absent = "the inputs are not here: give --run or --data, or export with --with-inputs"
+        return ordered([*static, *prompts], absent)
+    shown = through_the_shipped_file(folder, shipment, [r for r, _ in found], [image for _, image in found])
+    return ordered([*static, *shown.checks], "only with the run: --run")
+
+
+def _against_run(certified: Certified, shipment: Shipment, static: Sequence[Check], run: Run) -> list[Check]:
+    from visiontune.exports.ship import load_for_shipping, right_before
+    from visiontune.exports.weights import trained_names, write_merged
+    from visiontune.training.evaluate import tree_to_score
+
+    folder, origin = certified.folder, certified.value["trained"]
+    trained = load_for_shipping(run, shipment.quantisation, origin["step"])
+    recipe = trained.recipe
+    rows = chosen(trained.datasets, certified.value["inputs"]["compared"])
+    samples = [trained.datasets[d].sample("validation", i) for d, i in rows]
+    tree = tree_to_score(trained.adapter, run.labels, recipe)
+    with progress("reference answers of the trained model", len(samples), "samples") as advance:
+        made = []
+        for reference in references(trained.adapter, samples, recipe, tree):
+            made.append(reference)
+            advance(1)
+    limit = certified.value["inputs"]["evaluation_limit"]
+    right = right_before(trained, limit)
+    checks = [*static, check_contract(shipment, trained.shipment, "trained"), check_layout(folder, shipment)]
+    with tempfile.TemporaryDirectory(prefix="visiontune-verify-") as temporary:
+        merged, place = Path(temporary) / "merged", Path(temporary) / "evaluation"
+        names = trained_names(trained.adapter)
+        write_merged(trained.adapter, merged)
+        checks.append(check_weights(folder, shipment, merged, names))
+        shown = through_the_shipped_file(folder, shipment, made, [image_of(sample) for sample in samples])
+        if not shown.runtime:
+            return ordered([*checks, *shown.checks])
+        predictions = evaluate_shipped(folder, shipment, trained.datasets, place, recipe.data.limit, limit)
+    metric = compare_predictions(recipe.evaluation.metric, right, predictions, shipment)
+    return ordered([*checks, *shown.checks, metric])
+
+
+def _read(folder: Path) -> Certified:
+    path = folder / CERTIFICATE_NAME
+    if not path.is_file():
+        raise CertificateError(
+            "There is no certificate here.", where=str(folder), fix="export the run again, or give the run's folder"
+        )
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return Certified(folder, value, read_references(folder / REFERENCE_NAME))
+
+
+def _inputs(certified: Certified, data: Dataset | None) -> list[tuple[Reference, bytes]]:
+    """The references whose image file can be had, with its bytes; one whose bytes are others does not count."""
+    rows = {} if data is None else {sample: i for i, sample in enumerate(data.index("validation").ids)}
+    found = []
+    for reference in certified.references:
+        path = certified.folder / INPUTS_FOLDER / reference.image_sha256
+        image = None
+        if path.is_file():
+            image = path.read_bytes()
+        elif data is not None and reference.id in rows:
+            image = image_of(data.sample("validation", rows[reference.id]))
+        if image is not None and hashlib.sha256(image).hexdigest() == reference.image_sha256:
+            found.append((reference, image))
+    return found

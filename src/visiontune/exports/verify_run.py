@@ -1,0 +1,94 @@
+"""Whether a run is what its folder says."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.sample import Prediction
+from visiontune.errors import VisiontuneError
+from visiontune.exports.certificate import Check
+from visiontune.models.parts import frozen_tensors, tensors_sha256, trained_tensors
+from visiontune.run import Run
+from visiontune.training import checkpoint, receipts
+from visiontune.training.evaluate import calibration_of, predict_split
+from visiontune.training.model import adapt, load_base, load_trained, open_datasets
+from visiontune.training.ranks import Ranks
+
+ANSWERS_REPEATED = 16
+CONFIDENCE_WITHIN = 1e-3
+
+
+def verify_run(run: Run) -> list[Check]:
+    """Whether a run is what its folder says: receipts, data, checkpoints, base weights, answers."""
+    checks = [
+        Check("finished", "passed" if run.status == "finished" else "failed", f"the run is {run.status}"),
+        _receipts(run),
+    ]
+    recipe = run.recipe
+    recipe = recipe.model_copy(update={"machine": recipe.machine.model_copy(update={"device": "cpu"})})
+    try:
+        datasets = open_datasets(recipe)
+        for dataset in datasets:
+            dataset.verify()
+    except VisiontuneError as error:
+        datasets = []
+        checks.append(Check("data", "failed", f"{error.found} {error.where or ''}".strip()))
+    else:
+        checks.append(Check("data", "passed", f"{len(datasets)} datasets, each file hashed"))
+    steps = run.checkpoint_steps()
+    try:
+        for step in steps:
+            checkpoint.load(run, step)
+    except VisiontuneError as error:
+        return [*checks, Check("checkpoints", "failed", error.found)]
+    shown = ", ".join(map(str, steps)) or "none"
+    checks.append(Check("checkpoints", "passed" if steps else "failed", f"steps {shown}"))
+    adapter = load_base(run, recipe, torch.device("cpu"))
+    adapt(adapter, recipe)
+    start = run.read_json("start.json") or {"frozen_sha256": None, "trained_sha256": None}
+    module, parts = adapter.trained_module, adapter.parts
+    same = (
+        tensors_sha256(frozen_tensors(module, parts, recipe.parts)) == start["frozen_sha256"]
+        and receipts.hashes_by_part(trained_tensors(module, parts, recipe.parts), parts) == start["trained_sha256"]
+    )
+    found = "the weights that the run was started with" if same else f"{recipe.model.name} has other weights now"
+    checks.append(Check("base model", "passed" if same else "failed", found))
+    if steps and datasets:
+        checks.append(_answers(run, recipe, datasets))
+    return checks
+
+
+def _receipts(run: Run) -> Check:
+    by_status: dict[str, list[str]] = {}
+    for receipt in run.receipts:
+        by_status.setdefault(receipt["status"], []).append(receipt["name"])
+    found = "; ".join(f"{status}: {', '.join(names)}" for status, names in by_status.items()) or "there are none"
+    bad = "failed" in by_status or "pending" in by_status or not by_status
+    return Check("receipts", "failed" if bad else "passed", found)
+
+
+def _answers(run: Run, recipe: Any, datasets: Sequence[Dataset]) -> Check:
+    """The first validation samples answered again by the checkpoint that the run evaluated."""
+    scores = run.read_json("evaluations/validation/metrics.json")
+    path = run.path / "evaluations" / "validation" / "predictions.jsonl"
+    if scores is None or not path.is_file():
+        return Check("answers", "not checked", "the run has no evaluation of the validation split")
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    written = {p.id: p for p in (Prediction.from_json(json.loads(line)) for line in lines)}
+    adapter, step = load_trained(run, recipe, torch.device("cpu"), scores["step"])
+    again = predict_split(adapter, datasets, "validation", recipe, Ranks("cpu"), limit=ANSWERS_REPEATED)
+    calibration = calibration_of(run, step)
+    again = again if calibration is None else [calibration.applied(p) for p in again]
+    other = [
+        p.id
+        for p in again
+        if p.id not in written
+        or p.target.answer != written[p.id].target.answer
+        or abs(p.scores["confidence"] - written[p.id].scores["confidence"]) > CONFIDENCE_WITHIN
+    ]
+    if other:
+        return Check("answers", "failed", f"{len(other)} of {len(again)} answers are others, first {other[0]}")
+    return Check("answers", "passed", f"{len(again)} answers again, the same")
