@@ -9,7 +9,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[demo,test]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable ".[demo,gguf,test]" --constraint constraints.txt
 	touch $@
 
 demo: install

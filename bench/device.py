@@ -165,9 +165,8 @@ def main() -> None:
         merged = Path(folder, "merged")
         parameters = write_checkpoint(merged)
         print(f"{parameters:,} random parameters at SmolVLM-256M's shapes, {QUANTISATION}, {THREADS} threads")
-        print(
-            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
-        )
+        machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        print(f"{machine}, load over the last minute {os.getloadavg()[0]:.1f}")
         print(f"from an image of {IMAGE_SIDE} pixels to the probabilities of {len(LABELS)} labels")
         native = measure("256 pixels, two tiles", merged, Path(folder, "native"), NATIVE, NATIVE_RUNS)
         stock = measure("stock, 2048 pixels", merged, Path(folder, "stock"), STOCK, 1)

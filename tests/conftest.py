@@ -72,6 +72,36 @@ def digits(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Dat
     return visiontune.prepare(digits_folder, tmp_path_factory.mktemp("prepared") / "digits", workers=1)
 
 
+INKS = {"red": (235, 60, 40), "blue": (40, 90, 235)}
+
+
+@pytest.fixture(scope="session")
+def inked(tmp_path_factory: pytest.TempPathFactory, digit_scans: tuple[np.ndarray, np.ndarray]) -> Dataset:
+    """600 digits in red or blue ink: twenty classes such as "red 3", and colours that must not be mixed up."""
+    folder = tmp_path_factory.mktemp("inked")
+    for number, (scan, label) in enumerate(zip(*(half[:600] for half in digit_scans), strict=True)):
+        ink = list(INKS)[number // 10 % 2]
+        place = folder / f"{ink} {label}"
+        place.mkdir(exist_ok=True)
+        pixels = (scan[..., None] / 16 * np.array(INKS[ink])).round().astype("uint8")
+        Image.fromarray(pixels).save(place / f"{number:04d}.png")
+    return visiontune.prepare(folder, tmp_path_factory.mktemp("prepared") / "inked", workers=1)
+
+
+@pytest.fixture(scope="session")
+def device_run(tmp_path_factory: pytest.TempPathFactory, inked: Dataset, tiny_checkpoint: Path) -> Run:
+    """A quick run for a device: frozen vision encoder, LoRA in the projector and the language model."""
+    from visiontune.machine import hardware
+    from visiontune.training.loop import train_run
+    from visiontune.training.plan import derive, plan_run
+
+    recipe = derive([inked], [None], str(tiny_checkpoint), hardware("cpu"), profile="desktop-llama")
+    changes = {"optimizer.learning_rate": 1e-2, "device.max_new_tokens": 8, "checkpoints.every": 6}
+    run = Run(tmp_path_factory.mktemp("device") / "run")
+    plan_run(run, recipe.changed({**QUICK, **changes}), [inked])
+    return train_run(run)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SmolVLM on disk, as a checkpoint from a hub would stand there."""

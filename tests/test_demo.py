@@ -16,3 +16,5 @@ def test_the_demo_reads_digits_and_proves_it(tmp_path: Path, capsys: pytest.Capt
     assert result["accuracy"]["value"] >= 0.96
     assert set(result["receipts"].values()) <= {"passed", "not applicable"}
     assert len(result["receipts"]) == 7
+    assert set(result["certificate"].values()) == {"passed"} and len(result["certificate"]) == 12
+    assert len(list(Path(result["shipped"]).glob("*.gguf"))) == 2

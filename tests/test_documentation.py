@@ -3,11 +3,13 @@
 import re
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from visiontune.cli import main
+from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
 from visiontune.recipe import reference
 from visiontune.training.receipts import NAMES
 
@@ -24,7 +26,7 @@ def test_the_commands_and_the_code_of_the_readme_run(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(digits_folder, tmp_path / "photos")
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) >= 9
+    assert len(commands) >= 13
     for name, *arguments in commands:
         assert name == "visiontune"
         with pytest.raises(SystemExit) as stopped:
@@ -32,7 +34,8 @@ def test_the_commands_and_the_code_of_the_readme_run(
         assert stopped.value.code == 0, arguments
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), {})
-    assert (tmp_path / "runs/a/report.html").is_file() and (tmp_path / "ship/merged/config.json").is_file()
+    assert (tmp_path / "runs/a/report.html").is_file() and (tmp_path / "merged/config.json").is_file()
+    assert (tmp_path / "ship/certificate.html").is_file()
 
 
 def test_the_recipe_page_lists_every_field_as_it_is() -> None:
@@ -42,6 +45,15 @@ def test_the_recipe_page_lists_every_field_as_it_is() -> None:
 def test_the_receipts_page_names_every_receipt() -> None:
     page = (ROOT / "docs" / "receipts.md").read_text(encoding="utf-8")
     assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")][1:] == list(NAMES)
+
+
+def test_the_certificate_page_names_every_check() -> None:
+    page = (ROOT / "docs" / "certificate.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
+    named = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
+    assert {name: named[name][0] for name in CHECKS | RUN_CHECKS} == CHECKS | RUN_CHECKS
+    for quantisation, limits in LIMITS.items():
+        assert [float(cell) for cell in named[quantisation]] == list(asdict(limits).values()), quantisation
 
 
 def test_every_path_that_a_page_names_exists() -> None:

@@ -13,7 +13,8 @@ from visiontune.data.dataset import DatasetInfo, StoredRow, write_shard
 from visiontune.data.sample import Prediction, Text
 from visiontune.metrics.text import score_texts
 from visiontune.recipe import parse
-from visiontune.report import duration, fact, memory, write_report
+from visiontune.report import write_report
+from visiontune.page import duration, fact, memory
 from visiontune.run import Run
 
 HOSTILE = "<script>alert('x')</script>"

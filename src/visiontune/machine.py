@@ -16,7 +16,11 @@ from visiontune.errors import MachineError
 Device = Literal["cpu", "cuda", "mps"]
 
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "pyarrow", "pillow", "numpy", "safetensors")
-OPTIONAL = {"scikit-learn": ("sklearn", "the demo: pip install 'visiontune[demo]'")}
+OPTIONAL = {
+    "gguf": ("gguf", "GGUF exports: pip install 'visiontune[gguf]'"),
+    "scikit-learn": ("sklearn", "the demo: pip install 'visiontune[demo]'"),
+    "xllamacpp": ("xllamacpp", "running and certifying GGUF exports: pip install 'visiontune[gguf]'"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,16 @@ def available_devices() -> list[Device]:
     return [*devices, "cpu"]
 
 
+def processor() -> str:
+    """The CPU's name as the system tells it, at least its architecture."""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if named:
+            return named[0]
+    return platform.processor() or platform.machine()
+
+
 def hardware(device: Device | None = None) -> Hardware:
     """The device asked for, or the best one; raises MachineError if it is not here. Imports torch."""
     import psutil
@@ -75,7 +89,7 @@ def hardware(device: Device | None = None) -> Hardware:
         bf16 = torch.cuda.is_bf16_supported()
         return Hardware("cuda", properties.name, properties.total_memory, cores(), bf16)
     memory = psutil.virtual_memory().total
-    name = "Apple GPU" if chosen == "mps" else platform.processor() or platform.machine()
+    name = "Apple GPU" if chosen == "mps" else processor()
     return Hardware(chosen, name, memory, cores(), bf16=False)
 
 

@@ -3,38 +3,28 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
-from visiontune.charts import Line, line_chart, smoothed, stacked_bar, thousands
+from visiontune.charts import Line, line_chart, smoothed, stacked_bar
 from visiontune.data.sample import Prediction
 from visiontune.files import write_text
+from visiontune.page import NAMES, fill
 from visiontune.pictures import SHOWN_PIXELS, Pictures
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 
 MISTAKES_SHOWN, CORRECT_SHOWN = 16, 8
 SUPERVISED_SHOWN = 6
-CHARACTERS_SHOWN = 600
 MATRIX_CLASSES = 20
 CONFUSIONS_SHOWN = 10
 CLASS_ROWS = 200
 RECEIPT_ORDER = ("failed", "pending", "passed", "not applicable")
 SPLIT_ORDER = ("test", "validation", "train")
 TIMED = ("data", "forward", "backward", "optimizer", "other")
-NAMES = {
-    "accuracy": "Accuracy",
-    "exact_match": "Exact match",
-    "macro_f1": "Macro F1",
-    "outside_labels": "Answers outside the labels",
-    "answered": "Answered, not abstained",
-    "accuracy_answered": "Accuracy of the answered",
-}
 
 Entry = dict[str, Any]  # an object as it stands in one of the folder's JSON files, or one for the page
 Curve = tuple[str, str, Markup]
@@ -61,6 +51,8 @@ def write_report(run: Run) -> Path:
         "verdict": Counter(receipt["status"] for receipt in receipts),
         "headline": _headline(recipe, run.best, evaluations, checks),
         "evaluations": evaluations,
+        "calibration": run.read_json("calibration.json"),
+        "exports": _exports(run),
         "curves": _curves(recipe, run.best, steps, checks),
         "step_time": _step_time(steps),
         "parts": run.read_json("parts.json") or [],
@@ -70,90 +62,12 @@ def write_report(run: Run) -> Path:
         "classes": _classes(evaluations),
         "recipe_lines": [] if recipe is None else list(_recipe_lines(recipe)),
         "no_pictures": pictures.missing,
-    }
-    write_text(run.report_path, _environment().get_template("report.html").render(facts))
-    return run.report_path
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("visiontune"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "fact": fact,
-        "rate": rate,
-        "interval": interval,
-        "duration": duration,
-        "memory": memory,
-        "thousands": thousands,
-        "short": short,
-        "label": lambda name: NAMES.get(name, name.replace("_", " ")),
-    }
-    environment.globals |= {
         "receipt_order": RECEIPT_ORDER,
         "matrix_classes": MATRIX_CLASSES,
         "class_rows": CLASS_ROWS,
-        "shown_pixels": SHOWN_PIXELS,
     }
-    return environment
-
-
-# Numbers and texts as a person reads them
-
-
-def fact(value: Any, name: str = "") -> str:
-    """Any plain value in short: numbers to four digits, bytes as memory, lists and mappings with commas."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float) and name.endswith("bytes"):
-        return memory(value)
-    if isinstance(value, int):
-        return thousands(value)
-    if isinstance(value, float):
-        text = thousands(round(value)) if isfinite(value) and abs(value) >= 1e4 else f"{value:.4g}"
-        return text.replace("-", "\u2212")
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {fact(inner, key)}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(fact(inner) for inner in value)
-    return "–" if value is None else str(value)
-
-
-def rate(metric: dict[str, Any]) -> str:
-    """The value of a metric with three decimals, or a dash where nothing was counted."""
-    return "–" if metric["value"] is None else f"{metric['value']:.3f}"
-
-
-def interval(metric: dict[str, Any]) -> str:
-    """The 95 % interval of a metric, or nothing."""
-    return "" if metric["low"] is None else f"{metric['low']:.3f}–{metric['high']:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 12 s, 3 min 12 s or 5 h 04 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def memory(size: float) -> str:
-    """Bytes as kB, MB or GB (powers of ten)."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size:g} bytes"
-
-
-def short(text: str) -> str:
-    """A text as it is, or its beginning."""
-    return text if len(text) <= CHARACTERS_SHOWN else text[:CHARACTERS_SHOWN] + " …"
+    write_text(run.report_path, fill("report.html", facts, shown_pixels=SHOWN_PIXELS))
+    return run.report_path
 
 
 # What stands in the folder, section by section
@@ -163,6 +77,27 @@ def _evaluations(run: Run) -> dict[str, Entry]:
     """evaluations/SPLIT/metrics.json of each split, the test split first."""
     found = {split: run.read_json(f"evaluations/{split}/metrics.json") for split in SPLIT_ORDER}
     return {split: value for split, value in found.items() if value is not None}
+
+
+def _exports(run: Run) -> list[Entry]:
+    """exports/gguf-QUANTISATION.json of each export with a certificate, failed ones first, then the smallest."""
+    rows = []
+    for path in sorted((run.path / "exports").glob("gguf-*.json")):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        checks = {check["name"]: check for check in value["checks"]}
+        rows.append(
+            {
+                "quantisation": value["quantisation"],
+                "verdict": value["verdict"],
+                "folder": value["folder"],
+                "step": value["trained"]["step"],
+                "bytes": sum(file["bytes"] for file in value["files"].values()),
+                "seconds": value["speed"].get("median_seconds"),
+                "metric": checks["metric"]["numbers"] or None,
+                "failed": [check["name"] for check in value["checks"] if check["status"] == "failed"],
+            }
+        )
+    return sorted(rows, key=lambda row: (row["verdict"] != "failed", row["bytes"]))
 
 
 def _headline(

@@ -147,6 +147,7 @@ def test_the_threshold_reaches_the_wanted_accuracy_and_no_lower_one_does(made: l
     assert right[answered].mean() == pytest.approx(calibration.accuracy) and calibration.accuracy is not None
     assert calibration.accuracy >= wanted
     assert answered.mean() == pytest.approx(calibration.coverage)
+    assert np.abs(confidence - calibration.abstain_below).min() > 4e-7, "no answer is lost or won by rounding"
     lower = [rate for c, rate in rates.items() if c < calibration.abstain_below]
     assert all(rate < wanted for rate in lower)
 

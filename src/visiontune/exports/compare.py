@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from visiontune.data.images import decode
 from visiontune.data.sample import Prediction
 from visiontune.errors import VisiontuneError
 from visiontune.exports.certificate import Check, check_outcomes, compare_metric, limits_for, run_shipped, same
+from visiontune.exports.gguf_check import check_layout
 from visiontune.exports.reference import Reference, image_of
 from visiontune.exports.runtime import MARKER, Runtime
-from visiontune.exports.shipment import Shipment, answer, open_runtime, png, prediction
+from visiontune.exports.shipment import Shipment, answer, open_runtime, png, prediction, read_shipment
 from visiontune.files import file_sha256, write_json
-from visiontune.machine import cores, hardware
+from visiontune.machine import cores, processor
 from visiontune.metrics.text import score_texts
 from visiontune.progress import progress
 
@@ -34,6 +35,45 @@ class Shown:
     checks: list[Check]
     speed: dict[str, Any]
     runtime: str
+
+
+@dataclass(frozen=True)
+class HeldTo:
+    """What an export is held to: the trained model's shipment, answers and rates.
+
+    `images` are the references' image files. `weights` makes the weights check of a shipment as it was found. `right`
+    says of each validation sample whether the trained model answered it right; `rows` and `limit` are those of
+    `evaluate_shipped`.
+    """
+
+    wanted: Shipment
+    references: Sequence[Reference]
+    images: Sequence[bytes]
+    weights: Callable[[Shipment], Check]
+    datasets: Sequence[Dataset]
+    right: Mapping[str, bool]
+    metric: str
+    rows: int | None
+    limit: int | None
+
+
+def certify(folder: Path, held_to: HeldTo, place: Path, certified: Mapping[str, Any] | None = None) -> Shown:
+    """All checks of a shipped folder as it stands; its evaluation is written to `place`.
+
+    `certified` holds the files as a certificate lists them, where there is one. Checks that an earlier one makes
+    impossible are absent.
+    """
+    shipped = read_shipment(folder)
+    checks = [check_files(folder, shipped, certified), check_contract(shipped, held_to.wanted, "trained")]
+    if not all((folder / name).is_file() for name in (shipped.text_model, shipped.projector)):
+        return Shown(checks, {}, "")
+    checks += [check_layout(folder, shipped), held_to.weights(shipped)]
+    shown = through_the_shipped_file(folder, shipped, held_to.references, held_to.images)
+    checks += shown.checks
+    if shown.runtime:
+        predictions = evaluate_shipped(folder, shipped, held_to.datasets, place, held_to.rows, held_to.limit)
+        checks.append(compare_predictions(held_to.metric, held_to.right, predictions, shipped))
+    return Shown(checks, shown.speed, shown.runtime)
 
 
 def through_the_shipped_file(
@@ -52,7 +92,7 @@ def through_the_shipped_file(
                 "load_seconds": round(runtime.load_seconds, 3),
                 "peak_memory_bytes": runtime.peak_memory_bytes(),
                 "threads": cores(),
-                "machine": hardware("cpu").name,
+                "machine": processor(),
             }
             version = runtime.version
     except VisiontuneError as error:

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visiontune.errors import ModelError, VisiontuneError
+from visiontune.errors import ModelError
 from visiontune.exports.gguf_layout import File, Tensor, planned_files
 from visiontune.exports.quantise import (
     FILE_TYPES,
-    K_QUANTS,
     QUANTISATIONS,
     Quantisation,
-    ggml,
+    check_quantisation,
     gguf_package,
     quantised,
 )
@@ -86,13 +85,8 @@ def _prepared(
     merged: Path, quantisation: str, image_size: int | None, longest_edge: int | None, name: str, template: str | None
 ) -> list[tuple[File, Any]]:
     """The files to write, each with a GGUFWriter that has its keys: whatever can be refused is refused here."""
-    if quantisation not in QUANTISATIONS:
-        raise VisiontuneError(
-            f"There is no quantisation '{quantisation}'.", fix=f"quantisations: {', '.join(QUANTISATIONS)}"
-        )
+    check_quantisation(quantisation)
     gguf = gguf_package()
-    if quantisation in K_QUANTS:
-        ggml()
     prepared = []
     for file in planned_files(merged, quantisation, image_size, longest_edge, name, template):
         writer = gguf.GGUFWriter(None, file.architecture)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from visiontune.errors import ModelError
 from visiontune.exports.gguf_tokenizer import add_tokenizer
 from visiontune.exports.merged_folder import StoredTensor, read_json, read_json_if_there, stored_tensors
-from visiontune.exports.quantise import K_QUANTS, gguf_package, tensor_type
+from visiontune.exports.quantise import gguf_package, projector_quantisation, tensor_type
 
 VISION_FAMILIES = ("smolvlm", "idefics3")
 TEXT_FAMILIES = ("llama",)
@@ -227,7 +227,7 @@ def _vision_file(
             where=str(where),
             fix=f"sizes that would do: {', '.join(map(str, fitting))}",
         )
-    quantisation = "q8_0" if quantisation in (*K_QUANTS, "q4_0") else quantisation
+    quantisation = projector_quantisation(quantisation)
     sides = own_size // patch, size // patch
 
     def tensors() -> Iterator[Tensor]:

@@ -37,8 +37,7 @@ class Server:
 
     def __init__(self, text_model: Path, projector: Path | None, threads: int, context: int) -> None:
         """Start the child and wait until the files are loaded; errors as of `Runtime`."""
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise MachineError("Running a GGUF file needs the package xllamacpp.", fix="pip install 'visiontune[gguf]'")
+        check_package()
         for path in (text_model, projector):
             if path is not None and not path.is_file():
                 raise ModelError("There is no such file.", where=str(path), fix="export the model again: --to gguf")
@@ -182,10 +181,17 @@ def _end_with_the_parent() -> None:
     os._exit(0)  # nothing to tidy, and llama.cpp's own end may wait for a request
 
 
+def check_package() -> None:
+    """Raise MachineError where llama.cpp is not installed."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise MachineError("Running a GGUF file needs the package xllamacpp.", fix="pip install 'visiontune[gguf]'")
+
+
 def started(text_model: str, projector: str | None, threads: int, context: int, key: str) -> Any:
     """An `xllamacpp.Server` on a free port of 127.0.0.1, on CPU; raises RuntimeError where a file cannot be loaded.
 
-    It answers those who send the key. Flash attention and the types of the key-value cache (F16) stay at llama.cpp's defaults: that is what an app runs.
+    It answers those who send the key. Flash attention and the types of the key-value cache (F16) stay at llama.cpp's
+    defaults: that is what an app runs.
     """
     xllamacpp: Any = importlib.import_module("xllamacpp")  # it has no types
     settings = xllamacpp.CommonParams()

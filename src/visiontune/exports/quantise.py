@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from visiontune.errors import MachineError
+from visiontune.errors import MachineError, VisiontuneError
 from visiontune.machine import cores
 
 Quantisation = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
@@ -24,6 +24,22 @@ _BLOCKS = {"Q8_0": 32, "Q4_0": 32, "Q5_0": 32, "Q5_1": 32, "Q4_K": 256, "Q5_K": 
 _NARROWER = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # what llama.cpp takes for rows that do not fill blocks
 ROWS_AT_ONCE = 64
 _MISSING = "pip install 'visiontune[gguf]'"
+
+
+def check_quantisation(quantisation: str) -> None:
+    """Raise VisiontuneError for an unknown quantisation, MachineError where the package that it needs is missing."""
+    if quantisation not in QUANTISATIONS:
+        raise VisiontuneError(
+            f"There is no quantisation '{quantisation}'.", fix=f"quantisations: {', '.join(QUANTISATIONS)}"
+        )
+    gguf_package()
+    if quantisation in K_QUANTS:
+        ggml()
+
+
+def projector_quantisation(quantisation: str) -> str:
+    """What the projector beside a text model of `quantisation` gets: below eight bits it is q8_0."""
+    return "q8_0" if quantisation in (*K_QUANTS, "q4_0") else quantisation
 
 
 def tensor_type(name: str, shape: Sequence[int], quantisation: str, *, layers: int, tied: bool) -> str:

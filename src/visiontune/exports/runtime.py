@@ -248,7 +248,7 @@ class Runtime:
             prompt, fresh=False, n_predict=1, n_probs=WHOLE_VOCABULARY, temperature=0, logit_bias=[[end, 5 * BIAS]]
         )
         logs = {top["id"]: top["logprob"] for top in listed["completion_probabilities"][0]["top_logprobs"]}
-        return said, np.array([logs[token] for token in followers])
+        return said, np.array([max(logs[token], math.log(LEAST_SHARE)) for token in followers])
 
     def _scores_behind(
         self,

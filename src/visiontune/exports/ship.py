@@ -30,15 +30,11 @@ from visiontune.exports.certificate import (
     verdict,
 )
 from visiontune.exports.certificate_page import write_page
-from visiontune.exports.compare import (
-    check_files,
-    compare_predictions,
-    evaluate_shipped,
-    is_right,
-    through_the_shipped_file,
-)
+from visiontune.exports.compare import HeldTo, certify, is_right
 from visiontune.exports.gguf import predicted_bytes, write_gguf
-from visiontune.exports.gguf_check import check_layout, check_weights
+from visiontune.exports.gguf_check import check_weights
+from visiontune.exports.llama_server import check_package
+from visiontune.exports.quantise import check_quantisation, projector_quantisation
 from visiontune.exports.reference import (
     REFERENCE_NAME,
     chosen,
@@ -78,7 +74,10 @@ class Trained:
 
 
 def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> Trained:
-    """The trained model to ship; RunError for a run that was not trained for a device."""
+    """The trained model to ship; RunError for a run that was not trained for a device, and before anything is loaded
+    what a missing package or an unknown quantisation raise."""
+    check_quantisation(quantisation)
+    check_package()
     recipe = run.recipe
     if recipe.device is None:
         raise RunError(
@@ -104,11 +103,10 @@ def _shipment(
     name = run.path.resolve().name
     splits = [dataset.index(split) for dataset in datasets for split in dataset.info.splits]
     longest = max(int(adapter.encoder.lengths(index).max()) for index in splits if len(index.ids))
-    suffix = quantisation.upper()
     return Shipment(
         name=name,
-        text_model=f"{name}-{suffix}.gguf",
-        projector=f"mmproj-{name}-{suffix}.gguf",
+        text_model=f"{name}-{quantisation.upper()}.gguf",
+        projector=f"mmproj-{name}-{projector_quantisation(quantisation).upper()}.gguf",
         quantisation=quantisation,
         device=device,
         question=recipe.data.prompt,
@@ -154,16 +152,21 @@ def ship(
                 _write_input(folder, image_of(sample))
         work.finish("references", {"right": right_before(trained, limit)})
     if not work.done("files"):
-        predicted, files, static = _write_files(trained, folder)
-        work.finish("files", {"files": files, "predicted": predicted, "checks": [asdict(c) for c in static]})
-    shipment.write(folder)
-    kept = read_references(folder / REFERENCE_NAME)
-    shown = through_the_shipped_file(folder, shipment, kept, [image_of(sample) for sample in inputs])
-    rows_of_each = recipe.data.limit
-    predictions = evaluate_shipped(folder, shipment, trained.datasets, folder / EVALUATION, rows_of_each, limit)
-    metric = compare_predictions(recipe.evaluation.metric, work.result("references")["right"], predictions, shipment)
+        work.finish("files", _write_files(trained, folder))
     files = work.result("files")
-    checks = ordered([*(Check(**value) for value in files["checks"]), *shown.checks, metric])
+    held_to = HeldTo(
+        wanted=shipment,
+        references=read_references(folder / REFERENCE_NAME),
+        images=[image_of(sample) for sample in inputs],
+        weights=lambda shipped: Check(**files["weights"]),
+        datasets=trained.datasets,
+        right=work.result("references")["right"],
+        metric=recipe.evaluation.metric,
+        rows=recipe.data.limit,
+        limit=limit,
+    )
+    found = certify(folder, held_to, folder / EVALUATION)
+    checks = ordered(found.checks)
     value = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict(checks),
@@ -174,9 +177,9 @@ def ship(
         "contract": shipment.model_dump(mode="json"),
         "limits": asdict(limits_for(quantisation)),
         "checks": [check.to_json() for check in checks],
-        "inputs": {"compared": len(kept), "travel_with_it": with_inputs, "evaluation_limit": limit},
-        "speed": shown.speed,
-        "runtime": shown.runtime,
+        "inputs": {"compared": len(inputs), "travel_with_it": with_inputs, "evaluation_limit": limit},
+        "speed": found.speed,
+        "runtime": found.runtime,
         "versions": versions(),
         "trained": _origin(trained),
     }
@@ -187,6 +190,7 @@ def ship(
     passed = value["verdict"] == "passed"
     final = out if passed else out.with_name(f"{out.name}.failed")
     work.leave_as(final)
+    write_json(run.path / "exports" / f"gguf-{quantisation}.json", {"folder": str(final.resolve()), **value})
     note(f"certificate {value['verdict']}: {final / CERTIFICATE_NAME}")
     if not passed:
         raise CertificateError(
@@ -225,8 +229,11 @@ def _key(trained: Trained, samples: int, limit: int | None, with_inputs: bool) -
     }
 
 
-def _write_files(trained: Trained, folder: Path) -> tuple[dict[str, int], dict[str, Any], list[Check]]:
-    """Write the GGUF files and check them against the merged weights: (predicted sizes, files, checks)."""
+def _write_files(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Write contract and GGUF files, and compare their tensors with the merged weights: files, predicted sizes, check.
+
+    The adapter is merged in place.
+    """
     shipment, merged = trained.shipment, folder / ".merged"
     names = trained_names(trained.adapter)
     write_merged(trained.adapter, merged)
@@ -241,19 +248,15 @@ def _write_files(trained: Trained, folder: Path) -> tuple[dict[str, int], dict[s
             name=shipment.name,
             with_template=shipment.device.chat_template(),
         )
-        checks = [
-            check_files(folder, shipment),
-            Check("contract", "passed", f"profile {shipment.device.profile}, as trained"),
-            check_layout(folder, shipment),
-            check_weights(folder, shipment, merged, names),
-        ]
+        weights = check_weights(folder, shipment, merged, names)
     finally:
         shutil.rmtree(merged, ignore_errors=True)
+    shipment.write(folder)
     files = {
         file.path.name: {"bytes": file.bytes, "sha256": file_sha256(file.path), "types": file.types} for file in written
     }
     predicted = dict(zip(files, (size for size in expected if size is not None), strict=True))
-    return predicted, files, checks
+    return {"files": files, "predicted": predicted, "weights": asdict(weights)}
 
 
 def right_before(trained: Trained, limit: int | None) -> dict[str, bool]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from visiontune.data.dataset import Dataset
 from visiontune.errors import CertificateError
 from visiontune.exports.certificate import CERTIFICATE_NAME, INPUTS_FOLDER, Check, ordered
 from visiontune.exports.compare import (
+    HeldTo,
+    certify,
     check_contract,
     check_files,
     check_prompts,
-    compare_predictions,
-    evaluate_shipped,
     through_the_shipped_file,
 )
 from visiontune.exports.gguf_check import check_layout, check_weights
@@ -45,14 +44,15 @@ def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None =
     """
     certified = _read(folder)
     shipment = read_shipment(folder)
-    wanted = Shipment.model_validate(certified.value["contract"])
-    static = [check_files(folder, shipment, certified.value["files"])]
-    if static[0].status == "failed" and "missing" in static[0].found:
-        static.append(check_contract(shipment, wanted, "certified"))
-        return ordered(static, "a file is missing")
     if run is not None:
-        return _against_run(certified, shipment, static, run)
-    static += [check_contract(shipment, wanted, "certified"), check_layout(folder, shipment)]
+        return _against_run(certified, run)
+    static = [
+        check_files(folder, shipment, certified.value["files"]),
+        check_contract(shipment, Shipment.model_validate(certified.value["contract"]), "certified"),
+    ]
+    if not all((folder / name).is_file() for name in (shipment.text_model, shipment.projector)):
+        return ordered(static, "a file is missing")
+    static.append(check_layout(folder, shipment))
     found = _inputs(certified, data)
     if not found:
         prompts = check_prompts(folder, shipment, certified.references)
@@ -62,36 +62,39 @@ def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None =
     return ordered([*static, *shown.checks], "only with the run: --run")
 
 
-def _against_run(certified: Certified, shipment: Shipment, static: Sequence[Check], run: Run) -> list[Check]:
+def _against_run(certified: Certified, run: Run) -> list[Check]:
     from visiontune.exports.ship import load_for_shipping, right_before
     from visiontune.exports.weights import trained_names, write_merged
     from visiontune.training.evaluate import tree_to_score
 
-    folder, origin = certified.folder, certified.value["trained"]
-    trained = load_for_shipping(run, shipment.quantisation, origin["step"])
-    recipe = trained.recipe
-    rows = chosen(trained.datasets, certified.value["inputs"]["compared"])
+    value = certified.value
+    trained = load_for_shipping(run, value["quantisation"], value["trained"]["step"])
+    recipe, limit = trained.recipe, value["inputs"]["evaluation_limit"]
+    rows = chosen(trained.datasets, value["inputs"]["compared"])
     samples = [trained.datasets[d].sample("validation", i) for d, i in rows]
-    tree = tree_to_score(trained.adapter, run.labels, recipe)
+    made = references(trained.adapter, samples, recipe, tree_to_score(trained.adapter, run.labels, recipe))
+    answered = []
     with progress("reference answers of the trained model", len(samples), "samples") as advance:
-        made = []
-        for reference in references(trained.adapter, samples, recipe, tree):
-            made.append(reference)
+        for reference in made:
+            answered.append(reference)
             advance(1)
-    limit = certified.value["inputs"]["evaluation_limit"]
     right = right_before(trained, limit)
-    checks = [*static, check_contract(shipment, trained.shipment, "trained"), check_layout(folder, shipment)]
+    names = trained_names(trained.adapter)
     with tempfile.TemporaryDirectory(prefix="visiontune-verify-") as temporary:
-        merged, place = Path(temporary) / "merged", Path(temporary) / "evaluation"
-        names = trained_names(trained.adapter)
+        merged = Path(temporary) / "merged"
         write_merged(trained.adapter, merged)
-        checks.append(check_weights(folder, shipment, merged, names))
-        shown = through_the_shipped_file(folder, shipment, made, [image_of(sample) for sample in samples])
-        if not shown.runtime:
-            return ordered([*checks, *shown.checks])
-        predictions = evaluate_shipped(folder, shipment, trained.datasets, place, recipe.data.limit, limit)
-    metric = compare_predictions(recipe.evaluation.metric, right, predictions, shipment)
-    return ordered([*checks, *shown.checks, metric])
+        held_to = HeldTo(
+            wanted=trained.shipment,
+            references=answered,
+            images=[image_of(sample) for sample in samples],
+            weights=lambda shipped: check_weights(certified.folder, shipped, merged, names),
+            datasets=trained.datasets,
+            right=right,
+            metric=recipe.evaluation.metric,
+            rows=recipe.data.limit,
+            limit=limit,
+        )
+        return ordered(certify(certified.folder, held_to, Path(temporary) / "evaluation", value["files"]).checks)
 
 
 def _read(folder: Path) -> Certified:
