@@ -12,9 +12,9 @@ from PIL import Image
 from visiontune.data.dataset import DatasetInfo, StoredRow, write_shard
 from visiontune.data.sample import Prediction, Text
 from visiontune.metrics.text import score_texts
+from visiontune.page import duration, fact, memory
 from visiontune.recipe import parse
 from visiontune.report import write_report
-from visiontune.page import duration, fact, memory
 from visiontune.run import Run
 
 HOSTILE = "<script>alert('x')</script>"
@@ -374,6 +374,89 @@ def test_each_choice_stands_beside_its_reason(run: Run) -> None:
     assert re.search(r"<code>  rank: 8</code></pre><span[^>]*>the labels are few</span>", source)
     assert re.search(r"<code>  vision_encoder: frozen</code></pre><span[^>]*>because &lt;script", source)
     assert "why:" not in source
+
+
+def write_export(run: Run, quantisation: str, size: int, failed: tuple[str, ...] = (), asked: bool = True) -> None:
+    """A certificate as an export leaves it in the run; `asked`: the shipped files could be asked."""
+    rates = {
+        of: {"value": at, "low": at - 0.1, "high": at + 0.1, "n": 9} for of, at in (("trained", 0.8), ("shipped", 0.7))
+    }
+    value = {
+        "folder": f"/exports/{quantisation}{HOSTILE}",
+        "verdict": "failed" if failed else "passed",
+        "quantisation": quantisation,
+        "files": {"text.gguf": {"bytes": size}, "mmproj.gguf": {"bytes": 1_000_000}},
+        "checks": [
+            {"name": name, "status": "failed" if name in failed else "passed", "numbers": {}}
+            for name in ("prompt", "tokens")
+        ]
+        + [{"name": "metric", "status": "passed", "numbers": {"name": "accuracy", **rates} if asked else {}}],
+        "speed": {"median_seconds": 0.0625} if asked else {},
+        "trained": {"step": 1100},
+    }
+    (run.path / "exports").mkdir(exist_ok=True)
+    (run.path / "exports" / f"gguf-{quantisation}.json").write_text(json.dumps(value))
+
+
+def write_calibration(run: Run, **changes: Any) -> None:
+    value = {
+        "temperature": 0.625, "abstain_below": 0.652034, "wanted_accuracy": 0.99, "coverage": 0.875, "accuracy": 0.9921,
+        "error_before": 0.0421, "error_after": 0.0123, "n": 1270, "step": 1100,
+    }  # fmt: skip
+    (run.path / "calibration.json").write_text(json.dumps(value | changes))
+
+
+def rows_of(page: Page, heading: str) -> list[list[str]]:
+    """The cells of the table behind a heading, row by row, as plain text."""
+    section = page.source.split(f"<h2>{heading}</h2>")[1].split("</section>")[0]
+    cells = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr.*?</tr>", section, re.DOTALL)
+    ]
+    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def test_each_export_has_a_row_with_what_failed_failed_ones_first(run: Run) -> None:
+    write_export(run, "f16", 3_000_000)
+    write_export(run, "q4_0", 1_000_000)
+    write_export(run, "q8_0", 9_000_000, failed=("prompt", "tokens"), asked=False)
+    page = Page(write_report(run))
+    rows = rows_of(page, "Exports")
+    assert [row[0].split(" ")[0] for row in rows[1:]] == ["q8_0", "q4_0", "f16"]
+    assert rows[1][1:] == ["✗ failed prompt, tokens", "1 100", "10 MB", "–", "–", "–"]
+    assert rows[3][1:] == ["✓ passed", "1 100", "4 MB", "0.0625", "0.800 0.700–0.900", "0.700 0.600–0.800"]
+    assert HOSTILE in page.text and "<script" not in page.source
+    assert len(page.all("table")) == len(page.all("caption"))
+
+
+def test_the_confidence_says_when_it_abstains_and_what_that_rests_on(run: Run) -> None:
+    write_calibration(run)
+    text = " ".join(Page(write_report(run)).text.split())
+    assert (
+        "Below a confidence of 0.652 the model abstains: it answers 87.5 % of the validation samples, and 99.2 % of "
+        "those are right (99 % were wanted)."
+    ) in text
+    assert (
+        "Calibrated on 1 270 validation answers of step 1 100: temperature 0.625, calibration error 0.042 before and "
+        "0.012 after."
+    ) in text
+    assert text.index("Results") < text.index("Below a confidence") < text.index("Training")
+    write_calibration(run, abstain_below=None, coverage=0.0, accuracy=None)
+    text = " ".join(Page(write_report(run)).text.split())
+    assert "No confidence was high enough for 99 % right answers, so no answer is withheld." in text
+
+
+def test_a_calibration_without_an_evaluation_is_shown_all_the_same(run: Run) -> None:
+    write_calibration(run)
+    (run.path / "evaluations").rename(run.path / "away")
+    assert "Below a confidence of 0.652" in " ".join(Page(write_report(run)).text.split())
+
+
+def test_a_run_without_exports_and_calibration_says_nothing_of_them(run: Run) -> None:
+    (run.path / "exports").mkdir()
+    (run.path / "exports" / "merged").mkdir()
+    text = Page(write_report(run)).text
+    assert "Exports" not in text and "Confidence" not in text and "alibrat" not in text
 
 
 def test_writing_twice_gives_the_same_page(run: Run) -> None:

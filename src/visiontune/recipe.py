@@ -213,7 +213,7 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         name = f"{prefix}{key}"
         if isinstance(inner, dict) and inner and name != "why":
             leaves += _leaves(inner, f"{name}.")
-        elif name not in ("why", "schema_version"):
+        elif name not in ("why", "schema_version", "device.profile") and (name, inner) != ("device", None):
             leaves.append((name, inner))
     return leaves
 
@@ -236,7 +236,7 @@ def field_names() -> list[str]:
     names = []
     for name in Recipe.model_fields:
         if name in _sections():
-            names += [f"{name}.{inner}" for inner in _sections()[name].model_fields]
+            names += [f"{name}.{inner}" for inner in _sections()[name].model_fields if inner != "profile"]
         elif name not in ("why", "schema_version"):
             names.append(name)
     return names

@@ -144,6 +144,16 @@ def requests_of(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> list[dict[
     return asked
 
 
+def halted(runtime: Runtime) -> psutil.Process:
+    """The child, stopped: a signal takes effect only when each thread meets it."""
+    child = psutil.Process(runtime._server.process.pid)
+    child.send_signal(signal.SIGSTOP)
+    threads = [Path("/proc", str(child.pid), "task", str(thread.id), "stat") for thread in child.threads()]
+    while any(thread.read_text().rsplit(")", 1)[1].split()[0] != "T" for thread in threads):
+        time.sleep(0.01)
+    return child
+
+
 def test_the_prompt_is_read_as_torch_reads_it_and_the_image_takes_its_tokens(
     runtime: Runtime, reference: Torch
 ) -> None:
@@ -406,11 +416,10 @@ def test_only_who_holds_the_key_is_answered(runtime: Runtime) -> None:
         urllib.request.urlopen(request, timeout=5)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc whether the child has stopped")
 def test_a_child_that_dies_while_asked_is_a_clear_error_at_once(files: tuple[Path, Path]) -> None:
     with Runtime(*files, threads=1, context=512) as runtime:
-        child = psutil.Process(runtime._server.process.pid)
-        child.send_signal(signal.SIGSTOP)  # so that the request is under way when the child dies
+        child = halted(runtime)  # so that the request is under way when the child dies
         threading.Timer(0.3, child.kill).start()
         started = time.monotonic()
         with pytest.raises(ModelError, match="exit code -9") as caught:
@@ -422,13 +431,12 @@ def test_a_child_that_dies_while_asked_is_a_clear_error_at_once(files: tuple[Pat
     assert not psutil.pid_exists(child.pid)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc whether the child has stopped")
 def test_a_child_that_does_not_answer_is_an_error_and_is_ended(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Runtime(*files, threads=1, context=512) as runtime:
-        pid = runtime._server.process.pid
-        psutil.Process(pid).send_signal(signal.SIGSTOP)
+        pid = halted(runtime).pid
         monkeypatch.setattr(llama_server, "REQUEST_SECONDS", 0.2)
         monkeypatch.setattr(llama_server, "END_SECONDS", 0.2)
         with pytest.raises(ModelError, match=r"did not answer within"):

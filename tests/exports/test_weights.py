@@ -1,15 +1,17 @@
 """What is exported is the model that was trained, and loads in plain PEFT and plain transformers."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import visiontune
 from visiontune.data.dataset import Dataset
-from visiontune.errors import RunError, VisiontuneError
+from visiontune.errors import CertificateError, RunError, VisiontuneError
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained
@@ -99,3 +101,48 @@ def test_another_step_is_another_model(plan: Plan, tmp_path: Path) -> None:
     ]
     one, two = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert one != two
+
+
+def test_each_folder_carries_how_it_compares_with_the_trained_model(plan: Plan, tmp_path: Path) -> None:
+    run = train_run(plan("run", {"machine.precision": "bf16"}))
+    folders = visiontune.export(run.path, to="adapter,merged", out=tmp_path, dtype="float16")
+    assert folders == {"adapter": tmp_path / "adapter", "merged": tmp_path / "merged"}
+    for form, dtype in (("adapter", "float32"), ("merged", "float16")):
+        value = json.loads((folders[form] / "certificate.json").read_text())
+        assert value["verdict"] == "passed" and (value["form"], value["dtype"]) == (form, dtype)
+        assert value["limits"]["near_tie"] == 0.3  # the run computed in bfloat16: that is what it is compared with
+        assert {check["name"] for check in value["checks"]} == {"log-probabilities", "tokens", "labels"}
+        assert value["checks"][0]["numbers"]["mean"] > 0
+    assert load_file(folders["merged"] / "model.safetensors")["lm_head.weight"].dtype == torch.float16
+
+
+def test_merged_weights_are_rounded_once(plan: Plan, tmp_path: Path) -> None:
+    run = train_run(plan("run", {"lora.rank": 4}))
+    exact = load_file(visiontune.export(run.path, to="merged", out=tmp_path / "a")["merged"] / "model.safetensors")
+    once = visiontune.export(run.path, to="merged", out=tmp_path / "b", dtype="bfloat16")["merged"]
+    for name, tensor in load_file(once / "model.safetensors").items():
+        assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    from visiontune.exports import weights
+
+    run = train_run(plan("run", {"evaluation.answers": "generated"}))
+    name = f"_save_{form}"
+    original = getattr(weights, name)
+
+    def save(adapter: Any, *args: Any) -> None:
+        with torch.no_grad():
+            for parameter in adapter.trained_module.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(-1.5)
+        original(adapter, *args)
+
+    monkeypatch.setattr(weights, name, save)
+    with pytest.raises(CertificateError, match="log-probabilities"):
+        visiontune.export(run.path, to=form, out=tmp_path / "ship")
+    assert not (tmp_path / "ship").exists()
+    assert json.loads((tmp_path / "ship.failed" / "certificate.json").read_text())["verdict"] == "failed"

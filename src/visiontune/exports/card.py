@@ -1,5 +1,8 @@
 """The model card of an export, and Ollama's Modelfile: what the run folder and the certificate say, nothing else."""
 
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +16,57 @@ from visiontune.models.load import is_tiny
 from visiontune.run import Run
 
 FORMS = {
-    "adapter": ("peft", "A LoRA adapter in PEFT's format."),
-    "merged": ("transformers", "The whole model in transformers' format, the adapter merged into its weights."),
-    "gguf": ("llama.cpp", "Text model and projector for llama.cpp, in the GGUF format."),
+    "adapter": ("peft", "adapter", "A LoRA adapter in PEFT's format."),
+    "merged": ("transformers", "finetune", "The whole model in transformers' format."),
+    "gguf": ("llama.cpp", "finetune", "Text model and projector for llama.cpp, in the GGUF format."),
 }
-LICENCE_FILE = "README.md"
+CARD_NAME = "README.md"
+LABELS_SHOWN = 30
+UNKNOWN = "unknown"  # a licence, by the identifier of the hub's own list
+MARKDOWN = re.compile(r"[\\`*\[\]<>|~$#&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def write_card(run: Run, folder: Path, form: str, step: int, certified: tuple[Shipment, dict[str, Any]] | None) -> None:
-    """Write README.md into an exported folder; `certified` is there for GGUF files."""
+    """Write README.md into an exported folder; `certified` is there for GGUF files.
+
+    Folders of this computer say nothing elsewhere: of each only its own name stands in the card.
+    """
     recipe = run.recipe
-    library, what = FORMS[form]
+    library, relation, what = FORMS[form]
     shipment, certificate = certified or (None, None)
     scores = run.read_json("evaluations/validation/metrics.json")
     device: DeviceContract | None = recipe.device
-    public = not is_tiny(recipe.model.name) and not Path(recipe.model.name).exists()
+    name = recipe.model.name
+    public = not is_tiny(name) and not Path(name).exists()
+    front = {
+        "library_name": library,
+        **({"base_model": name, "base_model_relation": relation} if public else {}),
+        **licence(run),
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["visiontune", *(["gguf"] if form == "gguf" else [])],
+    }
     facts = {
         "form": form,
-        "library": library,
+        "front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
         "what": what,
         "name": run.path.resolve().name,
-        "base": Path(recipe.model.name).name if Path(recipe.model.name).is_dir() else recipe.model.name,
+        "base": Path(name).name if Path(name).is_dir() else name,
         "base_is_public": public,
+        "base_is_tiny": is_tiny(name),
         "revision": recipe.model.revision,
-        "licence": licence(run),
+        "licence": front.get("license_name") or (None if front["license"] == UNKNOWN else front["license"]),
         "parts": ", ".join(f"{part}: {state}" for part, state in recipe.parts.items()),
         "data": ", ".join(f"{Path(u.path).name} (content hash {u.content_hash[:16]})" for u in recipe.data.datasets),
         "step": step,
         "question": recipe.data.prompt,
-        "labels": run.labels,
+        "labels": _shortened(run.labels),
         "scores": scores["metrics"] if scores and scores.get("step") == step else None,
-        "scores_of": "Of the trained model; the certificate says what the shipped file reaches." if certificate else "",
         "receipts": run.receipts,
         "certificate": certificate,
+        "shipment": shipment,
         "device": device,
         "recipe": public_recipe(run),
     }
-    if shipment is not None:
-        names = ("example_prompt", "text_model", "projector")
-        facts |= {name: getattr(shipment, name) for name in names}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("visiontune"),
         undefined=jinja2.StrictUndefined,
@@ -60,7 +75,53 @@ def write_card(run: Run, folder: Path, form: str, step: int, certified: tuple[Sh
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
-    write_text(folder / "README.md", environment.get_template("card.md").render(facts))
+    folders = [folder, run.path, Path(name), *(Path(use.path) for use in recipe.data.datasets)]
+    environment.filters |= {
+        "plain": lambda text: plain(_without_folders(text, folders)),
+        "code": code,
+        "fenced": fenced,
+        "quoted": shlex.quote,
+    }
+    write_text(folder / CARD_NAME, environment.get_template("card.md").render(facts))
+
+
+def plain(text: str) -> str:
+    """A text as it is read, in one line, whatever of it Markdown would take for a sign of its own."""
+    return MARKDOWN.sub(lambda sign: "&amp;" if sign[0] == "&" else f"\\{sign[0]}", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """A text as inline code; line ends are shown as \\n, and backticks inside get longer ones around."""
+    text = text.replace("\n", "\\n")
+    marks = "`" * (_longest_backticks(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{marks}{pad}{text}{pad}{marks}"
+
+
+def fenced(text: str, language: str) -> str:
+    """A text as a block of code, the fence longer than any backticks inside."""
+    fence = "`" * max(3, _longest_backticks(text) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _longest_backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _shortened(labels: list[str] | None) -> str | None:
+    """The labels as one text, the first ones and their count where there are many."""
+    if labels is None or len(labels) <= LABELS_SHOWN:
+        return None if labels is None else ", ".join(labels)
+    return f"{', '.join(labels[:LABELS_SHOWN])} and others, {len(labels)} in all"
+
+
+def _without_folders(text: str, folders: Sequence[Path]) -> str:
+    """A sentence with the names of these folders in place of where they stand on this computer."""
+    places = {str(place): place.name for folder in folders for place in (folder.absolute(), folder.resolve())}
+    for place in sorted(places, key=len, reverse=True):
+        text = text.replace(place, places[place])
+    home = str(Path.home())
+    return text if home == "/" else text.replace(home, "~")
 
 
 def public_recipe(run: Run) -> str:
@@ -73,27 +134,47 @@ def public_recipe(run: Run) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110).rstrip()
 
 
-def licence(run: Run) -> str | None:
-    """The licence that the base model's own card names, as far as it is on this computer."""
+def licence(run: Run) -> dict[str, str]:
+    """The front matter's lines about the licence: what the base model's own card names, as far as it is here."""
     name = run.recipe.model.name
     if is_tiny(name):
-        return "apache-2.0"  # random weights made by visiontune itself
-    card = Path(name) / LICENCE_FILE
+        return {"license": "apache-2.0"}  # random weights made by visiontune itself
+    front = _front_matter(run)
+    found = front.get("license")
+    if isinstance(found, list):
+        found = found[0] if len(found) == 1 else None
+    if not found:
+        return {"license": UNKNOWN}
+    kept = {"license": str(found)}
+    if found == "other":  # the hub asks for a name then, and a link
+        kept["license_name"] = str(front.get("license_name") or "see-base-model")
+        link = str(front.get("license_link") or "")
+        if link.startswith(("https://", "http://")):
+            kept["license_link"] = link
+        elif not Path(name).exists():
+            kept["license_link"] = f"https://huggingface.co/{name}" + (f"/blob/main/{link}" if link else "")
+    return kept
+
+
+def _front_matter(run: Run) -> dict[str, Any]:
+    """What the base model's card says between its lines of three dashes; {} where it cannot be had."""
+    name = run.recipe.model.name
+    card = Path(name) / CARD_NAME
     if not Path(name).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(name, LICENCE_FILE, revision=run.recipe.model.revision)
+        cached = try_to_load_from_cache(name, CARD_NAME, revision=run.recipe.model.revision)
         if not isinstance(cached, str):
-            return None
+            return {}
         card = Path(cached)
     if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---")
+        return {}
+    parts = re.split(r"^---\s*$", card.read_text(encoding="utf-8", errors="replace"), maxsplit=2, flags=re.MULTILINE)
     try:
         front = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else None
     except yaml.YAMLError:
-        return None  # a card of somebody else that is no YAML names no licence
-    return str(front["license"]) if isinstance(front, dict) and front.get("license") else None
+        return {}  # a card of somebody else that is no YAML names no licence
+    return front if isinstance(front, dict) else {}
 
 
 def write_modelfile(folder: Path, shipment: Shipment) -> None:

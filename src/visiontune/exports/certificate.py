@@ -7,7 +7,7 @@ trained model answered is `Reference`.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from math import floor
+from math import floor, isnan
 from typing import Any, Literal
 
 import numpy as np
@@ -103,6 +103,9 @@ class Outcome:
     seconds: float
 
 
+Pairs = Sequence[tuple[Reference, Outcome | Reference]]
+
+
 def limits_for(quantisation: str) -> Limits:
     """The limits that a quantisation is held to."""
     return LIMITS.get(quantisation, COARSE)
@@ -152,13 +155,13 @@ def check_outcomes(references: Sequence[Reference], outcomes: Sequence[Outcome],
         same("pixels", [(r.id, r.pixels_sha256, o.pixels_sha256) for r, o in pairs]),
         same("prompt", [(r.id, r.prompt_ids, o.prompt_ids) for r, o in pairs]),
         same("image tokens", [(r.id, r.image_tokens, o.image_tokens) for r, o in pairs]),
-        _log_probabilities(pairs, limits),
-        _tokens(pairs, limits),
-        _labels(pairs, limits),
+        *check_answers(pairs, limits),
     ]
 
 
-Pairs = list[tuple[Reference, Outcome]]
+def check_answers(pairs: Pairs, limits: Limits) -> list[Check]:
+    """The checks of probabilities, tokens and labels."""
+    return [_log_probabilities(pairs, limits), _tokens(pairs, limits), _labels(pairs, limits)]
 
 
 def same(name: str, pairs: Sequence[tuple[str, Any, Any]]) -> Check:
@@ -187,27 +190,28 @@ def _first_difference(mine: Any, its: Any) -> str:
     return f"{mine} became {its}"
 
 
-def _agreed(reference: Reference, outcome: Outcome) -> int:
+def _agreed(reference: Reference, outcome: Outcome | Reference) -> int:
     """How many first tokens both answers share."""
     both = zip(reference.tokens, outcome.tokens, strict=False)
     return next((i for i, (a, b) in enumerate(both) if a != b), min(len(reference.tokens), len(outcome.tokens)))
 
 
 def _log_probabilities(pairs: Pairs, limits: Limits) -> Check:
-    distances = [
-        abs(a - b)
+    both = [
+        pair
         for r, o in pairs
-        for a, b in zip(
-            r.log_probabilities[: _agreed(r, o)], o.log_probabilities[: _agreed(r, o)], strict=True
-        )
-    ]  # fmt: skip
+        for pair in zip(r.log_probabilities[: _agreed(r, o)], o.log_probabilities[: _agreed(r, o)], strict=True)
+    ]
+    distances = [abs(mine - its) for mine, its in both if not isnan(its)]  # llama.cpp tells none inside a letter
     if not distances:
         return Check("log-probabilities", "failed", "no answer begins with the same token", {})
     mean, largest = float(np.mean(distances)), float(np.max(distances))
+    untold = f", {len(both) - len(distances)} that llama.cpp does not tell" if len(distances) < len(both) else ""
     return Check(
         "log-probabilities",
         "passed" if mean <= limits.log_probability else "failed",
-        f"mean distance {mean:.2g} (limit {limits.log_probability:g}), largest {largest:.2g}, {len(distances)} tokens",
+        f"mean distance {mean:.2g} (limit {limits.log_probability:g}), largest {largest:.2g}, {len(distances)} tokens"
+        + untold,
         {"mean": mean, "largest": largest, "limit": limits.log_probability, "tokens": len(distances)},
     )
 

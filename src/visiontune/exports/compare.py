@@ -43,7 +43,7 @@ class HeldTo:
 
     `images` are the references' image files. `weights` makes the weights check of a shipment as it was found. `right`
     says of each validation sample whether the trained model answered it right; `rows` and `limit` are those of
-    `evaluate_shipped`.
+    `evaluate_shipped`, `threads` is for llama.cpp.
     """
 
     wanted: Shipment
@@ -55,6 +55,7 @@ class HeldTo:
     metric: str
     rows: int | None
     limit: int | None
+    threads: int
 
 
 def certify(folder: Path, held_to: HeldTo, place: Path, certified: Mapping[str, Any] | None = None) -> Shown:
@@ -68,20 +69,20 @@ def certify(folder: Path, held_to: HeldTo, place: Path, certified: Mapping[str, 
     if not all((folder / name).is_file() for name in (shipped.text_model, shipped.projector)):
         return Shown(checks, {}, "")
     checks += [check_layout(folder, shipped), held_to.weights(shipped)]
-    shown = through_the_shipped_file(folder, shipped, held_to.references, held_to.images)
+    shown = through_the_shipped_file(folder, shipped, held_to.references, held_to.images, held_to.threads)
     checks += shown.checks
     if shown.runtime:
-        predictions = evaluate_shipped(folder, shipped, held_to.datasets, place, held_to.rows, held_to.limit)
+        predictions = evaluate_shipped(folder, shipped, held_to, place)
         checks.append(compare_predictions(held_to.metric, held_to.right, predictions, shipped))
     return Shown(checks, shown.speed, shown.runtime)
 
 
 def through_the_shipped_file(
-    folder: Path, shipment: Shipment, references: Sequence[Reference], images: Sequence[bytes]
+    folder: Path, shipment: Shipment, references: Sequence[Reference], images: Sequence[bytes], threads: int
 ) -> Shown:
     """Run the shipped files on the inputs and check what they answer; `images` are the references' image files."""
     try:
-        with open_runtime(folder, shipment) as runtime:
+        with open_runtime(folder, shipment, threads) as runtime:
             checks = [check_template(runtime, shipment)]
             with progress("the same inputs through the shipped file", len(images), "samples") as advance:
                 outcomes = run_shipped(runtime, shipment, zip(references, images, strict=True), advance)
@@ -91,7 +92,7 @@ def through_the_shipped_file(
                 "p95_seconds": round(float(np.quantile(seconds, 0.95)), 4),
                 "load_seconds": round(runtime.load_seconds, 3),
                 "peak_memory_bytes": runtime.peak_memory_bytes(),
-                "threads": cores(),
+                "threads": threads,
                 "machine": processor(),
             }
             version = runtime.version
@@ -107,7 +108,7 @@ def check_prompts(folder: Path, shipment: Shipment, references: Sequence[Referen
     side = shipment.device.image_size
     blank, device = png(Image.new("RGB", (side, side), (127, 127, 127))), shipment.device
     try:
-        with open_runtime(folder, shipment) as runtime:
+        with open_runtime(folder, shipment, cores()) as runtime:
             template = check_template(runtime, shipment)
             read = [runtime.read(device.prompt_for(r.question), blank, marker=device.marker) for r in asked]
     except VisiontuneError as error:
@@ -164,23 +165,26 @@ def compare_predictions(
     return compare_metric(metric, trained, shipped, limits_for(shipment.quantisation))
 
 
-def evaluate_shipped(
-    folder: Path, shipment: Shipment, datasets: Sequence[Dataset], place: Path, rows: int | None, limit: int | None
-) -> list[Prediction]:
+def evaluate_shipped(folder: Path, shipment: Shipment, held_to: HeldTo, place: Path) -> list[Prediction]:
     """The shipped file's answers to the validation split, written to `place` with their scores.
 
     `rows` takes the first rows of each dataset, `limit` the first of all. Answers that an interrupted call left in
     `place` stand.
     """
+    datasets, rows = held_to.datasets, held_to.rows or ALL_ROWS
     place.mkdir(parents=True, exist_ok=True)
     path, tree = place / "predictions.jsonl", shipment.tree
     predictions = _whole_lines(path)
-    refs = [(d, i) for d, data in enumerate(datasets) for i in range(min(data.count("validation"), rows or ALL_ROWS))]
-    refs = refs[:limit]
+    refs = [(d, i) for d, data in enumerate(datasets) for i in range(min(data.count("validation"), rows))]
+    refs = refs[: held_to.limit]
     started = time.monotonic()
     if left := refs[len(predictions) :]:
         shown = progress("the shipped file answers validation", len(refs), "samples")
-        with open_runtime(folder, shipment) as runtime, path.open("a", encoding="utf-8") as log, shown as advance:
+        with (
+            open_runtime(folder, shipment, held_to.threads) as runtime,
+            path.open("a", encoding="utf-8") as log,
+            shown as advance,
+        ):
             advance(len(predictions))
             for d, i in left:
                 sample = datasets[d].sample("validation", i)

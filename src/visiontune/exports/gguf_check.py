@@ -19,6 +19,9 @@ TOLERANCE = {
 }  # fmt: skip
 
 
+ANOTHER_SHAPE = 1e9  # the error of a tensor that cannot be compared
+
+
 def key_of(reader: Any, name: str) -> Any:
     """The value of a key of a GGUFReader, or None."""
     field = reader.fields.get(name)
@@ -67,7 +70,7 @@ def check_weights(folder: Path, shipment: Shipment, merged: Path, trained: Abstr
         kind = tensor.tensor_type.name
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(-1)
         true = wanted.read()
-        error = _relative_error(values, true.reshape(-1)) if values.size == true.size else np.inf
+        error = _relative_error(values, true.reshape(-1)) if values.size == true.size else ANOTHER_SHAPE
         worst[kind] = max(worst.get(kind, 0.0), error)
         if not error <= TOLERANCE.get(kind, 0.5):
             turned = values.size == true.size and true.ndim == 2 and _same_rows(values.reshape(true.shape), true, kind)
@@ -94,9 +97,10 @@ def _diagnosis(wrong: list[tuple[str, bool, str]], count: int) -> str:
 
 
 def _relative_error(values: NDArray[np.float32], true: NDArray[np.float32]) -> float:
-    size = float(np.sqrt(np.mean(np.square(true, dtype=np.float64))))
+    """Root mean square error divided by the true values' root mean square (of zeros: not divided)."""
+    size = float(np.sqrt(np.mean(np.square(true, dtype=np.float64)))) or 1.0
     error = float(np.sqrt(np.mean(np.square(values.astype(np.float64) - true))))
-    return 0.0 if error == 0 else error / size if size else np.inf
+    return error / size
 
 
 def _same_rows(values: NDArray[np.float32], true: NDArray[np.float32], kind: str) -> bool:

@@ -6,27 +6,55 @@ from pathlib import Path
 from visiontune.errors import VisiontuneError
 from visiontune.progress import note
 
+REFUSALS = (401, 403, 404)  # the hub shows what one may not see as missing
 
-def push_folders(folders: Mapping[str, Path], repository: str, *, private: bool = True) -> str:
+
+def push_folders(
+    folders: Mapping[str, Path], repository: str, *, private: bool = True, endpoint: str | None = None
+) -> str:
     """Upload exported folders to a repository (made if it is not there), several to folders of their names inside.
 
-    Returns its address. Raises VisiontuneError where the hub cannot be reached or refuses; nothing here is lost.
+    `endpoint` is the hub's address, that of Hugging Face if it is not given. Returns the repository's address. Raises
+    VisiontuneError where the hub cannot be reached or refuses, and before anything is sent where `private` is asked for
+    and the repository is public; the folders stay as they are.
     """
     from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint)
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        is_public = private and api.repo_info(address.repo_id).private is False
+    except Exception as error:  # the client's own errors, and those of what it sends with, which change by version
+        raise _not_taken(error, folders, repository) from error
+    if is_public:
+        raise VisiontuneError(
+            "This repository is there already, and it is public.",
+            where=str(address),
+            fix="push with --public, or to another repository",
+        )
+    for form, folder in folders.items():
+        inside = form if len(folders) > 1 else None
+        message = f"{form} export by visiontune"
+        try:
+            api.upload_folder(repo_id=address.repo_id, folder_path=folder, path_in_repo=inside, commit_message=message)
+        except Exception as error:
+            raise _not_taken(error, folders, repository) from error
+        note(f"uploaded {folder} to {address}" + (f", folder {inside}" if inside else ""))
+    return str(address)
+
+
+def _not_taken(error: Exception, folders: Mapping[str, Path], repository: str) -> VisiontuneError:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    api = HfApi()
-    try:
-        address = str(api.create_repo(repository, private=private, exist_ok=True))
-        for form, folder in folders.items():
-            inside = form if len(folders) > 1 else None
-            message = f"{form} export by visiontune"
-            api.upload_folder(repo_id=repository, folder_path=folder, path_in_repo=inside, commit_message=message)
-            note(f"uploaded {folder} to {repository}" + (f"/{inside}" if inside else ""))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise VisiontuneError(
-            f"The hub did not take it: {str(error).splitlines()[0]}",
-            where=repository,
-            fix=f"the export stands in {', '.join(map(str, folders.values()))}; log in with `hf auth login`, try again",
-        ) from error
-    return address
+    stands = f"the export stands in {', '.join(map(str, folders.values()))}"
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, HFValidationError):
+        return VisiontuneError(f"This is no name of a repository: {said}", where=repository, fix="give USER/NAME")
+    if isinstance(error, HfHubHTTPError):
+        if error.server_message and error.server_message not in said:
+            said = f"{said} {error.server_message}"
+        refused = error.response.status_code in REFUSALS
+        fix = "log in as somebody who may write there (`hf auth login`), push again" if refused else "push again later"
+        return VisiontuneError(f"The hub did not take it: {said}", where=repository, fix=f"{stands}; {fix}")
+    fix = "check the connection and who is logged in (`hf auth whoami`), push again"
+    return VisiontuneError(f"The upload did not work: {said}", where=repository, fix=f"{stands}; {fix}")

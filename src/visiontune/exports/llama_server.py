@@ -181,10 +181,20 @@ def _end_with_the_parent() -> None:
     os._exit(0)  # nothing to tidy, and llama.cpp's own end may wait for a request
 
 
-def check_package() -> None:
-    """Raise MachineError where llama.cpp is not installed."""
+def check_package(since: str | None = None) -> None:
+    """Raise MachineError where llama.cpp is not installed, or older than the version `since`, as "2026.10"."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise MachineError("Running a GGUF file needs the package xllamacpp.", fix="pip install 'visiontune[gguf]'")
+    found = importlib.metadata.version("xllamacpp")
+    if since is not None and _numbers(found) < _numbers(since):
+        raise MachineError(
+            f"xllamacpp {found} is older than {since}: its llama.cpp may lay out pictures in another way.",
+            fix=f"pip install 'xllamacpp>={since}'",
+        )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdigit()]
 
 
 def started(text_model: str, projector: str | None, threads: int, context: int, key: str) -> Any:

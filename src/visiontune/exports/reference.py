@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +13,6 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Sample
 from visiontune.errors import DataError
 from visiontune.files import written_whole
-from visiontune.models.labels import LabelTree
-from visiontune.recipe import Recipe
-
-if TYPE_CHECKING:
-    from visiontune.models.adapter import ModelAdapter
 
 REFERENCE_NAME = "reference.jsonl"
 
@@ -60,36 +55,9 @@ def image_of(sample: Sample) -> bytes:
     return file.data
 
 
-def references(
-    adapter: "ModelAdapter", samples: Iterable[Sample], recipe: Recipe, tree: LabelTree | None
-) -> Iterator[Reference]:
-    """What the trained model makes of each sample, one at a time, in float32."""
-    encoder: Any = adapter.encoder
-    adapter.trained_module.eval()
-    for sample in samples:
-        encoded = encoder.encode(sample, with_answer=False)
-        batch = encoder.collate([encoded], pad_left=True)
-        (made,) = adapter.trace(batch, recipe.evaluation.max_new_tokens)
-        ids = encoded.input_ids.tolist()
-        yield Reference(
-            id=sample.id,
-            image_sha256=hashlib.sha256(image_of(sample)).hexdigest(),
-            pixels_sha256=pixels_sha256(encoder.pixels_of(encoded)),
-            question=sample.target.prompt or recipe.data.prompt,
-            prompt_ids=tuple(token for token in ids if token != encoder.image_token_id),
-            image_tokens=ids.count(encoder.image_token_id),
-            text=made.text,
-            tokens=made.tokens,
-            log_probabilities=made.log_probabilities,
-            margins=made.margins,
-            labels=None if tree is None else tuple(adapter.score_labels(batch, tree)[0].tolist()),
-            truth=sample.target.answer,
-        )
-
-
 def pixels_sha256(pixels: np.ndarray) -> str:
-    """The hash of a picture's pixels, (height, width, 3) uint8."""
-    return hashlib.sha256(np.ascontiguousarray(pixels, np.uint8).tobytes()).hexdigest()
+    """The hash of a picture's pixels, (height, width, 3) uint8 or whatever the model is given."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def write_references(path: Path, found: Iterable[Reference], advance: Callable[[int], None]) -> list[Reference]:

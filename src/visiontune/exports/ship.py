@@ -18,6 +18,7 @@ import torch
 from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Prediction
 from visiontune.errors import CertificateError, RunError
+from visiontune.exports.answers import references
 from visiontune.exports.card import write_card, write_modelfile
 from visiontune.exports.certificate import (
     CERTIFICATE_NAME,
@@ -40,14 +41,13 @@ from visiontune.exports.reference import (
     chosen,
     image_of,
     read_references,
-    references,
     write_references,
 )
 from visiontune.exports.shipment import LabelTokens, Shipment
 from visiontune.exports.unfinished import Unfinished
 from visiontune.exports.weights import trained_names, write_merged
 from visiontune.files import file_sha256, write_json, written_whole
-from visiontune.machine import cores, versions
+from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
@@ -77,8 +77,8 @@ def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> T
     """The trained model to ship; RunError for a run that was not trained for a device, and before anything is loaded
     what a missing package or an unknown quantisation raise."""
     check_quantisation(quantisation)
-    check_package()
     recipe = run.recipe
+    check_package(recipe.device.runtime_version if recipe.device else None)
     if recipe.device is None:
         raise RunError(
             "This run was not trained for a device: llama.cpp would show it other pixels and another prompt.",
@@ -87,7 +87,7 @@ def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> T
         )
     machine = recipe.machine.model_copy(update={"precision": "fp32", "device": "cpu"})
     recipe = recipe.model_copy(update={"machine": machine})
-    torch.set_num_threads(cores())
+    torch.set_num_threads(recipe.machine.threads)
     datasets = open_datasets(recipe)
     adapter, step = load_trained(run, recipe, torch.device("cpu"), step)
     return Trained(run, recipe, adapter, step, datasets, _shipment(run, recipe, adapter, datasets, step, quantisation))
@@ -164,6 +164,7 @@ def ship(
         metric=recipe.evaluation.metric,
         rows=recipe.data.limit,
         limit=limit,
+        threads=recipe.machine.threads,
     )
     found = certify(folder, held_to, folder / EVALUATION)
     checks = ordered(found.checks)

@@ -14,6 +14,7 @@ from visiontune.contract import DeviceContract
 from visiontune.data.images import decode
 from visiontune.data.sample import LabelProbabilities, Prediction, Text
 from visiontune.errors import CertificateError, ModelError
+from visiontune.exports.llama_server import check_package
 from visiontune.exports.runtime import Runtime
 from visiontune.files import write_text
 from visiontune.machine import cores
@@ -95,15 +96,19 @@ def read_shipment(folder: Path) -> Shipment:
         ) from error
 
 
-def open_runtime(folder: Path, shipment: Shipment, threads: int | None = None) -> Runtime:
-    """llama.cpp on the shipped files. Raises CertificateError for a missing file, MachineError without the extra."""
+def open_runtime(folder: Path, shipment: Shipment, threads: int) -> Runtime:
+    """llama.cpp on the shipped files.
+
+    Raises CertificateError for a missing file, MachineError without the extra or with an older one.
+    """
     for name in (shipment.text_model, shipment.projector):
         if not (folder / name).is_file():
             raise CertificateError(
                 f"The shipped file {name} is missing.", where=str(folder), fix="export the run again, or copy it here"
             )
+    check_package(shipment.device.runtime_version)
     text_model, projector = folder / shipment.text_model, folder / shipment.projector
-    return Runtime(text_model, projector, threads=threads or cores(), context=shipment.context)
+    return Runtime(text_model, projector, threads=threads, context=shipment.context)
 
 
 def png(image: Image) -> bytes:
@@ -125,7 +130,8 @@ def answer(runtime: Runtime, shipment: Shipment, tree: LabelTree | None, picture
     prompt = device.prompt_for(question)
     if tree is None:
         made = runtime.answer(prompt, picture, marker=device.marker, max_new_tokens=device.max_new_tokens)
-        return made.text.strip(), float(np.exp(sum(made.log_probabilities))), None
+        # A token that ends inside a letter has no probability told: the others speak for it.
+        return made.text.strip(), float(np.exp(np.nansum(made.log_probabilities))), None
     probabilities = np.exp(runtime.score_labels(prompt, picture, marker=device.marker, tree=tree))
     best = int(probabilities.argmax())
     return tree.labels[best], float(probabilities[best]), LabelProbabilities(tree.labels, probabilities)
@@ -142,7 +148,7 @@ def predict_shipped(
     tree = shipment.tree if prompt is None else None
     predictions = []
     shown = progress("answering", len(paths), "images")
-    with open_runtime(folder, shipment, threads) as runtime, shown as advance:
+    with open_runtime(folder, shipment, threads or cores()) as runtime, shown as advance:
         for path in paths:
             picture = png(shipment.device.picture(decode(path.read_bytes())))
             answered = answer(runtime, shipment, tree, picture, prompt or shipment.question)

@@ -19,8 +19,9 @@ from visiontune.exports.compare import (
     through_the_shipped_file,
 )
 from visiontune.exports.gguf_check import check_layout, check_weights
-from visiontune.exports.reference import REFERENCE_NAME, Reference, chosen, image_of, read_references, references
+from visiontune.exports.reference import REFERENCE_NAME, Reference, chosen, image_of, read_references
 from visiontune.exports.shipment import Shipment, read_shipment
+from visiontune.machine import cores
 from visiontune.progress import progress
 from visiontune.run import Run
 
@@ -58,11 +59,12 @@ def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None =
         prompts = check_prompts(folder, shipment, certified.references)
         absent = "the inputs are not here: give --run or --data, or export with --with-inputs"
         return ordered([*static, *prompts], absent)
-    shown = through_the_shipped_file(folder, shipment, [r for r, _ in found], [image for _, image in found])
+    shown = through_the_shipped_file(folder, shipment, [r for r, _ in found], [image for _, image in found], cores())
     return ordered([*static, *shown.checks], "only with the run: --run")
 
 
 def _against_run(certified: Certified, run: Run) -> list[Check]:
+    from visiontune.exports.answers import references
     from visiontune.exports.ship import load_for_shipping, right_before
     from visiontune.exports.weights import trained_names, write_merged
     from visiontune.training.evaluate import tree_to_score
@@ -93,6 +95,7 @@ def _against_run(certified: Certified, run: Run) -> list[Check]:
             metric=recipe.evaluation.metric,
             rows=recipe.data.limit,
             limit=limit,
+            threads=recipe.machine.threads,
         )
         return ordered(certify(certified.folder, held_to, Path(temporary) / "evaluation", value["files"]).checks)
 

@@ -1,24 +1,38 @@
 """The trained model as others load it: a PEFT adapter, or one merged folder for plain transformers."""
 
 import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from visiontune.errors import RunError
+from visiontune.data.sample import Sample
+from visiontune.errors import CertificateError, DataError, RunError
+from visiontune.exports.answers import check_reloaded, references
 from visiontune.exports.card import write_card
+from visiontune.exports.certificate import CERTIFICATE_NAME, LIMITS, SCHEMA_VERSION, Check, Limits, failures, verdict
+from visiontune.exports.reference import Reference, chosen
 from visiontune.files import folder_written_whole, write_json
+from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
+from visiontune.models.labels import LabelTree
 from visiontune.models.load import read_config
-from visiontune.progress import note
+from visiontune.progress import note, warn
+from visiontune.recipe import Recipe
 from visiontune.run import Run
-from visiontune.training.model import base_name, load_trained
+from visiontune.training.evaluate import tree_to_score
+from visiontune.training.model import base_name, load_trained, open_datasets
 
 DataType = Literal["float32", "bfloat16", "float16"]
 
-_PEFT_PARTS = re.compile(r"\.(lora_[A-Za-z_]+|modules_to_save)(\.default)?")
+CPU = torch.device("cpu")
+COMPARED = 16
+# Limits by what the numbers were rounded to, in the run or in the export.
+PRECISION = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+_PEFT_PARTS = re.compile(r"\.modules_to_save(\.default)?")
 
 
 def export_weights(
@@ -26,44 +40,109 @@ def export_weights(
 ) -> None:
     """Write each form, "adapter" or "merged", to its folder, from the best checkpoint or that of `step`.
 
-    Weights are put together in float32 on the CPU and cast once, to `dtype` or the base model's own type. Raises
-    RunError where a run has no adapter to write.
+    Weights are put together in float32 on the CPU, upon the full-precision base, and cast once, to `dtype` or the base
+    model's own type. Each folder is then loaded by plain transformers (and PEFT) and answers validation samples beside
+    the model as it was trained, in the run's own precision; certificate.json has the difference. Raises RunError where
+    a run has no adapter to write, CertificateError where a folder is not the trained model: it is kept as
+    `FOLDER.failed`.
     """
-    recipe = run.recipe
-    recipe = recipe.model_copy(update={"machine": recipe.machine.model_copy(update={"precision": "fp32"})})
-    adapter, step = load_trained(run, recipe, torch.device("cpu"), step)
-    for form, folder in sorted(zip(forms, folders, strict=True)):  # the adapter before it is merged
-        base = base_name(run, recipe)
-        if form == "adapter":
-            _write_adapter(run, adapter, base, step, folder)
-        else:
-            own = str(read_config(base, recipe.model.revision).dtype or "float32").removeprefix("torch.")
-            with folder_written_whole(folder) as aside:
-                _save_merged(adapter, aside, dtype or own)
-                _add_beside(run, adapter, "merged", step, aside)
-        note(f"step {step}: {folder}")
-
-
-def _write_adapter(run: Run, adapter: ModelAdapter, base: str, step: int, out: Path) -> None:
-    if adapter.peft is None:
+    if "adapter" in forms and "lora" not in run.recipe.parts.values():
         raise RunError(
             "This run has no adapter: no part was trained with LoRA.",
             where=str(run.recipe_path),
             fix="export it merged: --to merged",
         )
+    recipe = _on_cpu(run.recipe, run.recipe.machine.precision)
+    exact, base = _on_cpu(run.recipe, "fp32"), base_name(run, run.recipe)
+    adapter, step = load_trained(run, recipe, CPU, step)
+    trained = _answered(run, recipe, adapter)
+    if recipe != exact:
+        adapter, step = load_trained(run, exact, CPU, step)
+    own = str(read_config(base, recipe.model.revision).dtype or "float32").removeprefix("torch.")
+    for form, folder in sorted(zip(forms, folders, strict=True)):  # the adapter before it is merged
+        stored = "float32" if form == "adapter" else dtype or own
+        rounded = max(PRECISION[stored], PRECISION[recipe.machine.precision], key=lambda name: LIMITS[name].near_tie)
+        with folder_written_whole(folder) as aside:
+            if form == "adapter":
+                _save_adapter(adapter, base, aside)
+            else:
+                _save_merged(adapter, aside, stored)
+            adapter.encoder.save(aside)
+            if recipe.device is not None:  # what the device does, which the processor does not do by itself
+                write_json(aside / "device.json", recipe.device.model_dump(mode="json"))
+            checks = []
+            if trained is not None:
+                upon = base if form == "adapter" else None
+                checks = check_reloaded(
+                    aside, upon, adapter, exact, trained.samples, trained.tree, trained.answers, LIMITS[rounded]
+                )
+            _write_certificate(aside, form, stored, step, checks, LIMITS[rounded])
+            write_card(run, aside, form, step, None)
+            if verdict(checks) == "failed":
+                kept = folder.with_name(f"{folder.name}.failed")
+                shutil.rmtree(kept, ignore_errors=True)
+                aside.rename(kept)
+                raise CertificateError(
+                    f"The exported {form} folder is not the model that was trained. {failures(checks)}",
+                    where=str(kept),
+                    fix="do not use it; for merged weights --dtype float32 may pass",
+                )
+        note(f"step {step}: {folder}, certificate: {verdict(checks)}")
+
+
+def _on_cpu(recipe: Recipe, precision: str) -> Recipe:
+    machine = recipe.machine.model_copy(update={"device": "cpu", "precision": precision})
+    return recipe.model_copy(update={"machine": machine})
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """Validation samples, the labels to score, and what the model as it was trained makes of them."""
+
+    samples: list[Sample]
+    tree: LabelTree | None
+    answers: list[Reference]
+
+
+def _answered(run: Run, recipe: Recipe, adapter: ModelAdapter) -> _Answered | None:
+    """None where the data are no longer here: then nothing can be compared, and the certificate says so."""
+    try:
+        datasets = open_datasets(recipe)
+        samples = [datasets[d].sample("validation", i) for d, i in chosen(datasets, COMPARED)]
+    except DataError as error:
+        warn(f"the export cannot be compared with the trained model: {error.found}")
+        return None
+    tree = tree_to_score(adapter, run.labels, recipe)
+    return _Answered(samples, tree, list(references(adapter, samples, recipe, tree)))
+
+
+def _write_certificate(folder: Path, form: str, dtype: str, step: int, checks: Sequence[Check], limits: Limits) -> None:
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict(checks),
+        "form": form,
+        "dtype": dtype,
+        "step": step,
+        "limits": asdict(limits),
+        "checks": [check.to_json() for check in checks],
+        "versions": versions(),
+    }
+    write_json(folder / CERTIFICATE_NAME, value)
+
+
+def _save_adapter(adapter: ModelAdapter, base: str, folder: Path) -> None:
+    assert adapter.peft is not None
     adapter.peft.peft_config["default"].base_model_name_or_path = base
-    with folder_written_whole(out) as aside:
-        adapter.peft.save_pretrained(str(aside))
-        _add_beside(run, adapter, "adapter", step, aside)
+    adapter.peft.save_pretrained(str(folder))
 
 
-def write_merged(adapter: ModelAdapter, out: Path, dtype: str = "float32") -> None:
-    """Merge the adapter into the float32 weights, cast once, and write the folder with its processor.
+def write_merged(adapter: ModelAdapter, out: Path) -> None:
+    """Merge the adapter into the float32 weights and write the folder with its processor.
 
     The adapter is merged in place: the model in memory has none afterwards.
     """
     with folder_written_whole(out) as aside:
-        _save_merged(adapter, aside, dtype)
+        _save_merged(adapter, aside, "float32")
         adapter.encoder.save(aside)
 
 
@@ -75,14 +154,6 @@ def _save_merged(adapter: ModelAdapter, folder: Path, dtype: str) -> None:
     if dtype != "float32":
         network = network.to(getattr(torch, dtype))
     network.save_pretrained(folder)
-
-
-def _add_beside(run: Run, adapter: ModelAdapter, form: str, step: int, folder: Path) -> None:
-    """The processor and the model card; for a run trained for a device also what the device does, as device.json."""
-    adapter.encoder.save(folder)
-    if run.recipe.device is not None:
-        write_json(folder / "device.json", run.recipe.device.model_dump(mode="json"))
-    write_card(run, folder, form, step, None)
 
 
 def trained_names(adapter: ModelAdapter) -> set[str]:

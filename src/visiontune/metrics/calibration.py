@@ -72,9 +72,12 @@ def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[
 
 
 def calibrate(predictions: Sequence[Prediction], wanted_accuracy: float, step: int) -> Calibration | None:
-    """Fit temperature and threshold to predictions with scored labels and a truth; None where there are too few."""
+    """Fit temperature and threshold to predictions with scored labels and a truth; None where there are too few.
+
+    A single label leaves nothing to be unsure about: None as well.
+    """
     usable = [p for p in predictions if p.labels is not None and p.truth is not None]
-    if len(usable) < FITTED_FROM:
+    if len(usable) < FITTED_FROM or len(usable[0].labels.names if usable[0].labels else ()) < 2:
         return None
     probabilities = np.stack([p.labels.values for p in usable if p.labels is not None])
     truths = np.array(

@@ -318,14 +318,18 @@ def chat_prompt(folder: str | None, revision: str | None = None) -> str:
     """What the checkpoint's chat template (None: the tiny model's) makes of a picture and a question, up to the answer,
     with {marker} and {question} in their places."""
     from transformers import AutoProcessor
+
+    return prompt_of(None if folder is None else AutoProcessor.from_pretrained(folder, revision=revision))
+
+
+def prompt_of(processor: Any) -> str:
+    """`chat_prompt` of a processor; None stands for the tiny model's template."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    content = [{"type": "image"}, {"type": "text", "text": "{question}"}]
-    messages: Any = [{"role": "user", "content": content}]
-    if folder is None:
+    messages: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "{question}"}]}]
+    if processor is None:
         (text,), _ = render_jinja_template([messages], chat_template=CHAT_TEMPLATE, add_generation_prompt=True)
     else:
-        processor: Any = AutoProcessor.from_pretrained(folder, revision=revision)
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
     return text.replace("<image>", "{marker}")
 

@@ -18,7 +18,7 @@ from PIL.Image import Image
 from visiontune.contract import ANSWER, DeviceContract
 from visiontune.errors import DataError, ModelError
 from visiontune.models.adapter import Encoded
-from visiontune.models.smolvlm import SmolVLMEncoder
+from visiontune.models.smolvlm import SmolVLMEncoder, prompt_of
 from visiontune.recipe import Data
 
 TILES = 2
@@ -30,6 +30,7 @@ class SmolVLMDeviceEncoder(SmolVLMEncoder):
     def __init__(self, processor: Any, data: Data, contract: DeviceContract, config: Any) -> None:
         super().__init__(processor, data)
         self.contract = contract
+        self._check_prompt()
         patch, scale, largest = config.vision_config.patch_size, config.scale_factor, config.vision_config.image_size
         size = contract.image_size
         if size % (patch * scale) or size > largest:
@@ -46,6 +47,15 @@ class SmolVLMDeviceEncoder(SmolVLMEncoder):
         image = [self.image_token_id] * self.tokens_per_tile
         first = self._ids("<fake_token_around_image><row_1_col_1>")
         self._image_ids = [*first, *image, *overview, *image, *self._ids("<fake_token_around_image>")]
+
+    def _check_prompt(self) -> None:
+        """A chat prompt must be what the checkpoint's own template makes: that is what its weights know."""
+        if self.contract.prompt_form == "chat" and (made := prompt_of(self.processor)) != self.contract.prompt:
+            raise ModelError(
+                f"The prompt is not what the chat template of the model makes: {self.contract.prompt!r}",
+                where="device.prompt",
+                fix=f"--device.prompt {made!r}, or --device.prompt_form raw",
+            )
 
     def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
         if len(images) != 1:

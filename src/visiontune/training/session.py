@@ -21,6 +21,7 @@ from visiontune.training import checkpoint, receipts
 from visiontune.training import optimizer as optimizers
 from visiontune.training.batches import Reading, plan_window
 from visiontune.training.checkpoint import Progress
+from visiontune.training.evaluate import closed_labels, tree_to_score
 from visiontune.training.memory import predicted_peak, ran_out
 from visiontune.training.model import adapt, load_base, open_datasets
 from visiontune.training.precision import loss_scaler
@@ -144,6 +145,7 @@ def _continue_from_checkpoint(session: Session) -> None:
 
 def _check_before_first_step(session: Session) -> None:
     recipe, adapter = session.recipe, session.adapter
+    tree_to_score(adapter, closed_labels(session.datasets), recipe)  # what cannot be scored is said before training
     steps = plan_window(session.order, session.lengths, recipe.batch, 0)
     refs = [ref for step in steps for micro_batch in step for ref in micro_batch.samples]
     answers = {d: session.datasets[d].index("train").answers for d in {ref[0] for ref in refs[:SUPERVISED_SHOWN]}}
