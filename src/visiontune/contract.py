@@ -112,15 +112,22 @@ class DeviceContract(BaseModel):
         return before + question + after
 
     def chat_template(self) -> str:
-        """A Jinja template that makes this very prompt of the last message: its picture and its text."""
+        """A Jinja template that makes this very prompt of the last message: its picture and its text.
+
+        llama.cpp hands over a single text in which the question follows the picture's place at once (a name that ends
+        in `__>`, as the customary `<__media__>` does); others hand over a list of parts.
+        """
         before, rest = self.prompt.split("{marker}")
         between, after = rest.split("{question}")
-        before, between, after = (json.dumps(text, ensure_ascii=False) for text in (before, between, after))
+        apart = ""
+        if between:
+            joined, parted = json.dumps("__>", ensure_ascii=False), json.dumps("__>" + between, ensure_ascii=False)
+            apart = f" | replace({parted}, {joined}) | replace({joined}, {parted})"
+        before, after = (json.dumps(text, ensure_ascii=False) for text in (before, after))
         return (
             f"{{% set content = messages[-1]['content'] %}}{{{{ {before} }}}}"
-            "{% if content is string %}{{ content }}{% else %}{% for part in content %}"
-            f"{{% if not loop.first %}}{{{{ {between} }}}}{{% endif %}}{{{{ part['text'] }}}}"
-            f"{{% endfor %}}{{% endif %}}{{{{ {after} }}}}"
+            f"{{% if content is string %}}{{{{ content{apart} }}}}{{% else %}}{{% for part in content %}}"
+            f"{{{{ part['text']{apart} }}}}{{% endfor %}}{{% endif %}}{{{{ {after} }}}}"
         )
 
     def differences(self, other: "DeviceContract") -> list[str]:

@@ -341,3 +341,20 @@ def test_verify_sees_a_run_whose_answers_are_not_its_checkpoints(device_run: Run
 def test_verify_of_a_folder_that_is_neither_says_so(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="no certificate"):
         visiontune.verify(tmp_path)
+
+
+def test_the_android_profile_ships_its_raw_prompt_and_its_256_pixels(inked: Dataset, tmp_path: Path) -> None:
+    from tests.conftest import QUICK
+    from visiontune.machine import hardware
+    from visiontune.training.loop import train_run
+    from visiontune.training.plan import derive, plan_run
+
+    recipe = derive([inked], [None], "tiny/smolvlm", hardware("cpu"), profile="android-256")
+    run = Run(tmp_path / "phone")
+    plan_run(run, recipe.changed({**QUICK, "schedule.steps": 2, "evaluation.samples": 4}), [inked])
+    train_run(run)
+    out = visiontune.export(run.path, to="gguf", out=tmp_path / "ship", quantisation="f16", samples=3, limit=3)["gguf"]
+    assert set(statuses(out).values()) == {"passed"}
+    shipment = read_shipment(out)
+    assert shipment.device.image_size == 256 and shipment.example_prompt.startswith("<__media__>\nWhich of these")
+    assert shipment.example_prompt.endswith("Answer:") and shipment.device.max_new_tokens == 32

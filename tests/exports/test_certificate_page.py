@@ -19,9 +19,9 @@ import visiontune
 from tests.test_report import HOSTILE, Page
 from visiontune.data.images import decode
 from visiontune.exports.certificate_page import PICTURES_SHOWN, SAMPLES_SHOWN, write_page
-from visiontune.exports.interval_chart import around, interval_chart
-from visiontune.exports.reference import read_references
-from visiontune.exports.shipment import read_shipment
+from visiontune.exports.interval_chart import LEFT, RIGHT, WIDTH, around, interval_chart
+from visiontune.exports.reference import pixels_sha256, read_references
+from visiontune.exports.shipment import Shipment, read_shipment
 from visiontune.report import write_report
 from visiontune.run import Run
 
@@ -254,6 +254,22 @@ def test_pictures_are_those_that_the_model_saw_pixel_by_pixel(folder: Path) -> N
         assert np.array_equal(np.asarray(shown), np.asarray(wanted))
 
 
+def test_large_pictures_do_not_make_a_large_page(folder: Path) -> None:
+    value = certificate(folder)
+    value["contract"]["device"]["image_size"] = 256
+    device = Shipment.model_validate(value["contract"]).device
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    path = folder / "reference.jsonl"
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    for entry in entries:
+        Image.fromarray(noise).save(folder / "inputs" / entry["image_sha256"], "png")
+        entry["pixels_sha256"] = pixels_sha256(np.asarray(device.picture(Image.fromarray(noise))))
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    page = page_of(folder, value)
+    assert [(image["width"], image.get("class")) for image in page.all("img")] == [("128", None)] * COMPARED
+    assert len(page.source) < COMPARED * 100_000 + 50_000, "PNG would be three times as large"
+
+
 def test_a_picture_that_is_not_the_compared_one_is_left_out(folder: Path) -> None:
     first, second, *_ = (reference.image_sha256 for reference in read_references(folder / "reference.jsonl"))
     shutil.copy(folder / "inputs" / first, folder / "inputs" / second)
@@ -324,6 +340,7 @@ def test_a_chart_places_values_and_intervals_on_its_axis() -> None:
     axis = [(e.text, float(e.attrib["x"])) for e in chart if e.tag == "text"][:3]
     assert [text for text, _ in axis] == ["\u22120.25", "0.375", "1"]
     assert [x for _, x in axis] == pytest.approx([zero - quarter, zero + 1.5 * quarter, zero + 4 * quarter], abs=0.3)
+    assert (axis[0][1], axis[2][1]) == (LEFT, WIDTH - RIGHT)
     assert chart.attrib["aria-label"] == "x <y>"
 
 
