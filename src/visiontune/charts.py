@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 WIDTH, HEIGHT = 440, 200
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 36
 LONGEST_SERIES = 400
-THIN_SPACE = "\u202f"  # narrow and not breaking
 
 Values = Sequence[float | None]
 
@@ -29,11 +28,6 @@ class Line:
     low: Values | None = None
     high: Values | None = None
     points: bool = False
-
-
-def thousands(value: int) -> str:
-    """1234567 as 1 234 567, with spaces that do not break."""
-    return f"{value:,}".replace(",", THIN_SPACE)
 
 
 def tick_label(value: float) -> str:

@@ -138,6 +138,16 @@ def test_several_forms_go_to_folders_of_their_names(hub: Hub, tmp_path: Path) ->
     assert hub.files == {"adapter/x": b"1", "merged/x": b"2"}
 
 
+def test_the_path_of_a_local_base_model_stays_here(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "base-of-mine").mkdir()
+    config = json.dumps({"base_model_name_or_path": str(tmp_path / "base-of-mine"), "r": 8}).encode()
+    adapter = folder_of(tmp_path / "a", {"adapter_config.json": config, "adapter_model.safetensors": b"weights"})
+    push_folders({"adapter": adapter}, "someone/pets", endpoint=hub.address)
+    assert json.loads(hub.files["adapter_config.json"]) == {"base_model_name_or_path": "base-of-mine", "r": 8}
+    assert hub.files["adapter_model.safetensors"] == b"weights"
+    assert (adapter / "adapter_config.json").read_bytes() == config
+
+
 def test_a_repository_is_private_unless_public_is_asked_for(hub: Hub, tmp_path: Path) -> None:
     ship = folder_of(tmp_path / "ship")
     push_folders({"gguf": ship}, "someone/hidden", endpoint=hub.address)

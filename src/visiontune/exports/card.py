@@ -50,7 +50,7 @@ def write_card(run: Run, folder: Path, form: str, step: int, certified: tuple[Sh
         "front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(),
         "what": what,
         "name": run.path.resolve().name,
-        "base": Path(name).name if Path(name).is_dir() else name,
+        "base": public_name(name),
         "base_is_public": public,
         "base_is_tiny": is_tiny(name),
         "revision": recipe.model.revision,
@@ -124,13 +124,17 @@ def _without_folders(text: str, folders: Sequence[Path]) -> str:
     return text if home == "/" else text.replace(home, "~")
 
 
+def public_name(model: str) -> str:
+    """A model's name without the folder on this computer that it may stand in."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
 def public_recipe(run: Run) -> str:
     """The recipe as YAML without the folders of this computer, which say nothing elsewhere."""
     values = run.recipe.model_dump(mode="json", exclude={"why"})
     for use in values["data"]["datasets"]:
         use["path"] = Path(use["path"]).name
-    if Path(values["model"]["name"]).is_dir():
-        values["model"]["name"] = Path(values["model"]["name"]).name
+    values["model"]["name"] = public_name(values["model"]["name"])
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110).rstrip()
 
 

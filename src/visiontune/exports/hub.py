@@ -1,11 +1,15 @@
 """Exports to a model hub."""
 
-from collections.abc import Mapping
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from visiontune.errors import VisiontuneError
 from visiontune.progress import note
 
+ADAPTER_CONFIG = "adapter_config.json"
 REFUSALS = (401, 403, 404)  # the hub shows what one may not see as missing
 
 
@@ -36,11 +40,34 @@ def push_folders(
         inside = form if len(folders) > 1 else None
         message = f"{form} export by visiontune"
         try:
-            api.upload_folder(repo_id=address.repo_id, folder_path=folder, path_in_repo=inside, commit_message=message)
+            with _without_local_base(folder) as sent:
+                api.upload_folder(
+                    repo_id=address.repo_id, folder_path=sent, path_in_repo=inside, commit_message=message
+                )
         except Exception as error:
             raise _not_taken(error, folders, repository) from error
         note(f"uploaded {folder} to {address}" + (f", folder {inside}" if inside else ""))
     return str(address)
+
+
+@contextmanager
+def _without_local_base(folder: Path) -> Iterator[Path]:
+    """The folder, or a copy (of links) in which an adapter names its base model without the path on this computer."""
+    path = folder / ADAPTER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    base = config.get("base_model_name_or_path")
+    if not base or not Path(base).is_dir():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="visiontune-push-") as temporary:
+        copy = Path(temporary) / folder.name
+        copy.mkdir()
+        for entry in folder.iterdir():
+            if entry.name != ADAPTER_CONFIG:
+                (copy / entry.name).symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
+        config["base_model_name_or_path"] = Path(base).name
+        (copy / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        yield copy
 
 
 def _not_taken(error: Exception, folders: Mapping[str, Path], repository: str) -> VisiontuneError:

@@ -19,7 +19,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Prediction
 from visiontune.errors import CertificateError, RunError
 from visiontune.exports.answers import references
-from visiontune.exports.card import write_card, write_modelfile
+from visiontune.exports.card import public_name, write_card, write_modelfile
 from visiontune.exports.certificate import (
     CERTIFICATE_NAME,
     INPUTS_FOLDER,
@@ -206,7 +206,7 @@ def _origin(trained: Trained) -> dict[str, Any]:
     """Where the shipped weights come from."""
     run, recipe = trained.run, trained.recipe
     return {
-        "base_model": recipe.model.name,
+        "base_model": public_name(recipe.model.name),
         "revision": recipe.model.revision,
         "step": trained.step,
         "recipe_sha256": file_sha256(run.recipe_path),
