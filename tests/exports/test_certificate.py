@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import visiontune
 from visiontune.data.dataset import Dataset
-from visiontune.errors import CertificateError, RunError
+from visiontune.errors import CertificateError, MachineError, RunError
 from visiontune.exports import gguf_layout, ship
 from visiontune.exports.certificate import CHECKS
 from visiontune.exports.shipment import Shipment, read_shipment
@@ -205,6 +205,23 @@ def test_a_run_that_is_for_no_device_is_refused(plan: Callable[..., Run], tmp_pa
     with pytest.raises(RunError, match="not trained for a device") as caught:
         visiontune.export(plan("stock").path, to="gguf", out=tmp_path / "ship")
     assert "--for android-256" in (caught.value.fix or "") and not (tmp_path / "ship").exists()
+
+
+def test_an_older_llama_cpp_than_the_contract_names_is_refused_before_anything_is_done(
+    device_run: Run, shipped: Path, tmp_path: Path
+) -> None:
+    later = Run(shutil.copytree(device_run.path, tmp_path / "later"))
+    later.recipe.changed({"device.runtime_version": "2999.1"}).save(later.recipe_path)
+    with pytest.raises(MachineError, match=r"older than 2999\.1") as caught:
+        visiontune.export(later.path, to="gguf", out=tmp_path / "ship")
+    assert caught.value.fix == "pip install 'xllamacpp>=2999.1'" and not (tmp_path / "ship").exists()
+    folder = shutil.copytree(shipped, tmp_path / "shipped")
+    shipment = read_shipment(folder)
+    shipment.model_copy(update={"device": shipment.device.model_copy(update={"runtime_version": "2999.1"})}).write(
+        folder
+    )
+    with pytest.raises(MachineError, match="older"):
+        visiontune.predict(folder, [next((folder / "inputs").iterdir())])
 
 
 def test_an_export_never_replaces_what_is_no_export(device_run: Run, tmp_path: Path) -> None:

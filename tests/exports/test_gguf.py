@@ -14,7 +14,7 @@ import torch
 from models_by_formula import CASES, LAYERED_CASES, TEMPLATE, Case, build, described
 
 from visiontune.errors import MachineError, ModelError, VisiontuneError
-from visiontune.exports import gguf as writer
+from visiontune.exports import quantise
 from visiontune.exports.gguf import QUANTISATIONS, GGUFFile, predicted_bytes, write_gguf
 from visiontune.exports.gguf_layout import position_rows
 from visiontune.exports.merged_folder import StoredTensor, read_json
@@ -447,7 +447,7 @@ def test_missing_packages_and_unknown_quantisations_are_errors_with_a_fix(
     with pytest.raises(VisiontuneError) as caught:
         write_gguf(smolvlm, tmp_path, "q3")
     assert_says(caught.value, "no quantisation 'q3'.*f32, f16, bf16, q8_0, q4_0, q4_k_m")
-    writer.ggml.cache_clear()
+    quantise.ggml.cache_clear()
     for package, quantisation in (("xllamacpp", "q4_k_m"), ("gguf", "q8_0")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(MachineError) as missing:

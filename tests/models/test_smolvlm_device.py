@@ -163,6 +163,16 @@ def test_the_chat_prompt_is_what_the_models_own_template_makes(tiny_checkpoint: 
     assert text == f"<|im_start|>User:{picture}{PROMPT}{END}\nAssistant: 3{END}"
 
 
+def test_a_chat_prompt_that_is_not_the_models_own_is_drift_and_refused(
+    tiny_checkpoint: Path, recipe_of: Recipe
+) -> None:
+    drifted = contract("desktop-llama", prompt="User:{marker}{question}\nAssistant:")
+    with pytest.raises(ModelError, match="not what the chat template of the model makes") as caught:
+        load_adapter(str(tiny_checkpoint), None, recipe_of.data, drifted)
+    assert "<|im_start|>User:{marker}{question}" in (caught.value.fix or "")
+    load_adapter(str(tiny_checkpoint), None, recipe_of.data, drifted.model_copy(update={"prompt_form": "raw"}))
+
+
 @pytest.mark.parametrize("profile", ["android-256", "desktop-llama"])
 def test_a_run_for_a_device_trains_and_its_receipts_hold(
     profile: str, digits: Dataset, tiny_checkpoint: Path, tmp_path: Path

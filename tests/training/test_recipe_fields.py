@@ -64,7 +64,7 @@ CHANGES_DEVICE_LOSSES: dict[str, dict[str, Any]] = {
     "device.prompt": {"device.prompt": "{marker}{question}"},
 }
 ONE_VALUE = ("device.tile_layout", "device.sampler", "device.runtime")
-TOLD_TO_THE_APP = {"device.profile": "mine", "device.prompt_form": "chat", "device.runtime_version": "2027.1"}
+TOLD_TO_THE_APP = {"device.prompt_form": "chat", "device.runtime_version": "2027.1"}
 
 
 def losses(run: Run) -> list[float]:
