@@ -355,6 +355,22 @@ def test_verify_sees_a_run_whose_answers_are_not_its_checkpoints(device_run: Run
         visiontune.verify(copy)
 
 
+def test_verify_sees_a_failed_receipt_and_changed_data(device_run: Run, inked: Dataset, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(device_run.path, tmp_path / "run"))
+    receipts = {"receipts": [{**receipt, "status": "failed"} for receipt in copy.receipts[:1]] + copy.receipts[1:]}
+    (copy.path / "receipts.json").write_text(json.dumps(receipts))
+    with pytest.raises(CertificateError, match="receipts: failed: supervised"):
+        visiontune.verify(copy.path)
+    data = Dataset.open(shutil.copytree(inked.path, tmp_path / "data"))
+    uses = [{**use.model_dump(), "path": str(data.path)} for use in device_run.recipe.data.datasets]
+    moved = Run(shutil.copytree(device_run.path, tmp_path / "moved"))
+    moved.recipe.changed({"data.datasets": uses}).save(moved.recipe_path)
+    shard = data.path / next(iter(data.info.files))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(CertificateError, match="data: a file of the dataset was changed"):
+        visiontune.verify(moved.path)
+
+
 def test_verify_of_a_folder_that_is_neither_says_so(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="no certificate"):
         visiontune.verify(tmp_path)

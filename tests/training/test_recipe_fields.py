@@ -515,3 +515,10 @@ def test_a_gradient_that_overflows_stops_the_run_before_its_weights_are_kept(
     with pytest.raises(RunError, match="gradient has norm inf"):
         train_run(run)
     assert run.checkpoint_steps() == [] and run.status == "failed"
+
+
+def test_labels_that_cannot_be_scored_are_refused_before_the_first_step(plan: Plan) -> None:
+    run = plan("long labels", {"evaluation.max_new_tokens": 1})
+    with pytest.raises(DataError, match="The label takes") as caught:
+        train_run(run)
+    assert "max_new_tokens" in (caught.value.fix or "") and run.metrics("step") == []
