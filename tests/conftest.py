@@ -138,6 +138,11 @@ def recipe_of(digits: Dataset, tiny_checkpoint: Path) -> Recipe:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no process is left with one at the end."""
-    longest = ("test_demo.py", "test_documentation.py", "test_receipts.py", "test_resume.py")
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    """The longest tests first, half of them for each of two processes: the first takes the first half of the list."""
+    longest = ("test_demo.py", "test_documentation.py", "test_certificate.py", "test_receipts.py", "test_resume.py")
+    long = sorted((item for item in items if item.path.name in longest), key=lambda i: longest.index(i.path.name))
+    rest = [item for item in items if item.path.name not in longest]
+    first = [item for item in long if longest.index(item.path.name) % 2 == 0]
+    second = [item for item in long if longest.index(item.path.name) % 2 == 1]
+    room = max(0, len(items) // 2 - len(first))
+    items[:] = [*first, *rest[:room], *second, *rest[room:]]
