@@ -146,3 +146,41 @@ def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
         visiontune.export(run.path, to=form, out=tmp_path / "ship")
     assert not (tmp_path / "ship").exists()
     assert json.loads((tmp_path / "ship.failed" / "certificate.json").read_text())["verdict"] == "failed"
+
+
+def test_weights_merged_upon_the_full_base_are_measured_against_the_rounded_base_that_was_trained_on(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with QLoRA: training holds the frozen weights in four bits, the export merges upon the full ones."""
+    from visiontune.training import model, session
+
+    original = model.load_base
+
+    def in_four_bits(run: Run, recipe: Any, device: torch.device) -> Any:
+        adapter = original(run, recipe, device)
+        if recipe.machine.precision != "fp32":
+            for parameter in adapter.network.parameters():
+                step = parameter.data.abs().amax().clamp(min=1e-6) / 7
+                parameter.data = (parameter.data / step).round() * step
+        return adapter
+
+    monkeypatch.setattr(model, "load_base", in_four_bits)
+    monkeypatch.setattr(session, "load_base", in_four_bits)
+    run = train_run(plan("four bits", {"machine.precision": "bf16"}))
+    try:
+        folder = visiontune.export(run.path, to="merged", out=tmp_path / "merged")["merged"]
+    except CertificateError:
+        folder = tmp_path / "merged.failed"
+    exact = load_file(Path(run.recipe.model.name) / "model.safetensors")
+    merged = load_file(folder / "model.safetensors")
+    assert all(torch.equal(merged[name], exact[name]) for name in exact if "vision_model" in name)
+    (distance,) = [
+        check["numbers"]["mean"]
+        for check in json.loads((folder / "certificate.json").read_text())["checks"]
+        if check["name"] == "log-probabilities"
+    ]
+    monkeypatch.undo()
+    plain = train_run(plan("sixteen bits", {"machine.precision": "bf16"}))
+    beside = visiontune.export(plain.path, to="merged", out=tmp_path / "plain")["merged"]
+    checks = json.loads((beside / "certificate.json").read_text())["checks"]
+    assert distance > 3 * checks[0]["numbers"]["mean"]
