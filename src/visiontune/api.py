@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +12,32 @@ from visiontune.progress import note, warn
 if TYPE_CHECKING:
     from visiontune.data.dataset import Dataset
     from visiontune.data.inspect import Inspection
+    from visiontune.data.pages import PageSpec
     from visiontune.data.sample import Prediction
     from visiontune.exports.certificate import Check
     from visiontune.exports.weights import DataType
     from visiontune.machine import Device
+    from visiontune.metrics.intervals import Metric
     from visiontune.metrics.text import TextScores
     from visiontune.run import Run
 
 Source = str | Path
 
 
-def inspect(source: Source, *, limit: int | None = None) -> Inspection:
-    """What the data are, what would be trained, and what is wrong with them. Raises DataError."""
+def inspect(
+    source: Source,
+    *,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    fonts: Sequence[Source] | None = None,
+) -> Inspection:
+    """What the data are, what would be trained, and what is wrong with them. Raises DataError.
+
+    `columns` and `fonts` are those of `prepare`.
+    """
     from visiontune.data.inspect import inspect as inspect_data
 
-    return inspect_data(Path(source), limit=limit)
+    return inspect_data(Path(source), limit=limit, columns=columns, fonts=_paths(fonts))
 
 
 def prepare(
@@ -37,11 +48,24 @@ def prepare(
     limit: int | None = None,
     strict: bool = False,
     workers: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    pages: PageSpec | None = None,
+    fonts: Sequence[Source] | None = None,
 ) -> Dataset:
-    """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row."""
+    """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row.
+
+    The source is a folder of images, or a table of long texts (JSONL, CSV, Parquet). `columns` names the table's
+    columns where their names do not say what they are: {"document": "body", "answer": "tldr"}. Documents are shown as
+    `pages` says, in `fonts`, in order of fallback.
+    """
     from visiontune.data.prepare import prepare as prepare_data
 
-    return prepare_data(Path(source), Path(out), seed=seed, limit=limit, strict=strict, workers=workers)
+    options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
+    return prepare_data(Path(source), Path(out), columns=columns, pages=pages, fonts=_paths(fonts), **options)
+
+
+def _paths(sources: Sequence[Source] | None) -> list[Path] | None:
+    return None if sources is None else [Path(source) for source in sources]
 
 
 def train(
@@ -158,7 +182,7 @@ def evaluate(
     from visiontune.metrics.text import parse_requirements
     from visiontune.report import write_report
     from visiontune.run import Run
-    from visiontune.training.evaluate import evaluate_split
+    from visiontune.training.evaluate import evaluate_baselines, evaluate_split
     from visiontune.training.model import load_trained, open_datasets
     from visiontune.training.ranks import Ranks
 
@@ -171,11 +195,19 @@ def evaluate(
     ranks = Ranks(recipe.machine.device)
     adapter, step = load_trained(opened, recipe, ranks.device, step)
     scores = evaluate_split(opened, adapter, datasets, split, recipe, ranks, step, limit=limit)
+    if ranks.is_first and recipe.data.pages is not None:
+        for one in evaluate_baselines(opened, adapter, datasets, split, recipe, ranks.device):
+            ahead = _shown(one.ahead)
+            note(f"beside it, {one.name}: ROUGE-L {_shown(one.metrics['rougeL'])}, the model ahead by {ahead}")
     if ranks.is_first:
         note(f"report: {write_report(opened)}")
     if failed := [f"{r} (found {scores.metric(r.metric).value})" for r in requirements if not r.holds(scores)]:
         raise RequirementError(f"Required, and not so: {'; '.join(failed)}.", where=f"{run}, {split} split")
     return scores
+
+
+def _shown(metric: Metric) -> str:
+    return "–" if metric.value is None else f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})"
 
 
 def predict(
@@ -189,24 +221,28 @@ def predict(
 ) -> list[Prediction]:
     """Answers about image files, or all images of folders, by a run or by the file of a shipped folder itself.
 
-    Raises DataError for an image that cannot be read.
+    A run that was trained on documents answers about text files. Raises DataError for a file that cannot be read.
     """
-    from visiontune.data.images import image_files
+    from visiontune.data.images import SUFFIXES, TEXT_SUFFIXES, image_files
     from visiontune.exports.shipment import is_shipment, predict_shipped
 
-    paths = [path for source in images for path in image_files(Path(source))][:limit]
+    if absent := [source for source in images if not Path(source).exists()]:
+        raise DataError("There is no such file or folder.", where=str(absent[0]), fix="check the path")
     if is_shipment(Path(run)):
+        paths = [path for source in images for path in image_files(Path(source))][:limit]
         return predict_shipped(Path(run), paths, prompt=prompt)
     from visiontune.run import Run
-    from visiontune.training.evaluate import predict_images
+    from visiontune.training.evaluate import predict_files
     from visiontune.training.model import load_trained
     from visiontune.training.ranks import Ranks
 
     opened = Run.open(run)
     recipe = _on_device(opened, device)
+    suffixes = SUFFIXES if recipe.data.pages is None else TEXT_SUFFIXES
+    paths = [path for source in images for path in image_files(Path(source), suffixes)][:limit]
     ranks = Ranks(recipe.machine.device)
     adapter, step = load_trained(opened, recipe, ranks.device, step)
-    return predict_images(opened, adapter, paths, recipe, ranks.device, step, prompt)
+    return predict_files(opened, adapter, paths, recipe, ranks.device, step, prompt)
 
 
 def _on_device(run: Run, device: Device | None) -> Any:

@@ -18,6 +18,8 @@ Device = Literal["cpu", "cuda", "mps"]
 Limit = Annotated[int | None, Parameter(help="take N samples, for a first look")]
 OnDevice = Annotated[Device | None, Parameter(help="compute here instead of on the run's own device")]
 AtStep = Annotated[int | None, Parameter(help="the checkpoint of this step instead of the best one")]
+Columns = Annotated[str | None, Parameter(help="columns of a table, as document=body,answer=tldr")]
+FontFiles = Annotated[list[Path] | None, Parameter(help="font for documents; several in order of fallback")]
 UsageError = 2
 
 app = App(
@@ -38,15 +40,15 @@ class Answer:
 
 
 @app.command
-def inspect(data: Path, *, limit: Limit = None) -> Answer:
+def inspect(data: Path, *, limit: Limit = None, columns: Columns = None, font: FontFiles = None) -> Answer:
     """What the data are, what would be trained, what is wrong.
 
     Parameters
     ----------
     data
-        a folder of images, or a prepared dataset
+        a folder of images, a table of long texts (JSONL, CSV, Parquet), or a prepared dataset
     """
-    found = visiontune.inspect(data, limit=limit).to_json()
+    found = visiontune.inspect(data, limit=limit, columns=_columns(columns), fonts=font).to_json()
     lines = [f"{found['samples']} samples; " + ", ".join(f"{split} {n}" for split, n in found["splits"].items())]
     for target, facts in found["targets"].items():
         labels = facts.get("labels")
@@ -56,6 +58,17 @@ def inspect(data: Path, *, limit: Limit = None) -> Answer:
     return Answer(found, "\n".join([*lines, f"{len(found['faults'])} faults"]))
 
 
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if wrong := [name for name, equals, column in pairs if not (name.strip() and equals and column.strip())]:
+        raise RecipeError(
+            f"'{wrong[0]}' names no column.", where="--columns", fix="--columns document=body,answer=tldr"
+        )
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
 def _counts(labels: dict[str, int], most: int = 20) -> str:
     shown = ", ".join(f"{label} {count}" for label, count in list(labels.items())[:most])
     return shown + (", ..." if len(labels) > most else "")
@@ -63,14 +76,22 @@ def _counts(labels: dict[str, int], most: int = 20) -> str:
 
 @app.command
 def prepare(
-    data: Path, *, out: Path, seed: int = 0, limit: Limit = None, strict: bool = False, workers: int | None = None
+    data: Path,
+    *,
+    out: Path,
+    seed: int = 0,
+    limit: Limit = None,
+    strict: bool = False,
+    workers: int | None = None,
+    columns: Columns = None,
+    font: FontFiles = None,
 ) -> Answer:
     """One clean dataset on disk: split, hashed, with what was left out and why.
 
     Parameters
     ----------
     data
-        a folder of images
+        a folder of images, or a table of long texts (JSONL, CSV, Parquet; a file or a folder of them)
     out
         folder of the dataset; an earlier one there is extended, its rows keep their split
     seed
@@ -80,7 +101,8 @@ def prepare(
     workers
         processes; as many as cores where not given
     """
-    dataset = visiontune.prepare(data, out, seed=seed, limit=limit, strict=strict, workers=workers)
+    options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
+    dataset = visiontune.prepare(data, out, columns=_columns(columns), fonts=font, **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
     text = f"{len(dataset)} samples ({splits}), {len(dataset.info.left_out)} left out: {dataset.path}"
@@ -113,7 +135,7 @@ def train(
     data
         prepared datasets, or folders of images
     model
-        hub id, folder of a checkpoint, or tiny/smolvlm
+        hub id, folder of a checkpoint, or tiny/smolvlm, tiny/deepseek-ocr, tiny/deepseek-ocr2
     out
         the new run folder
     """
@@ -197,7 +219,7 @@ def predict(
     step: AtStep = None,
     device: OnDevice = None,
 ) -> Answer:
-    """Answers about image files, or about all images of folders.
+    """Answers about image files, or about all images of folders; about text files, where documents were trained on.
 
     Parameters
     ----------

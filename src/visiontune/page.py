@@ -10,6 +10,10 @@ THIN_SPACE = "\u202f"  # narrow and not breaking
 NAMES = {
     "accuracy": "Accuracy",
     "exact_match": "Exact match",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "repetition": "Repeated runs of words",
     "macro_f1": "Macro F1",
     "outside_labels": "Answers outside the labels",
     "answered": "Answered, not abstained",

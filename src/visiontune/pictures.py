@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.images import decode
-from visiontune.data.sample import Prediction, Sample
+from visiontune.data.pages import pages
+from visiontune.data.sample import Images, Prediction, Sample
 from visiontune.errors import DataError
 from visiontune.recipe import Recipe
 
@@ -74,7 +77,11 @@ class Pictures:
     def of_example(self, example: dict[str, Any]) -> list[Thumbnail]:
         """The images of a sample that a receipt names by dataset, split, index and id."""
         dataset = self._datasets[example["dataset"]] if example["dataset"] < len(self._datasets) else None
-        return [] if dataset is None else _thumbnails(dataset.sample(example["split"], example["index"]), example["id"])
+        return (
+            []
+            if dataset is None
+            else _thumbnails(dataset, dataset.sample(example["split"], example["index"]), example["id"])
+        )
 
     def of_prediction(self, prediction: Prediction, split: str, position: int) -> list[Thumbnail]:
         """The images of the prediction in line `position` of a split: one line a sample, all datasets in turn."""
@@ -82,12 +89,21 @@ class Pictures:
             if dataset is None:
                 return []
             if position < dataset.count(split):
-                return _thumbnails(dataset.sample(split, position), prediction.id)
+                return _thumbnails(dataset, dataset.sample(split, position), prediction.id)
             position -= dataset.count(split)
         return []
 
 
-def _thumbnails(sample: Sample, expected: str) -> list[Thumbnail]:
+def _thumbnails(dataset: Dataset, sample: Sample, expected: str) -> list[Thumbnail]:
     if sample.id != expected:  # rather no picture than one of another sample
         return []
-    return [thumbnail(file.data) for file in sample.seen.files[:IMAGES_A_SAMPLE]]
+    if isinstance(sample.seen, Images):
+        return [thumbnail(file.data) for file in sample.seen.files[:IMAGES_A_SAMPLE]]
+    spec = dataset.info.pages
+    return [] if spec is None else [_page(p) for p in pages(sample.seen.text, spec, dataset.fonts())[:IMAGES_A_SAMPLE]]
+
+
+def _page(page: NDArray[np.uint8]) -> Thumbnail:
+    buffer = io.BytesIO()
+    Image.fromarray(page).save(buffer, "PNG", compress_level=1)
+    return thumbnail(buffer.getvalue())

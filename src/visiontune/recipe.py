@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from visiontune.contract import DeviceContract
+from visiontune.data.pages import PageSpec
 from visiontune.errors import RecipeError
 from visiontune.files import write_text
 
@@ -51,6 +52,9 @@ class Data(Section):
     )
     image_longest_edge: Count = Field(description="pixels to which the longer side is resized before tiling")
     image_splitting: bool = Field(description="cut large images into tiles beside the overview")
+    pages: PageSpec | None = Field(
+        default=None, description="how documents become pages, as the datasets were prepared; none: images are seen"
+    )
     augment: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="strength of shifts, turns and scaling of training images, 0 to 1; never mirrored"
     )
@@ -112,7 +116,7 @@ class Evaluation(Section):
 
     every: Count = Field(description="steps between evaluations")
     samples: Count = Field(description="validation samples each time, the same ones")
-    metric: Literal["accuracy", "exact_match"] = Field(description="what the best checkpoint is chosen by")
+    metric: Literal["accuracy", "exact_match", "rougeL"] = Field(description="what the best checkpoint is chosen by")
     answers: Literal["scored", "generated"] = Field(
         default="generated",
         description="scored: the label set's most probable label, from one reading of the prompt; generated: free text",
@@ -211,7 +215,7 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"
-        if isinstance(inner, dict) and inner and name != "why":
+        if isinstance(inner, dict) and inner and name not in ("why", "data.pages"):
             leaves += _leaves(inner, f"{name}.")
         elif name not in ("why", "schema_version", "device.profile") and (name, inner) != ("device", None):
             leaves.append((name, inner))

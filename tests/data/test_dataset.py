@@ -122,7 +122,7 @@ def test_row_groups_are_small_and_images_are_stored_as_they_are(tmp_path):
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [5, 5, 2]
     assert 5 * len(data) <= GROUP_BYTES
     assert (info.rows, info.bytes) == (12, (tmp_path / "shard.parquet").stat().st_size)
-    stored = {metadata.row_group(0).column(i).path_in_schema: metadata.row_group(0).column(i) for i in range(7)}
+    stored = {metadata.row_group(0).column(i).path_in_schema: metadata.row_group(0).column(i) for i in range(10)}
     assert stored["images.list.element.bytes"].compression == "UNCOMPRESSED"
 
 
@@ -145,10 +145,17 @@ def changed_info(dataset, **changes):
 
 
 def test_a_newer_dataset_asks_for_an_upgrade(dataset):
-    changed_info(dataset, schema_version=2, brand_new="yes")
+    changed_info(dataset, schema_version=3, brand_new="yes")
     with pytest.raises(DataError, match="newer visiontune") as caught:
         Dataset.open(dataset.path)
     assert "upgrade" in caught.value.fix
+
+
+def test_an_older_dataset_asks_to_be_prepared_again(dataset):
+    changed_info(dataset, schema_version=1)
+    with pytest.raises(DataError, match="older visiontune") as caught:
+        Dataset.open(dataset.path)
+    assert "prepare it again" in caught.value.fix
 
 
 def test_unknown_keys_and_broken_json_are_refused(dataset):

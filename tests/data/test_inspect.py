@@ -18,7 +18,7 @@ def source(classes, encode, picture):
 
 def test_the_json_form(source):
     found = inspect(source).to_json()
-    assert list(found) == ["targets", "samples", "splits", "images", "faults", "trains"]
+    assert list(found) == ["targets", "samples", "splits", "images", "documents", "faults", "trains"]
     assert found["targets"] == {
         "text": {
             "samples": 16,
@@ -33,6 +33,7 @@ def test_the_json_form(source):
     assert found["images"]["width"] == {"min": 24, "median": 24.0, "max": 96}
     assert found["images"]["height"] == {"min": 24, "median": 24.0, "max": 40}
     assert found["images"]["bytes"] == sum(p.stat().st_size for p in source.rglob("*.*") if p.name != "bad.png")
+    assert found["documents"] is None
     assert [fault["code"] for fault in found["faults"]] == ["unreadable-image", "duplicate-images"]
     assert [set(fault) for fault in found["faults"]] == [{"code", "severity", "where", "found", "fix"}] * 2
     assert found["trains"] == [{"target": "text", "kind": "classification"}]

@@ -1,19 +1,25 @@
 """Parts are trained, adapted or frozen as asked, and counted."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.conftest import png
+from visiontune.data.sample import ImageFile, Images, Sample, Text
 from visiontune.errors import ModelError, RecipeError
-from visiontune.models.adapter import ModelAdapter
-from visiontune.models.load import load_adapter
+from visiontune.models.adapter import Batch, ModelAdapter
+from visiontune.models.load import build_tiny, load_adapter
 from visiontune.models.parts import (
     Part,
     apply_states,
     check_parts,
     frozen_tensors,
+    save_adapter,
     set_training_mode,
     summarise,
     tensors_sha256,
@@ -142,3 +148,146 @@ def test_the_hash_sees_a_single_changed_number() -> None:
     changed = {"a": torch.tensor([0.0, 0.0, 1e-30]), "b": tensors["b"]}
     assert tensors_sha256(tensors) != tensors_sha256(changed)
     assert tensors_sha256(tensors) == tensors_sha256(dict(reversed(tensors.items())))
+
+
+# Mixtures of experts, whose weights are stacked in one tensor a layer
+
+
+@pytest.fixture(scope="module", params=["tiny/deepseek-ocr", "tiny/deepseek-ocr2"])
+def experts_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts") / "base"
+    build_tiny(request.param, folder, ["Which digit is this?", *"0123456789"], 1, 32)
+    return folder
+
+
+@pytest.fixture
+def mixture(experts_folder: Path, recipe_of: Recipe) -> ModelAdapter:
+    return load_adapter(str(experts_folder), None, recipe_of.data.model_copy(update={"image_longest_edge": 32}))
+
+
+@pytest.fixture
+def batch(mixture: ModelAdapter, digit_scans: tuple[np.ndarray, np.ndarray]) -> Batch:
+    samples = [Sample(str(i), Images((ImageFile(png(digit_scans[0][i]), "s"),)), Text(str(i), "?")) for i in range(8)]
+    return mixture.encoder.collate([mixture.encoder.encode(one) for one in samples])
+
+
+def train_a_little(adapter: ModelAdapter, batch: Batch, chosen: dict[str, PartState], lora: Lora = LORA) -> None:
+    """A few steps of plain gradient descent, so that the adapters are not zero any more; ends in eval mode."""
+    adapter.peft = apply_states(adapter.network, adapter.parts, chosen, lora, seed=0)
+    set_training_mode(adapter.trained_module, adapter.network, adapter.parts, chosen)
+    trained = [p for p in adapter.trained_module.parameters() if p.requires_grad]
+    for _ in range(4):
+        adapter.losses(batch)["text"].sum().backward()
+        with torch.no_grad():
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter -= 0.01 * parameter.grad
+                    parameter.grad = None
+    adapter.trained_module.eval()
+
+
+def test_lora_on_the_language_model_reaches_attention_shared_and_routed_experts_and_no_vision(
+    mixture: ModelAdapter, batch: Batch
+) -> None:
+    chosen = states(language_model="lora")
+    peft = apply_states(mixture.network, mixture.parts, chosen, LORA, seed=0)
+    assert peft is not None
+    trained = {name: p for name, p in peft.named_parameters() if p.requires_grad}
+    assert all(".language_model.layers." in name and ".lora_" in name for name in trained)
+    routed = {name for name in trained if ".mlp.experts." in name}
+    assert len(routed) == 4, "two factors for each of gate_up_proj and down_proj"
+    for wanted in ("self_attn.q_proj", "self_attn.o_proj", "mlp.shared_experts.up_proj", "mlp.gate_proj"):
+        assert any(wanted in name for name in trained)
+    mixture.losses(batch)["text"].sum().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in trained.items() if ".lora_B" in name)
+    assert {n for n in frozen_tensors(peft, mixture.parts, chosen) if n.endswith(("gate_up_proj", "experts.down_proj"))}
+
+
+def test_with_the_adapter_off_a_mixture_of_experts_is_the_base_bit_for_bit(mixture: ModelAdapter, batch: Batch) -> None:
+    with torch.no_grad():
+        before = mixture.losses(batch)["text"]
+    train_a_little(mixture, batch, states(language_model="lora", projector="lora"))
+    assert mixture.peft is not None
+    with torch.no_grad():
+        trained = mixture.losses(batch)["text"]
+        with mixture.peft.disable_adapter():
+            assert torch.equal(mixture.losses(batch)["text"], before)
+        assert torch.equal(mixture.losses(batch)["text"], trained) and not torch.equal(trained, before)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"language_model": "lora"},
+        {"language_model": "lora", "vision_encoder": "full"},
+        {"language_model": "lora", "vision_encoder": "lora", "projector": "lora"},
+    ],
+)
+def test_a_saved_adapter_on_experts_is_the_model_in_plain_peft_and_merged(
+    mixture: ModelAdapter, batch: Batch, experts_folder: Path, tmp_path: Path, chosen: dict[str, PartState]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    train_a_little(mixture, batch, states(**chosen))
+    adapter: Any = mixture
+    with torch.no_grad():
+        for name, parameter in adapter.peft.named_parameters():  # large enough that nothing agrees by chance
+            if ".mlp.experts." in name and ".lora_B" in name:
+                parameter += 0.1
+        ours = mixture.losses(batch)["text"]
+        save_adapter(adapter.peft, tmp_path)
+        plain = AutoModelForImageTextToText.from_pretrained(experts_folder, dtype=torch.float32)
+        reloaded: Any = PeftModel.from_pretrained(plain, str(tmp_path)).eval()
+        trained = adapter.network
+        mixture.network = reloaded.base_model.model
+        assert torch.equal(mixture.losses(batch)["text"], ours)
+        with reloaded.disable_adapter():
+            assert not torch.allclose(mixture.losses(batch)["text"], ours, atol=1e-3)
+        mixture.network = trained
+        mixture.network = adapter.peft.merge_and_unload()
+        assert torch.allclose(mixture.losses(batch)["text"], ours, atol=1e-5)
+        assert set(dict(mixture.network.named_parameters())) == set(
+            dict(AutoModelForImageTextToText.from_pretrained(experts_folder).named_parameters())
+        )
+
+
+def test_the_adapters_of_linear_layers_have_dropout_beside_those_of_experts(mixture: Any, batch: Batch) -> None:
+    lora = Lora(rank=4, alpha=8, dropout=0.5)
+    mixture.peft = apply_states(mixture.network, mixture.parts, states(language_model="lora"), lora, seed=0)
+    layer = mixture.network.get_submodule("model.language_model.layers.0.self_attn.q_proj")
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(1.0)
+    mixture.trained_module.train()
+    first, second = (mixture.losses(batch)["text"] for _ in range(2))
+    assert not torch.equal(first, second)
+    mixture.trained_module.eval()
+    assert torch.equal(mixture.losses(batch)["text"], mixture.losses(batch)["text"])
+
+
+def test_loose_weights_beside_lora_are_refused_and_trained_where_everything_is_full(mixture: ModelAdapter) -> None:
+    with pytest.raises(RecipeError, match="view_separator"):
+        apply_states(mixture.network, mixture.parts, states(language_model="lora", projector="full"), LORA, seed=0)
+    chosen = states(projector="full")
+    apply_states(mixture.network, mixture.parts, chosen, LORA, seed=0)
+    set_training_mode(mixture.network, mixture.network, mixture.parts, chosen)
+    loose = {
+        name
+        for name, _ in mixture.network.named_parameters()
+        if name in ("model.view_separator", "model.image_newline")
+    }
+    assert set(trained_tensors(mixture.network, mixture.parts, chosen)) == {
+        *loose,
+        "model.multi_modal_projector.weight",
+        "model.multi_modal_projector.bias",
+    }
+    assert loose
+
+
+def test_an_expert_weight_that_is_not_there_is_an_error(mixture: ModelAdapter) -> None:
+    wrong = tuple(
+        replace(part, stacked=tuple(path.replace("down_proj", "no_proj") for path in part.stacked))
+        for part in mixture.parts
+    )
+    with pytest.raises(ModelError, match="were asked for"):
+        apply_states(mixture.network, wrong, states(language_model="lora"), LORA, seed=0)

@@ -5,9 +5,10 @@ import json
 import os
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,14 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from visiontune.data.faults import Fault
-from visiontune.data.sample import ImageFile, Images, Sample, Text
+from visiontune.data.pages import DEFAULT_FONT, FontRef, Fonts, PageSpec, load_fonts
+from visiontune.data.sample import Document, ImageFile, Images, Sample, Text
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
 from visiontune.files import file_sha256, written_whole
 
 INFO_NAME = "dataset.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # A random row costs one row group: small enough to read quickly, large enough that Parquet's overhead does not count.
 GROUP_BYTES = 512 * 1024
@@ -32,33 +34,50 @@ GROUP_ROWS = 256
 CACHE_BYTES = 16 * 1024 * 1024
 OPEN_SHARDS = 64
 
-_SEEN_COLUMNS = ["id", "images", "prompt", "answer"]
-_INDEX_COLUMNS = ["id", "prompt", "answer", "widths", "heights", "content"]
+_SEEN_COLUMNS = ["id", "images", "document", "prompt", "answer"]
+_INDEX_COLUMNS = ["id", "prompt", "answer", "widths", "heights", "characters", "pages", "content"]
 _INT_LIST = {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
 _STRING = {"dtype": "string", "_type": "Value"}
+_INT = {"dtype": "int32", "_type": "Value"}
 _FEATURES = {
     "id": _STRING,
     "images": {"feature": {"_type": "Image"}, "_type": "List"},
+    "document": _STRING,
     "prompt": _STRING,
     "answer": _STRING,
     "widths": _INT_LIST,
     "heights": _INT_LIST,
+    "characters": _INT,
+    "pages": _INT,
     "content": _STRING,
 }
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("document", pa.string()),
         ("prompt", pa.string()),
         ("answer", pa.string()),
         ("widths", pa.list_(pa.int32())),
         ("heights", pa.list_(pa.int32())),
+        ("characters", pa.int32()),
+        ("pages", pa.int32()),
         ("content", pa.string()),
     ],
     # What `datasets.load_dataset("parquet", ...)` reads to show the images as images.
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
 )
-_OTHER_LEAVES = ("id", "images.list.element.path", "prompt", "answer", "widths.list.element", "heights.list.element")
+_OTHER_LEAVES = (
+    "id",
+    "images.list.element.path",
+    "document",
+    "prompt",
+    "answer",
+    "widths.list.element",
+    "heights.list.element",
+    "characters",
+    "pages",
+)
 _WRITING: dict[str, Any] = {
     # Encoded images and hashes do not compress: leaving them alone makes a row group cheap to read.
     "compression": {"images.list.element.bytes": "NONE", "content": "NONE"} | dict.fromkeys(_OTHER_LEAVES, "ZSTD"),
@@ -81,11 +100,12 @@ class Provenance(_Model):
 
 
 class LeftOut(_Model):
-    """A row that was not taken, and why."""
+    """A row that was not taken, why, and what to do about it."""
 
     id: str
     code: str
     found: str
+    fix: str
 
 
 class ShardInfo(_Model):
@@ -119,11 +139,56 @@ class ImageSummary(_Model):
     height: Range
 
 
-class DatasetInfo(_Model):
-    """What dataset.json says. `labels` is the closed label set with counts, or None where answers are free text."""
+class DocumentSummary(_Model):
+    """The documents of a dataset: how many, their lengths in characters and in pages, and what they are written in.
 
-    schema_version: Literal[1] = 1
+    `missing_glyphs` counts the characters that are drawn as boxes because no font has them. `scripts` counts
+    characters; signs that belong to no script (spaces, digits, punctuation) are not among them.
+    """
+
+    count: int
+    characters: Range
+    pages: Range
+    total_characters: int
+    total_pages: int
+    missing_glyphs: int
+    scripts: dict[str, int]
+
+    @property
+    def characters_a_page(self) -> float:
+        """How many characters stand on a page, on average."""
+        return self.total_characters / self.total_pages
+
+    @staticmethod
+    def of(
+        characters: np.ndarray, pages: np.ndarray, missing_glyphs: int, scripts: Counter[str]
+    ) -> "DocumentSummary | None":
+        """Summarise documents, None where there are none; `characters` and `pages` are (documents,), int."""
+        if not len(characters):
+            return None
+        return DocumentSummary(
+            count=len(characters),
+            characters=Range.of(characters),
+            pages=Range.of(pages),
+            total_characters=int(characters.sum()),
+            total_pages=int(pages.sum()),
+            missing_glyphs=missing_glyphs,
+            scripts=dict(sorted(scripts.items(), key=lambda item: (-item[1], item[0]))),
+        )
+
+
+Seen = Literal["images", "documents"]
+
+
+class DatasetInfo(_Model):
+    """What dataset.json says. `labels` is the closed label set with counts, or None where answers are free text.
+
+    `pages` says how documents become pages; `images` and `documents` summarise what is seen.
+    """
+
+    schema_version: Literal[2] = SCHEMA_VERSION
     content_hash: str
+    seen: Seen = "images"
     target: Literal["text"] = "text"
     labels: dict[str, int] | None
     splits: dict[str, int]
@@ -131,6 +196,8 @@ class DatasetInfo(_Model):
     limit: int | None
     provenance: Provenance
     images: ImageSummary | None
+    documents: DocumentSummary | None = None
+    pages: PageSpec | None = None
     files: dict[str, ShardInfo]
     left_out: list[LeftOut]
     faults: list[Fault]
@@ -138,7 +205,10 @@ class DatasetInfo(_Model):
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One row as it is written. `images` holds (encoded bytes, path) pairs; sizes are in pixels, upright."""
+    """One row as it is written. `images` holds (encoded bytes, path) pairs; sizes are in pixels, upright.
+
+    `pages` is the number of pages of the `document` under the dataset's page spec.
+    """
 
     id: str
     images: list[tuple[bytes, str]]
@@ -147,11 +217,22 @@ class StoredRow:
     widths: list[int]
     heights: list[int]
     content: str
+    document: str | None = None
+    pages: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes of what is seen."""
+        return sum(len(data) for data, _ in self.images) + len((self.document or "").encode())
 
 
 @dataclass(frozen=True)
 class Index:
-    """One split without its images, row by row. `widths[i]` and `heights[i]` list the images of row i, in pixels."""
+    """One split without what is seen, row by row. `widths[i]` and `heights[i]` list the images of row i, in pixels.
+
+    `documents[i]` is the number of characters of row i's document and `pages[i]` that of its pages under the dataset's
+    page spec; both are empty lists where images are seen.
+    """
 
     ids: list[str]
     prompts: list[str | None]
@@ -159,6 +240,8 @@ class Index:
     widths: list[list[int]]
     heights: list[list[int]]
     contents: list[str]
+    documents: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
 
 
 class Dataset:
@@ -184,6 +267,13 @@ class Dataset:
                     where=str(file),
                     fix="copy the whole folder again, or delete it and prepare anew",
                 )
+        for font in info.pages.fonts if info.pages is not None else ():
+            if not font_path(path, font).is_file():
+                raise DataError(
+                    f"the font {font.name} of the dataset's pages is missing",
+                    where=str(font_path(path, font)),
+                    fix="copy the whole folder again, or delete it and prepare anew",
+                )
         return cls(path, info)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,7 +294,7 @@ class Dataset:
         return {name: shard for name, shard in sorted(self.info.files.items()) if name.startswith(f"{split}-")}
 
     def index(self, split: str) -> Index:
-        """Everything but the images of a split, in memory."""
+        """Everything but the images and documents of a split, in memory."""
         columns: dict[str, list[Any]] = {name: [] for name in _INDEX_COLUMNS}
         for name in self.shards(split):
             table = pq.read_table(self.path / name, columns=_INDEX_COLUMNS, use_threads=False)
@@ -217,6 +307,8 @@ class Dataset:
             widths=columns["widths"],
             heights=columns["heights"],
             contents=columns["content"],
+            documents=columns["characters"] if self.info.seen == "documents" else [],
+            pages=columns["pages"] if self.info.seen == "documents" else [],
         )
 
     def sample(self, split: str, i: int) -> Sample:
@@ -226,8 +318,20 @@ class Dataset:
         if self._reader is None or self._reader.process != os.getpid():
             self._reader = _Reader(self)
         row = self._reader.row(split, i)
+        target = Text(answer=row["answer"], prompt=row["prompt"])
+        if row["document"] is not None:
+            return Sample(row["id"], Document(row["document"]), target)
         files = tuple(ImageFile(data=image["bytes"], path=image["path"]) for image in row["images"])
-        return Sample(row["id"], Images(files), Text(answer=row["answer"], prompt=row["prompt"]))
+        return Sample(row["id"], Images(files), target)
+
+    def fonts(self) -> Fonts:
+        """The fonts of the page spec, loaded; DataError where the dataset holds no documents or a font was changed."""
+        spec = self.info.pages
+        if spec is None:
+            raise DataError("the samples of this dataset are images, not documents", where=str(self.path))
+        fonts = load_fonts([(font_path(self.path, font), font.face) for font in spec.fonts])
+        spec.check(fonts)
+        return fonts
 
     def verify(self) -> None:
         """Read every file and compare its hash with dataset.json; DataError names the first that differs."""
@@ -298,13 +402,12 @@ def write_shard(path: Path, rows: Iterable[StoredRow]) -> ShardInfo:
             group: list[StoredRow] = []
             size = 0
             for row in rows:
-                row_bytes = sum(len(data) for data, _ in row.images)
-                if (group and size + row_bytes > GROUP_BYTES) or len(group) == GROUP_ROWS:
+                if (group and size + row.size > GROUP_BYTES) or len(group) == GROUP_ROWS:
                     writer.write_table(_table(group))
                     count += len(group)
                     group, size = [], 0
                 group.append(row)
-                size += row_bytes
+                size += row.size
             if group:
                 writer.write_table(_table(group))
                 count += len(group)
@@ -316,10 +419,13 @@ def _table(rows: list[StoredRow]) -> pa.Table:
         {
             "id": row.id,
             "images": [{"bytes": data, "path": path} for data, path in row.images],
+            "document": row.document,
             "prompt": row.prompt,
             "answer": row.answer,
             "widths": row.widths,
             "heights": row.heights,
+            "characters": None if row.document is None else len(row.document),
+            "pages": row.pages,
             "content": row.content,
         }
         for row in rows
@@ -327,15 +433,27 @@ def _table(rows: list[StoredRow]) -> pa.Table:
     return pa.Table.from_pylist(values, schema=SCHEMA)
 
 
-def content_of(image_sha256s: Iterable[str], prompt: str | None, answer: str) -> str:
-    """What a sample holds, as one SHA-256: over the hashes of its images' bytes, its prompt, its answer."""
-    text = json.dumps([list(image_sha256s), prompt, answer], ensure_ascii=False)
+@cache
+def _default_font_sha256() -> str:
+    return file_sha256(DEFAULT_FONT)
+
+
+def font_path(folder: Path, font: FontRef) -> Path:
+    """Where the file of a font lies: the default font in this package, any other inside the dataset's folder."""
+    return DEFAULT_FONT if font.sha256 == _default_font_sha256() else folder / f"font-{font.sha256[:16]}.font"
+
+
+def content_of(seen_sha256s: Iterable[str], prompt: str | None, answer: str) -> str:
+    """What a sample holds, as one SHA-256: over the hashes of its images' bytes or its text, its prompt, its answer."""
+    text = json.dumps([list(seen_sha256s), prompt, answer], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def content_hash(rows: Iterable[tuple[str, str, str]]) -> str:
-    """SHA-256 over the sorted (split, id, content) of all rows: it knows nothing of files and their order."""
+def content_hash(rows: Iterable[tuple[str, str, str]], pages: PageSpec | None = None) -> str:
+    """SHA-256 over the sorted (split, id, content) of all rows and the page spec: it knows nothing of files."""
     digest = hashlib.sha256()
+    if pages is not None:
+        digest.update(f"pages {pages.hash}\n".encode())
     for row in sorted(rows):
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
@@ -363,6 +481,12 @@ def _read_info(path: Path) -> DatasetInfo:
             f"this dataset was made by a newer visiontune (schema {version}, this one reads up to {SCHEMA_VERSION})",
             where=str(file),
             fix="upgrade visiontune: pip install --upgrade visiontune",
+        )
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        raise DataError(
+            f"this dataset was made by an older visiontune (schema {version}, this one reads {SCHEMA_VERSION})",
+            where=str(file),
+            fix="delete the folder and prepare it again from its source: the same data and seed give the same split",
         )
     try:
         return DatasetInfo.model_validate(value)

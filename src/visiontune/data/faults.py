@@ -40,6 +40,10 @@ _FIXES = {
     "missing-file": "add the file, or take out what points to it",
     "outside-folder": "copy the file into the folder",
     "empty-answer": "write the answer, or take the row out",
+    "empty-document": "give the row its text, or take it out",
+    "not-a-text": "write a text (or a list of texts) in this column, or name another column",
+    "missing-glyphs": "add a font that has these characters",
+    "unreadable-document": "clean the text, or take the row out",
     "duplicate-id": "give each row an id of its own",
     "bridges-splits": "take it out, or prepare everything anew into another folder",
 }
@@ -48,9 +52,9 @@ _FIXES = {
 LEFT_OUT = frozenset(_FIXES)
 
 
-def left_out(code: str, where: str, found: str) -> Fault:
+def left_out(code: str, where: str, found: str, fix: str | None = None) -> Fault:
     """A row that cannot be taken, by the code of its fault; a duplicate id is an error, all else a dropped row."""
-    return Fault(code, "error" if code == "duplicate-id" else "drop", where, found, _FIXES[code])
+    return Fault(code, "error" if code == "duplicate-id" else "drop", where, found, fix or _FIXES[code])
 
 
 def unreadable_image(row_id: str, path: str, reason: str) -> Fault:
@@ -124,6 +128,11 @@ def stray_files(paths: Sequence[str]) -> list[Fault]:
     ]
 
 
+def empty_table(file: str) -> Fault:
+    """A table without rows."""
+    return Fault("empty-table", "warning", file, "there are no rows in this file", "add rows, or take the file out")
+
+
 def unknown_columns(file: str, columns: Sequence[str], known: Sequence[str]) -> list[Fault]:
     """Columns of a metadata file that nothing reads."""
     if not columns:
@@ -182,16 +191,28 @@ def near_duplicate_images(groups: Sequence[Sequence[str]]) -> list[Fault]:
     return _groups("near-duplicate-images", groups, "images that look nearly the same", fix)
 
 
-def leak_across_splits(groups: Sequence[Sequence[str]]) -> list[Fault]:
+def duplicate_documents(groups: Sequence[Sequence[str]]) -> list[Fault]:
+    """The same text with the same question and answer. `groups`: the ids of each group."""
+    fix = "take out the copies; they stay in one split"
+    return _groups("duplicate-documents", groups, "the same documents with the same answers", fix)
+
+
+def near_duplicate_documents(groups: Sequence[Sequence[str]]) -> list[Fault]:
+    """Texts that share most of their words. `groups`: the ids of each group."""
+    fix = "look at them; they stay in one split"
+    return _groups("near-duplicate-documents", groups, "documents that are nearly the same", fix)
+
+
+def leak_across_splits(groups: Sequence[Sequence[str]], what: str = "images") -> list[Fault]:
     """(Near-)duplicates that the given splits part. `groups`: the ids of each group."""
     fix = "keep each group in one split: scores on the held-out splits are too good otherwise"
-    return _groups("leak-across-splits", groups, "(near-)duplicate images in several of the given splits", fix)
+    return _groups("leak-across-splits", groups, f"(near-)duplicate {what} in several of the given splits", fix)
 
 
-def different_answers(groups: Sequence[Sequence[str]]) -> list[Fault]:
-    """The same image, asked the same, with different answers. `groups`: the ids of each group."""
+def different_answers(groups: Sequence[Sequence[str]], what: str = "image") -> list[Fault]:
+    """The same image or document, asked the same, with different answers. `groups`: the ids of each group."""
     fix = "decide which answer is right"
-    return _groups("different-answers", groups, "the same image with different answers", fix)
+    return _groups("different-answers", groups, f"the same {what} with different answers", fix)
 
 
 def _groups(code: str, groups: Sequence[Sequence[str]], what: str, fix: str) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from visiontune.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 
 # Pillow refuses above the same number: more pixels than this in a small file are an attack or an accident.
 MAX_PIXELS = 178_956_970
@@ -60,15 +62,20 @@ def decode_with_facts(data: bytes) -> tuple[ImageFacts, Image.Image]:
         raise _unreadable(data, error) from error
 
 
-def image_files(path: Path) -> list[Path]:
-    """The image file at `path`, or all images in the folder there and below, sorted; DataError when there are none."""
+def image_files(path: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """The file at `path`, or all files in the folder there and below that end in one of `suffixes` (of images), sorted.
+
+    DataError when there are none.
+    """
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
     found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     if not found:
         raise DataError(
-            "there are no images here", where=str(path), fix=f"image files end in {', '.join(sorted(SUFFIXES))}"
+            "there are no images here" if suffixes is SUFFIXES else "there are no text files here",
+            where=str(path),
+            fix=f"{'image' if suffixes is SUFFIXES else 'text'} files end in {', '.join(sorted(suffixes))}",
         )
     return found
 

@@ -1,16 +1,22 @@
-"""What data are, and what is wrong with them: of a raw folder or of a prepared dataset, in the same form."""
+"""What data are, and what is wrong with them: of a raw source or of a prepared dataset, in the same form."""
 
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visiontune.data import formats
-from visiontune.data.dataset import INFO_NAME, Dataset, ImageSummary, Range
+from visiontune.data.dataset import INFO_NAME, Dataset, DocumentSummary, ImageSummary, Range
+from visiontune.data.documents import FontFile, Rendering, document_facts, workers_for_documents
 from visiontune.data.faults import Fault
 from visiontune.data.images import read_header
+from visiontune.data.pages import PageSpec
 from visiontune.data.prepare import dataset_faults
+from visiontune.data.sample import Document, Images
 from visiontune.data.scan import fingerprints, workers_for
 from visiontune.data.split import SPLITS, spread
 from visiontune.data.survey import Earlier, counted, image_sizes, image_summary, survey, usable
@@ -25,7 +31,8 @@ class Inspection:
 
     `labels` counts the classes of a closed set (None for free text), `prompts` holds each sample's question or None,
     `widths` and `heights` are in pixels with one entry an image: (images,), int32. `splits` counts the samples of each
-    split: those that stand, or those that `prepare` would make with its own seed.
+    split: those that stand, or those that `prepare` would make with its own seed. `characters` and `page_counts` are
+    the lengths of the documents: (samples,), int32, empty where images are seen.
     """
 
     splits: dict[str, int]
@@ -36,6 +43,9 @@ class Inspection:
     heights: np.ndarray
     images: ImageSummary | None
     faults: list[Fault]
+    documents: DocumentSummary | None = None
+    characters: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    page_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def samples(self) -> int:
@@ -47,7 +57,16 @@ class Inspection:
         """What answering these samples is called."""
         if self.labels is not None:
             return "classification"
-        return "question answering" if any(prompt is not None for prompt in self.prompts) else "captioning"
+        if any(prompt is not None for prompt in self.prompts):
+            return "question answering"
+        return "captioning" if self.documents is None else "summarisation"
+
+    @property
+    def compression(self) -> np.ndarray:
+        """Characters seen for each character of the answer: (samples,), float64; empty where images are seen."""
+        if self.documents is None:
+            return np.zeros(0)
+        return self.characters / np.array([len(answer) for answer in self.answers])
 
     @property
     def trains(self) -> list[dict[str, str]]:
@@ -70,23 +89,50 @@ class Inspection:
             "samples": self.samples,
             "splits": self.splits,
             "images": None if self.images is None else self.images.model_dump(mode="json"),
+            "documents": self._documents_json(),
             "faults": [fault.to_json() for fault in self.faults],
             "trains": self.trains,
         }
 
+    def _documents_json(self) -> dict[str, Any] | None:
+        if self.documents is None:
+            return None
+        ratios = self.compression
+        return self.documents.model_dump(mode="json") | {
+            "characters_a_page": round(self.documents.characters_a_page, 1),
+            "compression": {
+                "min": round(float(ratios.min()), 1),
+                "median": round(float(np.median(ratios)), 1),
+                "max": round(float(ratios.max()), 1),
+            },
+        }
 
-def inspect(source: Path, *, limit: int | None = None) -> Inspection:
-    """Inspect a folder of images or a prepared dataset; `limit` looks at that many samples, spread over the classes.
 
-    Nothing is written. Raises DataError when the folder holds nothing that can be read.
+def inspect(
+    source: Path,
+    *,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    pages: PageSpec | None = None,
+    fonts: Sequence[Path | FontFile] | None = None,
+) -> Inspection:
+    """Inspect images, texts or a prepared dataset; `limit` looks at that many samples, spread over the classes.
+
+    `columns`, `pages` and `fonts` are those of `prepare`; a prepared dataset has its own. Nothing is written. Raises
+    DataError when there is nothing that can be read.
     """
     source = Path(source)
     if (source / INFO_NAME).is_file():
         return _of_dataset(Dataset.open(source), limit)
-    listing = usable(formats.read(source), limit, SEED)
+    listing = usable(formats.read(source, columns), limit, SEED)
     marks = fingerprints(listing.rows)
-    found = survey(listing, marks, seed=SEED, earlier=Earlier(), workers=workers_for(marks), store=None)
-    widths, heights = image_sizes(found.facts)
+    rendering, workers = None, workers_for(marks)
+    if listing.seen == "documents":
+        rendering = Rendering.chosen([row.document or "" for row in listing.rows], pages, fonts)
+        workers = workers_for_documents(listing.rows)
+    found = survey(listing, marks, seed=SEED, earlier=Earlier(), workers=workers, store=None, rendering=rendering)
+    nothing = np.zeros(0, np.int32)
+    widths, heights = image_sizes(found.facts) if rendering is None else (nothing, nothing)
     return Inspection(
         splits={split: found.splits.count(split) for split in SPLITS},
         labels=found.labels,
@@ -96,13 +142,16 @@ def inspect(source: Path, *, limit: int | None = None) -> Inspection:
         heights=heights,
         images=found.images,
         faults=found.faults,
+        documents=found.documents,
+        characters=nothing if rendering is None else found.facts["characters"].combine_chunks().to_numpy(),
+        page_counts=nothing if rendering is None else found.facts["pages"].combine_chunks().to_numpy(),
     )
 
 
 def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
     indexes = {split: dataset.index(split) for split in SPLITS}
     places = [(split, i) for split, index in indexes.items() for i in range(len(index.ids))]
-    images: ImageSummary | None = dataset.info.images
+    images, documents = dataset.info.images, dataset.info.documents
     if limit is not None:
         if limit < 1:
             raise DataError(f"a limit of {limit} samples leaves nothing", where="--limit", fix="use 1 or more")
@@ -110,7 +159,10 @@ def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
         classes = [indexes[split].answers[i] if closed else "" for split, i in places]
         chosen = spread(classes, [indexes[split].ids[i] for split, i in places], limit, dataset.info.split_seed)
         places = [places[k] for k in chosen]
-        images = _looked_at(dataset, places)
+        if dataset.info.seen == "documents":
+            documents = _read_again(dataset, places)
+        else:
+            images = _looked_at(dataset, places)
     answers = [indexes[split].answers[i] for split, i in places]
     return Inspection(
         splits={split: sum(name == split for name, _ in places) for split in SPLITS},
@@ -121,11 +173,15 @@ def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
         heights=np.array([height for split, i in places for height in indexes[split].heights[i]], np.int32),
         images=images,
         faults=dataset_faults(dataset.info),
+        documents=documents,
+        characters=_numbers(indexes[split].documents[i] for split, i in places if indexes[split].documents),
+        page_counts=_numbers(indexes[split].pages[i] for split, i in places if indexes[split].pages),
     )
 
 
 def _looked_at(dataset: Dataset, places: list[tuple[str, int]]) -> ImageSummary | None:
-    files = [file for split, i in places for file in dataset.sample(split, i).seen.files]
+    seen = [dataset.sample(split, i).seen for split, i in places]
+    files = [file for one in seen if isinstance(one, Images) for file in one.files]
     headers = [read_header(file.data) for file in files]
     return image_summary(
         np.array([header.width for header in headers]),
@@ -133,3 +189,22 @@ def _looked_at(dataset: Dataset, places: list[tuple[str, int]]) -> ImageSummary 
         np.array([len(file.data) for file in files]),
         [header.format for header in headers],
     )
+
+
+def _read_again(dataset: Dataset, places: list[tuple[str, int]]) -> DocumentSummary | None:
+    spec, fonts = dataset.info.pages, dataset.fonts()
+    seen = [dataset.sample(split, i).seen for split, i in places]
+    facts = [document_facts(one.text, spec, fonts) for one in seen if isinstance(one, Document) and spec is not None]
+    scripts = Counter[str]()
+    for fact in facts:
+        scripts.update(json.loads(fact["scripts"]))
+    return DocumentSummary.of(
+        _numbers(fact["characters"] for fact in facts),
+        _numbers(fact["pages"] for fact in facts),
+        sum(fact["missing"] for fact in facts),
+        scripts,
+    )
+
+
+def _numbers(values: Iterable[int]) -> np.ndarray:
+    return np.array(list(values), np.int32)

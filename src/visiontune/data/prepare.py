@@ -1,4 +1,6 @@
-"""From a folder to a Dataset: list, look at every image, split, write. Killed anywhere and run again, it ends the same.
+"""From a source to a Dataset: list, look at every image or document, split, write.
+
+Killed anywhere and run again, it ends the same.
 
 The order of writing keeps `dataset.json` true at every moment: shards carry the hash of their rows in their names, so
 new ones never overwrite those of an earlier dataset; `dataset.json` is replaced last; only then what is stale goes.
@@ -11,9 +13,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,16 +33,19 @@ from visiontune.data.dataset import (
     ShardInfo,
     StoredRow,
     content_hash,
+    font_path,
     write_shard,
 )
+from visiontune.data.documents import FontFile, Rendering, text_sha256, workers_for_documents
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing
+from visiontune.data.pages import PageSpec
 from visiontune.data.scan import SCAN_VERSION, Mark, fingerprints, workers_for
 from visiontune.data.split import SPLITS, keyed
 from visiontune.data.survey import Earlier, Survey, survey, usable
 from visiontune.data.workers import parallel
 from visiontune.errors import DataError, MachineError
-from visiontune.files import file_sha256, write_text
+from visiontune.files import file_sha256, write_text, written_whole
 from visiontune.progress import note, progress, warn
 
 WORK_NAME = ".prepare"
@@ -48,7 +53,7 @@ SHARD_BYTES = 256 * 2**20
 
 # What a preparation writes, whole or (hidden, ending in .part) half.
 _SHARD_FILE = re.compile(
-    rf"\.?({'|'.join(SPLITS)})-\d+-of-\d+-[0-9a-f]{{8}}\.parquet(\.\d+\.part)?|\.dataset\.json\.\d+\.part"
+    rf"\.?({'|'.join(SPLITS)})-\d+-of-\d+-[0-9a-f]{{8}}\.parquet(\.\d+\.part)?|\.dataset\.json\.\d+\.part|font-[0-9a-f]{{16}}\.font|\.font-[0-9a-f]{{16}}\.font\.\d+\.part"
 )
 
 
@@ -62,8 +67,15 @@ def prepare(
     workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_fault: Callable[[Fault], None] | None = None,
+    columns: Mapping[str, str] | None = None,
+    pages: PageSpec | None = None,
+    fonts: Sequence[Path | FontFile] | None = None,
 ) -> Dataset:
-    """Make the folder `source` into the dataset `out`; an earlier one there is extended, its rows keep their split.
+    """Make `source` into the dataset `out`; an earlier one there is extended, its rows keep their split.
+
+    `source` is a folder of images, or a table of texts or a folder of such tables, whose `columns` may be named
+    ({"document": "body", "answer": "tldr"}). Texts are shown as `pages` says, in the `fonts` given in order of
+    fallback; by default as the earlier dataset there does, or on pages of 1024 x 1024 pixels in this package's font.
 
     `limit` takes that many rows, spread over the classes; `strict` refuses any row that would be left out; `workers`
     processes share the work (None: as many as are worth it); `on_fault` is called with each fault found. Raises
@@ -73,25 +85,33 @@ def prepare(
     if workers is not None and workers < 1:
         raise DataError(f"{workers} workers can do nothing", where="--workers", fix="use 1 or more")
     _refuse_overlap(source, out)
-    listing = usable(formats.read(source), limit, seed)
+    listing = usable(formats.read(source, columns), limit, seed)
     marks = fingerprints(listing.rows)
-    fingerprint = _fingerprint(listing, marks, seed, limit, shard_bytes)
+    _refuse_pages_of_images(listing, source, pages, fonts)
     with _owned(out), _full_disk_said(out):
         earlier = Dataset.open(out) if (out / INFO_NAME).is_file() else None
+        rendering = None
+        if listing.seen == "documents":
+            rendering = Rendering.chosen([row.document or "" for row in listing.rows], pages, fonts, earlier)
+        fingerprint = _fingerprint(listing, marks, rendering, seed, limit, shard_bytes)
         if earlier is None or earlier.info.provenance.fingerprint != fingerprint:
-            workers = workers or workers_for(marks)
+            workers = workers or (workers_for_documents(listing.rows) if rendering else workers_for(marks))
             (out / WORK_NAME).mkdir(exist_ok=True)
             known = Earlier() if earlier is None else _earlier(earlier, source, seed)
-            found = survey(listing, marks, seed=seed, earlier=known, workers=workers, store=out / WORK_NAME)
+            found = survey(
+                listing, marks, seed=seed, earlier=known, workers=workers, store=out / WORK_NAME, rendering=rendering
+            )
             _refuse_unusable(found, source, strict, earlier)
-            files = _write_shards(found, out, seed, shard_bytes, workers)
+            spec = None if rendering is None else rendering.spec
+            _keep_fonts(rendering, out)
+            files = _write_shards(found, spec, out, seed, shard_bytes, workers)
             provenance = Provenance(
                 source=source.resolve().name,
                 format=listing.format,
                 created_by=f"visiontune {version('visiontune')}",
                 fingerprint=fingerprint,
             )
-            info = _info(found, files, provenance=provenance, seed=seed, limit=limit)
+            info = _info(found, files, spec, provenance=provenance, seed=seed, limit=limit)
             write_text(out / INFO_NAME, json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
         dataset = Dataset.open(out)
         _tidy(dataset)
@@ -109,12 +129,41 @@ def _refuse_overlap(source: Path, out: Path) -> None:
         raise DataError("this folder is a prepared dataset already", where=str(source), fix="use it as it is")
 
 
-def _fingerprint(listing: Listing, marks: Sequence[Mark], seed: int, limit: int | None, shard_bytes: int) -> str:
+def _refuse_pages_of_images(
+    listing: Listing, source: Path, pages: PageSpec | None, fonts: Sequence[Path | FontFile] | None
+) -> None:
+    if listing.seen == "images" and (pages is not None or fonts is not None):
+        raise DataError(
+            "these are images, and a page spec or fonts are for texts", where=str(source), fix="leave them out"
+        )
+
+
+def _keep_fonts(rendering: Rendering | None, out: Path) -> None:
+    """Copy the fonts into the dataset, so that it can be rendered wherever it is copied to."""
+    if rendering is not None:
+        for (file, _), font in zip(rendering.files, rendering.spec.fonts, strict=True):
+            kept = font_path(out, font)
+            if not kept.is_file():
+                with written_whole(kept) as aside:
+                    shutil.copyfile(file, aside)
+
+
+def _fingerprint(
+    listing: Listing,
+    marks: Sequence[Mark],
+    rendering: Rendering | None,
+    seed: int,
+    limit: int | None,
+    shard_bytes: int,
+) -> str:
     """What a preparation depends on, in one hash: the same again means that there is nothing to do."""
     digest = hashlib.sha256()
+    if rendering is not None:
+        digest.update(rendering.spec.hash.encode())
     digest.update(json.dumps([SCAN_VERSION, SCHEMA_VERSION, seed, limit, shard_bytes, listing.format]).encode())
     for row, mark in zip(listing.rows, marks, strict=True):
-        values = [row.id, mark, row.prompt, row.answer, row.is_label, row.split]
+        seen = mark if row.document is None else text_sha256(row.document)
+        values = [row.id, seen, row.prompt, row.answer, row.is_label, row.split]
         digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8"))
     for fault in listing.faults:
         digest.update(json.dumps(fault.to_json(), ensure_ascii=False).encode("utf-8"))
@@ -175,9 +224,11 @@ def _refuse_unusable(found: Survey, source: Path, strict: bool, earlier: Dataset
     dropped = _dropped(found)
     if not found.rows:
         raise DataError(
-            f"nothing is left to prepare: {_names(dropped)}" if dropped else "the metadata lists no samples",
+            f"nothing is left to prepare: {_names(dropped)}"
+            if dropped
+            else "the metadata or the tables list no samples",
             where=str(source),
-            fix=dropped[0].fix if dropped else "add lines to it",
+            fix=dropped[0].fix if dropped else "add lines",
         )
     if strict:
         _refuse_left_out([(fault.where, fault.found) for fault in dropped], source)
@@ -217,10 +268,12 @@ class _Shard:
     rows: list[tuple[StoredRow, tuple[Path, ...], list[str]]]
 
 
-def _write_shards(found: Survey, out: Path, seed: int, shard_bytes: int, workers: int) -> dict[str, ShardInfo]:
+def _write_shards(
+    found: Survey, spec: PageSpec | None, out: Path, seed: int, shard_bytes: int, workers: int
+) -> dict[str, ShardInfo]:
     cuts = {split: _cuts(found, split, seed, shard_bytes) for split in SPLITS}
     shards = (
-        _shard(found, out, f"{split}-{number:05d}-of-{len(cuts[split]):05d}", cut)
+        _shard(found, spec, out, f"{split}-{number:05d}-of-{len(cuts[split]):05d}", cut)
         for split in SPLITS
         for number, cut in enumerate(cuts[split])
     )
@@ -233,13 +286,14 @@ def _write_shards(found: Survey, out: Path, seed: int, shard_bytes: int, workers
 
 
 def _cuts(found: Survey, split: str, seed: int, shard_bytes: int) -> list[list[int]]:
-    """The rows of a split in the order of a keyed hash of their ids, cut where the images fill a shard."""
+    """The rows of a split in the order of a keyed hash of their ids, cut where images or documents fill a shard."""
+    sizes = found.facts["bytes"].to_pylist()
     members = [i for i, name in enumerate(found.splits) if name == split]
     members.sort(key=lambda i: (keyed(seed, found.rows[i].id), found.rows[i].id))
     cuts: list[list[int]] = []
     room = 0
     for i in members:
-        size = sum(found.facts["bytes"][i].as_py())
+        size = sizes[i] if isinstance(sizes[i], int) else sum(sizes[i])
         if not cuts or size > room:
             cuts.append([])
             room = shard_bytes
@@ -248,15 +302,20 @@ def _cuts(found: Survey, split: str, seed: int, shard_bytes: int) -> list[list[i
     return cuts
 
 
-def _shard(found: Survey, out: Path, name: str, members: list[int]) -> _Shard:
-    digest = hashlib.sha256(str(SCHEMA_VERSION).encode())
+def _shard(found: Survey, spec: PageSpec | None, out: Path, name: str, members: list[int]) -> _Shard:
+    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, None if spec is None else spec.hash]).encode())
     rows = []
     for i, facts in zip(members, found.facts.take(pa.array(members)).to_pylist(), strict=True):
         row, content = found.rows[i], found.contents[i]
         digest.update(json.dumps([row.id, row.names, content], ensure_ascii=False).encode("utf-8"))
         no_images_yet = [(b"", shown) for shown in row.names]
-        stored = StoredRow(row.id, no_images_yet, row.prompt, row.answer, facts["width"], facts["height"], content)
-        rows.append((stored, row.paths, facts["sha256"]))
+        if row.document is None:
+            stored = StoredRow(row.id, no_images_yet, row.prompt, row.answer, facts["width"], facts["height"], content)
+            rows.append((stored, row.paths, facts["sha256"]))
+        else:
+            document, pages = row.document, facts["pages"]
+            stored = StoredRow(row.id, [], row.prompt, row.answer, [], [], content, document=document, pages=pages)
+            rows.append((stored, (), []))
     return _Shard(out / f"{name}-{digest.hexdigest()[:8]}.parquet", rows)
 
 
@@ -280,31 +339,45 @@ def _loaded(row: StoredRow, paths: tuple[Path, ...], sha256s: list[str]) -> Stor
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DataError("a file changed while it was prepared", where=str(path), fix="run the same command again")
         images.append((data, name))
-    return StoredRow(row.id, images, row.prompt, row.answer, row.widths, row.heights, row.content)
+    return replace(row, images=images)
 
 
 def _info(
-    found: Survey, files: dict[str, ShardInfo], *, provenance: Provenance, seed: int, limit: int | None
+    found: Survey,
+    files: dict[str, ShardInfo],
+    spec: PageSpec | None,
+    *,
+    provenance: Provenance,
+    seed: int,
+    limit: int | None,
 ) -> DatasetInfo:
     kept = [fault for fault in found.faults if fault.severity != "drop"]
+    rows = zip(found.splits, (row.id for row in found.rows), found.contents, strict=True)
     return DatasetInfo(
-        content_hash=content_hash(zip(found.splits, (row.id for row in found.rows), found.contents, strict=True)),
+        content_hash=content_hash(rows, spec),
+        seen="images" if spec is None else "documents",
         labels=found.labels,
         splits={split: found.splits.count(split) for split in SPLITS},
         split_seed=seed,
         limit=limit,
         provenance=provenance,
         images=found.images,
+        documents=found.documents,
+        pages=spec,
         files=files,
-        left_out=[LeftOut(id=fault.where, code=fault.code, found=fault.found) for fault in _dropped(found)],
+        left_out=[
+            LeftOut(id=fault.where, code=fault.code, found=fault.found, fix=fault.fix) for fault in _dropped(found)
+        ],
         faults=kept,
     )
 
 
 def _tidy(dataset: Dataset) -> None:
     """Remove what an earlier or an interrupted preparation left beside the files that dataset.json names."""
+    spec = dataset.info.pages
+    ours = {*dataset.info.files, *(font_path(dataset.path, font).name for font in (spec.fonts if spec else ()))}
     for path in dataset.path.iterdir():
-        if path.name not in dataset.info.files and _SHARD_FILE.fullmatch(path.name):
+        if path.name not in ours and _SHARD_FILE.fullmatch(path.name):
             path.unlink()
     shutil.rmtree(dataset.path / WORK_NAME, ignore_errors=True)
 
@@ -327,5 +400,5 @@ def _say(dataset: Dataset, strict: bool, on_fault: Callable[[Fault], None] | Non
 
 def dataset_faults(info: DatasetInfo) -> list[Fault]:
     """All faults that a preparation found, left-out rows among them."""
-    dropped = [faults.left_out(row.code, row.id, row.found) for row in info.left_out]
+    dropped = [faults.left_out(row.code, row.id, row.found, row.fix) for row in info.left_out]
     return faults.ordered([*info.faults, *(fault for fault in dropped if fault.severity == "drop")])

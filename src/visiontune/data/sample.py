@@ -23,6 +23,13 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Document:
+    """What is seen: a text that is laid out and rendered as pages when it is needed, every character of it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Text:
     """A text to be written about what is seen: a class name, a caption, an answer.
 
@@ -38,7 +45,7 @@ class Sample:
     """One thing to learn from: what is seen and its target. `id` is unique inside a dataset."""
 
     id: str
-    seen: Images
+    seen: Images | Document
     target: Text
 
 

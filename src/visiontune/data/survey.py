@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from visiontune.data import faults
-from visiontune.data.dataset import ImageSummary, Index, Range, content_of
+from visiontune.data.dataset import DocumentSummary, ImageSummary, Index, Range, content_of
+from visiontune.data.documents import Rendering, document_summary, scan_documents
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.data.near_duplicates import clusters, connected
+from visiontune.data.near_texts import PLACES, text_clusters
 from visiontune.data.scan import Mark, scan
 from visiontune.data.split import SPLITS, assign, spread
 from visiontune.errors import DataError
@@ -48,7 +50,7 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Survey:
-    """The rows that are usable, with their splits, facts (a table of scan.SCHEMA) and contents, entry by entry.
+    """The rows that are usable, with their splits, facts (a table of scan.SCHEMA or documents.SCHEMA) and contents.
 
     `labels` counts the classes (None for free text), `faults` lists everything found, `stood` counts the rows that an
     earlier dataset held.
@@ -60,6 +62,7 @@ class Survey:
     contents: list[str]
     labels: dict[str, int] | None
     images: ImageSummary | None
+    documents: DocumentSummary | None
     faults: list[Fault]
     stood: int
 
@@ -84,23 +87,33 @@ def usable(listing: Listing, limit: int | None, seed: int) -> Listing:
 
 
 def survey(
-    listing: Listing, marks: Sequence[Mark], *, seed: int, earlier: Earlier, workers: int, store: Path | None
+    listing: Listing,
+    marks: Sequence[Mark],
+    *,
+    seed: int,
+    earlier: Earlier,
+    workers: int,
+    store: Path | None,
+    rendering: Rendering | None = None,
 ) -> Survey:
-    """Look at all images of the (usable) rows and decide about each row. `marks` are the rows' fingerprints."""
+    """Look at all images or documents of the (usable) rows and decide about each row.
+
+    `marks` are the fingerprints of rows with images; `rendering` says how documents become pages, None for images.
+    """
     found = list(listing.faults)
-    facts = scan(listing.rows, marks, workers, store)
-    readable = []
-    errors = zip(facts["error"].to_pylist(), facts["path"].to_pylist(), strict=True)
-    for i, (row, (error, path)) in enumerate(zip(listing.rows, errors, strict=True)):
-        if error is None:
-            readable.append(i)
-        else:
-            found.append(faults.unreadable_image(row.id, path, error))
+    if rendering is None:
+        facts = scan(listing.rows, marks, workers, store)
+        bad = _unreadable_images(listing.rows, facts)
+    else:
+        facts = scan_documents(listing.rows, rendering, workers, store)
+        bad = _unreadable_documents(listing.rows, facts)
+    found += bad.values()
+    readable = [i for i in range(len(listing.rows)) if i not in bad]
     rows = [listing.rows[i] for i in readable]
     facts = facts.take(pa.array(readable, pa.int64())).combine_chunks()
-    sha256s: list[list[str]] = facts["sha256"].to_pylist()
+    sha256s = _sha256s(facts)
     contents = [content_of(shas, row.prompt, row.answer) for shas, row in zip(sha256s, rows, strict=True)]
-    together = _clusters(facts)
+    together = _clusters(facts) if rendering is None else _text_clusters(facts)
     known = earlier.splits(rows, sha256s, contents)
     splits = assign(
         contents,
@@ -120,17 +133,45 @@ def survey(
     chosen = [split for split in splits if split is not None]
     found += _whole_faults(rows, chosen, sha256s, together.tolist(), labels)
     facts = facts.take(pa.array(kept, pa.int64())).combine_chunks()
-    sizes, kinds = _flat(facts, "bytes").to_numpy(), _flat(facts, "format").to_pylist()
     return Survey(
         rows=rows,
         splits=chosen,
         facts=facts,
         contents=[contents[i] for i in kept],
         labels=labels,
-        images=image_summary(*image_sizes(facts), sizes, kinds),
+        images=_image_summary(facts) if rendering is None else None,
+        documents=None if rendering is None else document_summary(facts),
         faults=faults.ordered(found),
         stood=sum(contents[i] in known for i in kept),
     )
+
+
+def _unreadable_images(rows: Sequence[SourceRow], facts: pa.Table) -> dict[int, Fault]:
+    """The fault of each row with an image that cannot be read."""
+    errors = zip(rows, facts["path"].to_pylist(), facts["error"].to_pylist(), strict=True)
+    return {
+        i: faults.unreadable_image(row.id, *error) for i, (row, *error) in enumerate(errors) if error[1] is not None
+    }
+
+
+def _unreadable_documents(rows: Sequence[SourceRow], facts: pa.Table) -> dict[int, Fault]:
+    """The fault of each row with a document that cannot be shown."""
+    columns = [facts[name].to_pylist() for name in ("code", "error", "fix")]
+    return {
+        i: faults.left_out(code, row.id, error, fix)
+        for i, (row, code, error, fix) in enumerate(zip(rows, *columns, strict=True))
+        if code is not None
+    }
+
+
+def _sha256s(facts: pa.Table) -> list[list[str]]:
+    """The hashes of what each row shows: of its images, or of its one document."""
+    values = facts["sha256"].to_pylist()
+    return [[value] if isinstance(value, str) else value for value in values]
+
+
+def _image_summary(facts: pa.Table) -> ImageSummary | None:
+    return image_summary(*image_sizes(facts), _flat(facts, "bytes").to_numpy(), _flat(facts, "format").to_pylist())
 
 
 def image_summary(
@@ -192,6 +233,12 @@ def _clusters(facts: pa.Table) -> np.ndarray:
     return connected(n, np.stack([row_of_image, row_of_image[images]]))
 
 
+def _text_clusters(facts: pa.Table) -> np.ndarray:
+    """The cluster of each row: rows with (nearly) the same document belong together. (rows,), int64."""
+    signatures = np.frombuffer(b"".join(facts["signature"].to_pylist()), np.uint32).reshape(-1, PLACES)
+    return text_clusters(facts["sha256"].to_pylist(), signatures)
+
+
 def _whole_faults(
     rows: Sequence[SourceRow],
     splits: Sequence[str],
@@ -201,32 +248,48 @@ def _whole_faults(
 ) -> list[Fault]:
     if not rows:
         return []
+    of_documents = rows[0].document is not None
     members: dict[int, list[int]] = defaultdict(list)
-    same_images: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    same_seen: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, cluster in enumerate(together):
         members[cluster].append(i)
-        same_images[tuple(sha256s[i])].append(i)
+        same_seen[tuple(sha256s[i])].append(i)
 
     def ids(groups: Iterable[list[int]]) -> list[list[str]]:
         return [[rows[i].id for i in group] for group in groups]
 
-    # One file with several questions is no copy of itself.
-    copies = [group for group in same_images.values() if len({rows[i].names for i in group}) > 1]
     alike = [group for group in members.values() if len({tuple(sha256s[i]) for i in group}) > 1]
     leaks = [group for group in members.values() if len({splits[i] for i in group if rows[i].split is not None}) > 1]
-    # An image may well have several captions, but only one class, and one answer to one question.
+    # An image may well have several captions, but only one class, and one answer to one question; a document has one
+    # summary.
     asked: dict[tuple[tuple[str, ...], str | None], list[int]] = defaultdict(list)
-    for images, group in same_images.items():
+    for seen, group in same_seen.items():
         for i in group:
-            if images and (rows[i].is_label or rows[i].prompt is not None):
-                asked[images, rows[i].prompt].append(i)
-    contradictions = [group for group in asked.values() if len({rows[i].answer for i in group}) > 1]
-
+            if seen and (of_documents or rows[i].is_label or rows[i].prompt is not None):
+                asked[seen, rows[i].prompt].append(i)
+    contradictions = ids(group for group in asked.values() if len({rows[i].answer for i in group}) > 1)
+    if of_documents:
+        same_answer: dict[tuple[tuple[str, ...], str | None, str], list[int]] = defaultdict(list)
+        for (seen, prompt), group in asked.items():
+            for i in group:
+                same_answer[seen, prompt, rows[i].answer].append(i)
+        found = [
+            *faults.duplicate_documents(ids(group for group in same_answer.values() if len(group) > 1)),
+            *faults.near_duplicate_documents(ids(alike)),
+            *faults.leak_across_splits(ids(leaks), "documents"),
+            *faults.different_answers(contradictions, "document"),
+        ]
+    else:
+        # One file with several questions is no copy of itself.
+        copies = [group for group in same_seen.values() if len({rows[i].names for i in group}) > 1]
+        found = [
+            *faults.duplicate_images(ids(copies)),
+            *faults.near_duplicate_images(ids(alike)),
+            *faults.leak_across_splits(ids(leaks)),
+            *faults.different_answers(contradictions),
+        ]
     found = [
-        *faults.duplicate_images(ids(copies)),
-        *faults.near_duplicate_images(ids(alike)),
-        *faults.leak_across_splits(ids(leaks)),
-        *faults.different_answers(ids(contradictions)),
+        *found,
         *faults.no_training_samples({split: splits.count(split) for split in SPLITS}),
     ]
     if labels is not None:

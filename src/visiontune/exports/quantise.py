@@ -2,9 +2,11 @@
 
 import ctypes
 import functools
+import importlib.util
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -108,13 +110,15 @@ def gguf_package() -> Any:
 def ggml() -> ctypes.CDLL:
     """ggml's C functions, as the package xllamacpp carries them. Raises MachineError where it is missing.
 
-    llama.cpp's quantiser of whole files is not among them; the one of rows, which that calls, is.
+    llama.cpp's quantiser of whole files is not among them; the one of rows, which that calls, is. The library is loaded
+    without its Python module: compiled by another Cython than uharfbuzz's, that does not load beside it.
     """
-    try:
-        from xllamacpp import xllamacpp  # pyright: ignore[reportAttributeAccessIssue]
-    except ImportError:
-        raise MachineError("K-quants need the package xllamacpp, and it is missing.", fix=_MISSING) from None
-    library = ctypes.CDLL(xllamacpp.__file__)
+    found = importlib.util.find_spec("xllamacpp")
+    folders = [] if found is None else found.submodule_search_locations or []
+    libraries = [path for folder in folders for path in sorted(Path(folder).glob("xllamacpp*.so"))]
+    if not libraries:
+        raise MachineError("K-quants need the package xllamacpp, and it is missing.", fix=_MISSING)
+    library = ctypes.CDLL(str(libraries[0]))
     rows = (ctypes.c_int64,) * 3  # first element, rows, columns
     library.ggml_quantize_chunk.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *rows, ctypes.c_void_p)
     library.ggml_quantize_chunk.restype = ctypes.c_size_t

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.sample import Sample
+from visiontune.data.sample import Images, Sample
 from visiontune.errors import DataError
 from visiontune.files import written_whole
 
@@ -51,6 +51,7 @@ def chosen(datasets: Sequence[Dataset], count: int) -> list[tuple[int, int]]:
 
 def image_of(sample: Sample) -> bytes:
     """The bytes of the one image that a sample for a device has."""
+    assert isinstance(sample.seen, Images)
     (file,) = sample.seen.files
     return file.data
 

@@ -20,6 +20,7 @@ from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.labels import LabelTree
 from visiontune.models.load import read_config
+from visiontune.models.parts import save_adapter
 from visiontune.progress import note, warn
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -133,7 +134,7 @@ def _write_certificate(folder: Path, form: str, dtype: str, step: int, checks: S
 def _save_adapter(adapter: ModelAdapter, base: str, folder: Path) -> None:
     assert adapter.peft is not None
     adapter.peft.peft_config["default"].base_model_name_or_path = base
-    adapter.peft.save_pretrained(str(folder))
+    save_adapter(adapter.peft, folder)
 
 
 def write_merged(adapter: ModelAdapter, out: Path) -> None:

@@ -9,6 +9,7 @@ A bootstrap of answers that are all right, or all wrong, never varies and would 
 the exact bound of Clopper and Pearson (1934): n samples without an error still allow a rate of 1 - 0.025 ** (1 / n).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,21 @@ def proportion(count: int, n: int, seed: int = 0) -> Metric:
         return NOTHING_COUNTED
     resampled = np.random.default_rng(seed).binomial(n, count / n, RESAMPLES) / n
     return _metric(count / n, resampled, n)
+
+
+def mean(values: Sequence[float], seed: int = 0) -> Metric:
+    """The mean of values in [0, 1], one a sample, with its interval."""
+    n = len(values)
+    if n == 0:
+        return NOTHING_COUNTED
+    found = np.asarray(values, np.float64)
+    generator = np.random.default_rng(seed)
+    at_once = max(1, CELLS_AT_ONCE // n)
+    draws = [
+        found[generator.integers(0, n, (min(at_once, RESAMPLES - done), n))].mean(axis=1)
+        for done in range(0, RESAMPLES, at_once)
+    ]
+    return _metric(float(found.mean()), np.concatenate(draws), n)
 
 
 def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Metric:

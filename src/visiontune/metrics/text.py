@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from visiontune.data.sample import Prediction
 from visiontune.errors import DataError, RecipeError
-from visiontune.metrics.intervals import Metric, class_metrics, proportion
+from visiontune.metrics.intervals import Metric, class_metrics, mean, proportion
+from visiontune.metrics.rouge import NAMES as ROUGE_NAMES
+from visiontune.metrics.rouge import repetition, rouge
 
 OTHER = "(other)"
 PER_CLASS = ("precision", "recall", "f1")
@@ -48,9 +50,9 @@ class Confusion:
 class TextScores:
     """The scores of `n` predictions. `classes` and `confusion` are there where the answers come from a label set.
 
-    `metrics` holds exact_match, and with a label set accuracy, macro_f1 and outside_labels (the share of answers that
-    are no label); where predictions may abstain, answered (the share that did not) and accuracy_answered. With n = 0
-    their values are None.
+    `metrics` holds exact_match; for free text also rouge1, rouge2, rougeL and repetition; with a label set accuracy,
+    macro_f1 and outside_labels (the share of answers that are no label), and where predictions may abstain answered
+    (the share that did not) and accuracy_answered. With n = 0 their values are None.
     """
 
     n: int
@@ -95,7 +97,10 @@ def score_texts(predictions: Sequence[Prediction], labels: Sequence[str] | None 
     n = len(pairs)
     matches = proportion(sum(truth == answer for _, truth, answer in pairs), n, seed)
     if labels is None:
-        return TextScores(n, {"exact_match": matches})
+        written = [rouge(truth, answer) for _, truth, answer in pairs]
+        means = {name: mean([scores[name] for scores in written], seed) for name in ROUGE_NAMES}
+        repeated = mean([repetition(answer) for _, _, answer in pairs], seed)
+        return TextScores(n, {"exact_match": matches, **means, "repetition": repeated})
     place = {label.strip(): c for c, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     for sample, truth, answer in pairs:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from visiontune.data.dataset import Index
+from visiontune.data.pages import Fonts
 from visiontune.data.sample import Sample
 from visiontune.models.labels import LabelTree
 from visiontune.models.parts import Part
@@ -85,7 +86,12 @@ class Trace:
 
 
 class Encoder(ABC):
-    """Turns samples into tensors with the model's own processor. Holds no weights, so that workers can carry it."""
+    """Turns samples into tensors with the model's own processor. Holds no weights, so that workers can carry it.
+
+    `fonts` are those of the recipe's page spec, where documents are seen.
+    """
+
+    fonts: Fonts | None = None
 
     @abstractmethod
     def encode(self, sample: Sample, *, with_answer: bool = True, augmentation: int | None = None) -> Encoded:
@@ -97,6 +103,10 @@ class Encoder(ABC):
     @abstractmethod
     def lengths(self, index: Index) -> NDArray[np.int64]:
         """How many tokens each row of a split will have, without decoding its images; shape (rows,)."""
+
+    @abstractmethod
+    def cut(self, text: str, tokens: int) -> str:
+        """The beginning of a text that takes so many tokens."""
 
     @abstractmethod
     def label_tokens(self, label: str) -> tuple[int, ...]:

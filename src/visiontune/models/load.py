@@ -11,8 +11,18 @@ from visiontune.models.adapter import ModelAdapter
 from visiontune.recipe import Data
 
 # config.json's model_type -> the module that adapts it
-FAMILIES = {"smolvlm": "visiontune.models.smolvlm", "idefics3": "visiontune.models.smolvlm"}
-TINY = {"tiny/smolvlm": "visiontune.models.smolvlm"}
+FAMILIES = {
+    "smolvlm": "visiontune.models.smolvlm",
+    "idefics3": "visiontune.models.smolvlm",
+    "unlimited_ocr": "visiontune.models.deepseek_ocr",
+    "deepseek_ocr2": "visiontune.models.deepseek_ocr",
+}
+# name -> the module that adapts it, and its function that builds it
+TINY = {
+    "tiny/smolvlm": ("visiontune.models.smolvlm", "build_tiny"),
+    "tiny/deepseek-ocr": ("visiontune.models.deepseek_ocr", "build_tiny"),
+    "tiny/deepseek-ocr2": ("visiontune.models.deepseek_ocr", "build_tiny_2"),
+}
 
 
 def is_tiny(name: str) -> bool:
@@ -25,7 +35,8 @@ def is_tiny(name: str) -> bool:
 def build_tiny(name: str, folder: Path, texts: Sequence[str], seed: int, image_size: int) -> None:
     """Write the tiny model `name` to `folder`."""
     _quiet()
-    importlib.import_module(TINY[name]).build_tiny(folder, texts, seed, image_size=image_size)
+    module, function = TINY[name]
+    getattr(importlib.import_module(module), function)(folder, texts, seed, image_size=image_size)
 
 
 def read_config(name: str, revision: str | None = None) -> Any:
@@ -45,6 +56,22 @@ def read_config(name: str, revision: str | None = None) -> Any:
     return config
 
 
+def native_image_size(config: Any) -> int:
+    """Pixels a side of the square that the vision encoder of a checkpoint takes."""
+    return importlib.import_module(FAMILIES[config.model_type]).native_image_size(config)
+
+
+def tiny_image_size(name: str) -> int:
+    """Pixels a side of the smallest square that the tiny model `name` is built for."""
+    return importlib.import_module(TINY[name][0]).TINY_IMAGE_SIZE
+
+
+def cuts_into_tiles(name: str) -> bool:
+    """Whether large images may be cut into tiles beside the overview."""
+    module = TINY[name][0] if is_tiny(name) else FAMILIES[read_config(name).model_type]
+    return importlib.import_module(module).CUTS_INTO_TILES
+
+
 def load_adapter(name: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> ModelAdapter:
     """The model in float32 with its encoder (for a device, the one that does what the device does).
 
@@ -61,7 +88,7 @@ def load_adapter(name: str, revision: str | None, data: Data, device: DeviceCont
 def chat_prompt(name: str, revision: str | None = None) -> str:
     """The prompt that the model's own chat template makes, with {marker} and {question} in their places."""
     if is_tiny(name):
-        return importlib.import_module(TINY[name]).chat_prompt(None)
+        return importlib.import_module(TINY[name][0]).chat_prompt(None)
     family = FAMILIES[read_config(name, revision).model_type]
     try:
         return importlib.import_module(family).chat_prompt(name, revision)

@@ -5,8 +5,10 @@ becomes `modules_to_save`, by full path of the modules that hold the weights.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,14 +25,21 @@ ADAPTER = "default"  # the name PEFT gives to a model's only adapter
 
 @dataclass(frozen=True)
 class Part:
-    """A named group of modules of a model, by their paths."""
+    """A named group of modules of a model, by their paths.
+
+    `loose` are parameters that stand on a module which is not the part's, by their paths. `stacked` are those of its
+    parameters that hold the weights of several linear layers, such as a layer's experts, (layers, out, in): LoRA
+    adapts each of them.
+    """
 
     name: str
     modules: tuple[str, ...]
+    loose: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
 
     def holds(self, path: str) -> bool:
         """Whether a module or parameter of the plain model belongs to this part."""
-        return any(path == module or path.startswith(f"{module}.") for module in self.modules)
+        return path in self.loose or any(path == module or path.startswith(f"{module}.") for module in self.modules)
 
 
 @dataclass(frozen=True)
@@ -109,24 +118,36 @@ def apply_states(
 def _add_lora(network: nn.Module, adapted: list[Part], full: list[Part], lora: Lora, seed: int) -> "PeftModel":
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    targets = []
+    targets: list[str] = []
+    stacked = [path for part in adapted for path in part.stacked]
     for part in adapted:
         linear = [p for p, m in network.named_modules() if isinstance(m, nn.Linear) and part.holds(p)]
-        if not linear:
+        if not linear and not part.stacked:
             raise RecipeError(
                 f"Part '{part.name}' has no linear layer for LoRA.", where="parts", fix="use full or frozen"
             )
         targets += linear
-    saved = [
-        path
-        for path, module in network.named_modules()
-        if next(module.parameters(recurse=False), None) is not None and any(part.holds(path) for part in full)
-    ]
+    for part in full:
+        if part.loose:
+            raise RecipeError(
+                f"Part '{part.name}' cannot be trained in full beside LoRA: {', '.join(part.loose)} stand on a module "
+                "that is not the part's, and PEFT saves whole modules.",
+                where=f"parts.{part.name}",
+                fix="use lora or frozen for it, or full and frozen for all parts",
+            )
+    saved: list[str] = []
+    for path, module in network.named_modules():  # a module comes before those inside it
+        has_weights = next(module.parameters(recurse=False), None) is not None
+        inside = any(path.startswith(f"{outer}.") for outer in saved)
+        if has_weights and not inside and any(part.holds(path) for part in full):
+            saved.append(path)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides by it; fractions are fine
-        lora_dropout=lora.dropout,
+        # PEFT refuses dropout beside stacked weights; the linear layers get theirs below.
+        lora_dropout=0.0 if stacked else lora.dropout,
         target_modules=targets,
+        target_parameters=stacked or None,
         modules_to_save=saved or None,
         ensure_weight_tying=bool(saved) and _is_tied(network),
         bias="none",
@@ -136,10 +157,55 @@ def _add_lora(network: nn.Module, adapted: list[Part], full: list[Part], lora: L
         peft = get_peft_model(network, config)  # pyright: ignore[reportArgumentType]
     if not isinstance(peft, PeftModel):
         raise ModelError(f"PEFT made a {type(peft).__name__}, not a PeftModel.")
-    adapted_now = {plain_name(n).split(".lora_A")[0] for n, _ in peft.named_parameters() if f".lora_A.{ADAPTER}" in n}
-    if adapted_now != set(targets):
-        raise ModelError(f"LoRA was put on {len(adapted_now)} layers; {len(targets)} were asked for.")
+    # A stacked weight's adapter stands on its module, one around the other where there are several.
+    wanted = Counter([*targets, *(path.rpartition(".")[0] for path in stacked)])
+    adapted_now = Counter(
+        plain_name(n).split(".lora_A")[0] for n, _ in peft.named_parameters() if f".lora_A.{ADAPTER}" in n
+    )
+    if adapted_now != wanted:
+        raise ModelError(f"LoRA was put on {adapted_now.total()} weights; {wanted.total()} were asked for.")
+    if stacked and lora.dropout:
+        for path in targets:
+            layer: Any = network.get_submodule(path)
+            layer.lora_dropout[ADAPTER] = nn.Dropout(lora.dropout)
     return peft
+
+
+def save_adapter(peft: "PeftModel", folder: Path) -> None:
+    """Write the adapter to `folder` so that plain PEFT loads it upon the base model; ModelError if it would not.
+
+    PEFT renames the weights of an adapter as transformers renames those of the base checkpoint. Where a pattern fits
+    the new names too, as DeepSeek-OCR's `model.layers.` fits in `language_model.layers.`, they are renamed once too
+    often and the adapter is left out, with no more than a warning. Such names are written as the base checkpoint has
+    them.
+    """
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+    from safetensors.torch import load_file, save_file
+    from transformers.core_model_loading import revert_weight_conversion
+
+    prefix = "base_model.model."
+    network: Any = peft.get_base_model()
+
+    def as_loaded(name: str) -> str:
+        (loaded,) = convert_peft_adapter_state_dict_for_transformers(
+            peft, peft.peft_config[ADAPTER], {name: written[name]}
+        )
+        return loaded
+
+    peft.save_pretrained(str(folder))
+    file = folder / "adapter_model.safetensors"
+    written = load_file(file)
+    renamed = {}
+    for name in list(written):
+        if as_loaded(name) == name:
+            continue
+        (reverted,) = revert_weight_conversion(network, {name.removeprefix(prefix): written[name]})
+        written[prefix + reverted] = written.pop(name)
+        renamed[prefix + reverted] = name
+    if lost := [name for stored, name in renamed.items() if as_loaded(stored) != name]:
+        raise ModelError(f"PEFT would not find {len(lost)} weights of the adapter again, the first is {lost[0]}.")
+    if renamed:
+        save_file(written, file, metadata={"format": "pt"})
 
 
 def _is_tied(network: nn.Module) -> bool:

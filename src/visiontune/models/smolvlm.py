@@ -1,26 +1,16 @@
 """SmolVLM: the first generation (Idefics3 classes), the second (SmolVLM classes), and a tiny one to try things on."""
 
-import functools
 import json
-import warnings
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
-from visiontune.data.augment import augmented
-from visiontune.data.dataset import Index
-from visiontune.data.images import decode
-from visiontune.data.sample import Sample
-from visiontune.errors import DataError, ModelError
-from visiontune.models.adapter import Batch, Encoded, Encoder, ModelAdapter, Trace
-from visiontune.models.labels import LabelTree
+from visiontune.models.adapter import Encoded
+from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, Layout
 from visiontune.models.parts import Part
 from visiontune.recipe import Data
 
@@ -31,54 +21,26 @@ PARTS = (
     Part("embeddings", ("model.text_model.embed_tokens", "lm_head")),
 )
 
+CUTS_INTO_TILES = True
+TINY_IMAGE_SIZE = 32
 
-REMEMBERED_TEXTS = 65536
+
+def native_image_size(config: Any) -> int:
+    """Pixels a side of a tile."""
+    return int(config.vision_config.image_size)
 
 
-class SmolVLMEncoder(Encoder):
+class SmolVLMEncoder(GenerativeEncoder):
     """Samples to tensors through the checkpoint's own processor and chat template, images resized by Pillow."""
 
     def __init__(self, processor: Any, data: Data) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.data = data
+        super().__init__(processor, data, processor.end_of_utterance_token)
         image_processor = processor.image_processor
         image_processor.do_image_splitting = data.image_splitting
         image_processor.size = {"longest_edge": data.image_longest_edge}
         self.tokens_per_tile: int = processor.image_seq_len
-        self.image_token_id: int = processor.image_token_id
-        self.end_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.end_of_utterance_token)
-        self._tokenised: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
-    def encode(self, sample: Sample, *, with_answer: bool = True, augmentation: int | None = None) -> Encoded:
-        pixel_values = pixel_mask = None
-        layout: tuple[tuple[int, int], ...] = ()
-        if sample.seen.files:
-            images = [decode(file.data) for file in sample.seen.files]
-            if augmentation is not None and self.data.augment:
-                images = [augmented(image, self.data.augment, augmentation) for image in images]
-            pixel_values, pixel_mask, layout = self.see(images)
-        prompt_ids, answer_ids = self._texts(sample.target.prompt or self.data.prompt, sample.target.answer, layout)
-        room = self.data.max_tokens - len(prompt_ids)
-        if room < 1:
-            raise DataError(
-                f"The question and its images take {len(prompt_ids)} tokens; {self.data.max_tokens} are allowed, and "
-                "images are never cut.",
-                where=sample.id,
-                fix="raise data.max_tokens, lower data.image_longest_edge, or turn data.image_splitting off",
-            )
-        kept = answer_ids[:room] if with_answer else ()
-        return Encoded(
-            id=sample.id,
-            input_ids=torch.tensor(prompt_ids + kept, dtype=torch.long),
-            supervised=torch.tensor([False] * len(prompt_ids) + [True] * len(kept)),
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            image_features=0 if pixel_values is None else len(pixel_values) * self.tokens_per_tile,
-            shortened=len(answer_ids) - len(kept) if with_answer else 0,
-        )
-
-    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
+    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor, Layout]:
         """RGB images as tiles (tiles, 3, height, width) float32, what of them is picture (tiles, height, width) int64,
         and (rows, columns) of each image's tiles."""
         seen = self.processor.image_processor(
@@ -87,215 +49,37 @@ class SmolVLMEncoder(Encoder):
         layout = tuple(zip(seen["rows"][0], seen["cols"][0], strict=True))
         return seen["pixel_values"][0], seen["pixel_attention_mask"][0], layout
 
-    def label_tokens(self, label: str) -> tuple[int, ...]:
-        return self._texts(self.data.prompt, label, ())[1]
-
-    def _texts(
-        self, prompt: str, answer: str, layout: tuple[tuple[int, int], ...]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """`tokenise`, remembered: few questions, answers and tile layouts make up most datasets."""
-        asked = (prompt, answer, layout)
-        if asked not in self._tokenised:
-            if len(self._tokenised) >= REMEMBERED_TEXTS:
-                self._tokenised.clear()
-            self._tokenised[asked] = self.tokenise(*asked)
-        return self._tokenised[asked]
-
-    def tokenise(
-        self, prompt: str, answer: str, layout: tuple[tuple[int, int], ...]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids of the question (with its image tokens) and of the answer with its end token.
-
-        The two are tokenised apart, so that training sees the very ids that the model gets when it is asked.
-        """
-        question = [*({"type": "image"} for _ in layout), {"type": "text", "text": prompt}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
-        asked: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        answered: str = self.processor.apply_chat_template(messages)
-        if not answered.startswith(asked):
-            raise ModelError(
-                "The chat template rewrites the question once it is answered, so the answer's place is unknown.",
-                fix="use a checkpoint whose template keeps the question unchanged",
-            )
-        pieces = asked.split(self.processor.image_token)
-        if len(pieces) != len(layout) + 1:
-            raise DataError(
-                f"The question holds {len(pieces) - 1} image placeholders for {len(layout)} images.",
-                where=prompt[:80],
-                fix=f"remove '{self.processor.image_token}' from the text",
-            )
-        rows, columns = [[row for row, _ in layout]], [[column for _, column in layout]]
-        text = pieces[0]
-        for i, piece in enumerate(pieces[1:]):
-            text += self.processor.replace_image_token({"rows": rows, "cols": columns}, i) + piece
-        prompt_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        answer_ids = self.tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
-        if self.end_token_id not in answer_ids:
-            raise ModelError("The chat template closes an answer without the end token.")
-        answer_ids = answer_ids[: answer_ids.index(self.end_token_id) + 1]
-        if self.image_token_id in answer_ids:
-            raise DataError("An answer holds an image placeholder.", where=answer[:80], fix="remove it from the text")
-        return tuple(prompt_ids), tuple(answer_ids)
-
-    def lengths(self, index: Index) -> NDArray[np.int64]:
-        layout_of = functools.lru_cache(maxsize=65536)(self.layout)
-        lengths = np.empty(len(index.ids), dtype=np.int64)
-        for i, (prompt, answer) in enumerate(zip(index.prompts, index.answers, strict=True)):
-            layout = tuple(layout_of(*size) for size in zip(index.heights[i], index.widths[i], strict=True))
-            prompt_ids, answer_ids = self._texts(prompt or self.data.prompt, answer, layout)
-            lengths[i] = min(len(prompt_ids) + len(answer_ids), max(self.data.max_tokens, len(prompt_ids)))
-        return lengths
-
     def layout(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tiles of an image of this size in pixels; 0 and 0 for one that is not cut."""
         _, rows, columns = self.processor.image_processor.get_number_of_image_patches(height, width)
         return rows, columns
 
-    def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
-        longest = max(len(one.input_ids) for one in encoded)
-        ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id, dtype=torch.long)
-        mask = torch.zeros((len(encoded), longest), dtype=torch.long)
-        supervised = torch.zeros((len(encoded), longest), dtype=torch.bool)
-        for row, one in enumerate(encoded):
-            place = slice(longest - len(one.input_ids), None) if pad_left else slice(len(one.input_ids))
-            ids[row, place], mask[row, place], supervised[row, place] = one.input_ids, 1, one.supervised
-        tensors = {"input_ids": ids, "attention_mask": mask, "supervised": supervised}
-        if any(one.pixel_values is not None for one in encoded):
-            tensors |= _side_by_side(encoded)
-        return Batch(
-            ids=[one.id for one in encoded],
-            tensors=tensors,
-            weights={"text": int(supervised.sum())},
-            tokens=int(mask.sum()),
-            padded_tokens=mask.numel(),
-            image_tokens=int((ids == self.image_token_id).sum()),
-            image_features=sum(one.image_features for one in encoded),
-            tiles=sum(len(one.pixel_values) for one in encoded if one.pixel_values is not None),
-            shortened=sum(one.shortened > 0 for one in encoded),
-        )
+    def placeholder(self, layout: Layout, image: int) -> str:
+        rows, columns = [[row for row, _ in layout]], [[column for _, column in layout]]
+        return self.processor.replace_image_token({"rows": rows, "cols": columns}, image)
 
-    def segments(self, encoded: Encoded) -> list[tuple[str, bool]]:
-        runs: list[tuple[str, bool]] = []
-        tokens = zip(encoded.input_ids.tolist(), encoded.supervised.tolist(), strict=True)
-        for (supervised, is_image), run in groupby(tokens, key=lambda t: (t[1], t[0] == self.image_token_id)):
-            ids = [token for token, _ in run]
-            text = f"<image>×{len(ids)}" if is_image else self.tokenizer.decode(ids, skip_special_tokens=False)
-            if runs and runs[-1][1] == supervised:
-                text = runs.pop()[0] + text
-            runs.append((text, supervised))
-        return runs
+    def features(self, views: int) -> int:
+        return views * self.tokens_per_tile
 
-    def answer_of(self, encoded: Encoded) -> str:
-        ids = encoded.input_ids[encoded.supervised].tolist()
-        return self.tokenizer.decode(ids[:-1] if ids[-1:] == [self.end_token_id] else ids).strip()
-
-    def save(self, folder: Path) -> None:
-        self.processor.save_pretrained(folder)
+    def side_by_side(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Tiles padded to the most tiles and the largest tile; the model drops tiles that are all zero."""
+        seen = [(one.pixel_values, one.pixel_mask) for one in encoded]
+        shapes = [(len(p), *p.shape[2:]) for p, _ in seen if p is not None]
+        tiles, height, width = (max(sizes) for sizes in zip(*shapes, strict=True))
+        pixels = torch.zeros(len(encoded), tiles, 3, height, width)
+        mask = torch.zeros(len(encoded), tiles, height, width, dtype=torch.long)
+        for row, (values, valid) in enumerate(seen):
+            if values is not None and valid is not None:
+                pixels[row, : len(values), :, : values.shape[2], : values.shape[3]] = values
+                mask[row, : len(values), : values.shape[2], : values.shape[3]] = valid
+        return {"pixel_values": pixels, "pixel_attention_mask": mask}
 
 
-def _side_by_side(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """Tiles padded to the most tiles and the largest tile; the model drops tiles that are all zero."""
-    seen = [(one.pixel_values, one.pixel_mask) for one in encoded]
-    shapes = [(len(p), *p.shape[2:]) for p, _ in seen if p is not None]
-    tiles, height, width = (max(sizes) for sizes in zip(*shapes, strict=True))
-    pixels = torch.zeros(len(encoded), tiles, 3, height, width)
-    mask = torch.zeros(len(encoded), tiles, height, width, dtype=torch.long)
-    for row, (values, valid) in enumerate(seen):
-        if values is not None and valid is not None:
-            pixels[row, : len(values), :, : values.shape[2], : values.shape[3]] = values
-            mask[row, : len(values), : values.shape[2], : values.shape[3]] = valid
-    return {"pixel_values": pixels, "pixel_attention_mask": mask}
-
-
-class SmolVLMAdapter(ModelAdapter):
+class SmolVLMAdapter(GenerativeAdapter):
     """SmolVLM for the training loop."""
 
     family = "smolvlm"
-    terms = ("text",)
     parts = PARTS
-
-    def __init__(self, network: Any, encoder: SmolVLMEncoder) -> None:
-        self.network = network
-        self.encoder = self._encoder = encoder
-
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        network: Any = self.network
-        tensors = dict(batch.tensors)
-        supervised = tensors.pop("supervised")
-        hidden = network.model(**tensors, use_cache=False).last_hidden_state
-        # Only the positions that predict a supervised token go through the vocabulary: full logits never exist.
-        rows, columns = supervised[:, 1:].nonzero(as_tuple=True)
-        logits = network.lm_head(hidden[rows, columns])
-        token_losses = torch.nn.functional.cross_entropy(
-            logits.float(), tensors["input_ids"][rows, columns + 1], reduction="none"
-        )
-        sums = torch.zeros(len(batch.ids), device=token_losses.device)
-        return {"text": sums.index_add(0, rows, token_losses)}
-
-    @torch.no_grad()
-    def trace(self, batch: Batch, max_new_tokens: int) -> list[Trace]:
-        network: Any = self.network
-        tokenizer = self._encoder.tokenizer
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # sampling fields of the checkpoint's own config, unused when greedy
-            made = network.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                eos_token_id=self._encoder.end_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        new = made.sequences[:, batch.tensors["input_ids"].shape[1] :]
-        logs = torch.stack([step.float().log_softmax(-1) for step in made.logits], dim=1)
-        best = logs.topk(2, dim=-1).values.cpu()
-        picked = logs.gather(-1, new[..., None])[..., 0].cpu()
-        ends = [row.index(end) + 1 if (end := self._encoder.end_token_id) in row else len(row) for row in new.tolist()]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [
-            Trace(
-                text.strip(),
-                tuple(new[row, :end].tolist()),
-                tuple(picked[row, :end].tolist()),
-                tuple((best[row, :end, 0] - best[row, :end, 1]).tolist()),
-            )
-            for row, (text, end) in enumerate(zip(texts, ends, strict=True))
-        ]
-
-    @torch.no_grad()
-    def score_labels(self, batch: Batch, tree: LabelTree) -> NDArray[np.float64]:
-        network: Any = self.network
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
-        mask = inputs["attention_mask"]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        # The prompt is read once; what follows a branching is read behind it, from the cache.
-        read = network(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
-        at_branches = {}
-        for prefix, followers in tree.branches.items():
-            logits = read.logits[:, -1]
-            if prefix:
-                behind = torch.tensor([prefix], device=mask.device).expand(len(mask), -1)
-                places = positions[:, -1:] + torch.arange(1, len(prefix) + 1, device=mask.device)
-                logits = network(
-                    input_ids=behind,
-                    attention_mask=torch.cat([mask, torch.ones_like(behind)], dim=1),
-                    position_ids=places,
-                    past_key_values=read.past_key_values,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
-                read.past_key_values.crop(-len(prefix))
-            at_branches[prefix] = logits[:, list(followers)].double().cpu().numpy()
-        if not at_branches:  # a single label
-            return np.zeros((len(mask), len(tree.labels)))
-        return tree.log_probabilities(at_branches)
 
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> SmolVLMAdapter:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.sample import ImageFile, Images, LabelProbabilities, Prediction, Sample, Text
+from visiontune.data.sample import Document, ImageFile, Images, LabelProbabilities, Prediction, Sample, Text
 from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_json, written_whole
 from visiontune.metrics.calibration import Calibration, calibrate
@@ -19,9 +19,12 @@ from visiontune.models.labels import LabelTree
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
+from visiontune.training.baselines import Baseline, compare
 from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
+
+COMPARED = 32  # documents that baselines are asked about
 
 Answered = tuple[str, float, LabelProbabilities | None]
 
@@ -159,21 +162,50 @@ def evaluate_split(
     return scores
 
 
-def predict_images(
+def evaluate_baselines(
+    run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, device: torch.device
+) -> list[Baseline]:
+    """What stands beside a split's predictions on its first documents; writes evaluations/SPLIT/baselines.json."""
+    folder = run.path / "evaluations" / split
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    written = {p.id: p for p in (Prediction.from_json(json.loads(line)) for line in lines)}
+    samples = [dataset.sample(split, i) for dataset in datasets for i in range(dataset.count(split))]
+    kept = [sample for sample in samples if sample.id in written][:COMPARED]
+    found = compare(adapter, kept, [written[sample.id] for sample in kept], recipe, device)
+    write_json(folder / "baselines.json", {"n": len(kept), "baselines": [one.to_json() for one in found]})
+    return found
+
+
+def _seen(path: Path, recipe: Recipe) -> Images | Document:
+    """A file as a run sees it: an image, or a UTF-8 text as pages. Raises DataError."""
+    if recipe.data.pages is None:
+        return Images((ImageFile(path.read_bytes(), str(path)),))
+    try:
+        return Document(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"This is no text in UTF-8: {error.reason} at byte {error.start}.",
+            where=str(path),
+            fix="save it as UTF-8, or give a text file: the run was trained on documents",
+        ) from error
+
+
+def predict_files(
     run: Run, adapter: ModelAdapter, paths: Sequence[Path], recipe: Recipe, device: torch.device, step: int,
     prompt: str | None = None,
 ) -> list[Prediction]:  # fmt: skip
-    """Answers about image files, in their order: labels where the run has a label set, unless another prompt is asked.
+    """Answers about image or text files, in their order: labels where the run has a label set, unless another prompt is
+    asked.
 
-    Raises DataError for a file that is no readable image.
+    Raises DataError for a file that is no readable image, or no text where the run was trained on documents.
     """
     adapter.trained_module.eval()
     tree = tree_to_score(adapter, run.labels, recipe) if prompt is None else None
     calibration = calibration_of(run, step)
     predictions = []
-    with progress("answering", len(paths), "images") as advance:
+    with progress("answering", len(paths), "files") as advance:
         for path in paths:
-            sample = Sample(str(path), Images((ImageFile(path.read_bytes(), str(path)),)), Text("", prompt))
+            sample = Sample(str(path), _seen(path, recipe), Text("", prompt))
             batch = adapter.encoder.collate([adapter.encoder.encode(sample, with_answer=False)], pad_left=True)
             ((text, confidence, labels),) = _answer(adapter, batch, tree, recipe, device)
             scores = {"confidence": confidence}

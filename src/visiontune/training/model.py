@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from visiontune.data.dataset import Dataset
+from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
+from visiontune.data.pages import load_fonts
 from visiontune.errors import DataError, RunError
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.load import is_tiny, load_adapter
@@ -27,6 +28,13 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
                 where=use.path,
                 fix="train again with a new --out, or put the earlier dataset back",
             )
+        spec, wanted = dataset.info.pages, recipe.data.pages
+        if (spec and spec.hash) != (wanted and wanted.hash):
+            raise DataError(
+                "The run shows its documents as other pages than the dataset was prepared with.",
+                where=use.path,
+                fix="leave data.pages as it was derived; prepare the dataset again for other pages",
+            )
         datasets.append(dataset)
     return datasets
 
@@ -39,6 +47,9 @@ def base_name(run: Run, recipe: Recipe) -> str:
 def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
     """The model that the run starts from, as it computes in the run: in its precision, on its device, in eval mode."""
     adapter = load_adapter(base_name(run, recipe), recipe.model.revision, recipe.data, recipe.device)
+    if (spec := recipe.data.pages) is not None:
+        adapter.encoder.fonts = load_fonts([(font_path(run.path, font), font.face) for font in spec.fonts])
+        spec.check(adapter.encoder.fonts)
     for parameter in adapter.network.parameters():  # buffers, such as rotary frequencies, keep their float32
         parameter.data = parameter.data.to(DTYPES[recipe.machine.precision])
     adapter.network.to(device).eval()

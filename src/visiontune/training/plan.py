@@ -1,5 +1,6 @@
 """From data, model and machine to a recipe with a reason for each choice, and the run folder that holds it."""
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,21 @@ from typing import Any
 import numpy as np
 
 from visiontune.contract import contract_for
-from visiontune.data.dataset import Dataset
+from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
+from visiontune.data.pages import PageSpec
 from visiontune.errors import DataError, RunError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
-from visiontune.models.load import build_tiny, chat_prompt, is_tiny, read_config
+from visiontune.models.load import (
+    build_tiny,
+    chat_prompt,
+    cuts_into_tiles,
+    is_tiny,
+    native_image_size,
+    read_config,
+    tiny_image_size,
+)
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
@@ -23,6 +33,8 @@ LABELS_IN_PROMPT = 40
 TINY_TEXTS = 20_000
 TINY_STEPS = 1200
 TINY_EPOCHS_AT_MOST = 60.0
+TINY_PAGE = 512  # pixels; print of usual size is still legible, and a CPU can follow
+PAGE_UNIT = 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class DataFacts:
     prompts: tuple[str, ...]
     every_row_has_a_prompt: bool
     median_long_side: int
+    pages: PageSpec | None
 
 
 def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
@@ -55,6 +68,7 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
         labels = None if labels is None or known is None else labels | dict.fromkeys(known)
     if rows == 0:
         raise DataError("There is no training sample.", fix="prepare a dataset with at least one row in `train`")
+    spec = _page_spec(datasets)
     return DataFacts(
         train_rows=rows,
         validation_rows=sum(min(d.count("validation"), limit or d.count("validation")) for d in datasets),
@@ -62,14 +76,27 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
         answers=tuple(sorted(answers)),
         prompts=tuple(sorted(prompts)),
         every_row_has_a_prompt=sum(prompts.values()) >= rows,
-        median_long_side=int(np.median(sides)) if sides else 0,
+        median_long_side=max(spec.width, spec.height) if spec else int(np.median(sides)) if sides else 0,
+        pages=spec,
     )
+
+
+def _page_spec(datasets: Sequence[Dataset]) -> PageSpec | None:
+    """How the datasets' documents become pages; None for images. Raises DataError where they differ."""
+    specs = {None if dataset.info.pages is None else dataset.info.pages.hash for dataset in datasets}
+    if len(specs) > 1:
+        raise DataError(
+            "The datasets are seen in different ways: as images and as pages, or as pages of different specs.",
+            where=", ".join(str(dataset.path) for dataset in datasets),
+            fix="prepare them with the same page spec, or train on one kind at a time",
+        )
+    return datasets[0].info.pages
 
 
 def question_for(facts: DataFacts) -> str:
     """The question asked about samples that bring none."""
     if facts.labels is None:
-        return "Describe this image."
+        return "Describe this image." if facts.pages is None else "Summarise this document."
     if len(facts.labels) > LABELS_IN_PROMPT:
         return "Which class does this image show? Answer with its name."
     return f"Which of these classes does this image show: {', '.join(facts.labels)}? Answer with its name."
@@ -110,7 +137,8 @@ def derive(
     device = None if profile is None else contract_for(profile, image_size=tile, chat_prompt=chat_prompt(model))
     if device is not None:
         tile = device.image_size
-    splitting = device is None and not tiny and facts.labels is None and facts.median_long_side > tile
+    large = facts.labels is None and facts.median_long_side > tile
+    splitting = device is None and not tiny and large and cuts_into_tiles(model)
     longest_answer = max(len(answer.encode()) for answer in facts.answers)
     gigabytes = machine.memory / 2**30
     values: dict[str, Any] = {
@@ -135,10 +163,15 @@ def derive(
                 splitting,
                 "large images are cut into tiles" if splitting else "one tile an image is enough for these images",
             ),
+            "pages": None if facts.pages is None else facts.pages.model_dump(mode="json"),
             "augment": choose(
                 "data.augment",
-                0.5 if tiny else 0.0,
-                "a vision encoder that starts from nothing sees few images" if tiny else "the vision encoder is frozen",
+                0.5 if tiny and facts.pages is None else 0.0,
+                "print must stay where it is"
+                if facts.pages is not None
+                else "a vision encoder that starts from nothing sees few images"
+                if tiny
+                else "the vision encoder is frozen",
             ),
             "max_tokens": choose("data.max_tokens", 2048, "the room that images and answers share"),
         },
@@ -167,7 +200,7 @@ def derive(
         "evaluation": {
             "every": choose("evaluation.every", max(1, -(-steps // 8)), "eight times a run"),
             "samples": choose("evaluation.samples", min(max(1, facts.validation_rows), 256), "enough to choose by"),
-            "metric": "accuracy" if facts.labels else "exact_match",
+            "metric": "accuracy" if facts.labels else "rougeL",
             "answers": choose(
                 "evaluation.answers",
                 "scored" if facts.labels else "generated",
@@ -208,9 +241,12 @@ def _prompt_reason(facts: DataFacts) -> str:
 
 def _tile(model: str, tiny: bool, facts: DataFacts) -> int:
     """Pixels of the square that the vision encoder takes."""
+    if tiny and facts.pages is not None:
+        return min(TINY_PAGE, max(1, facts.median_long_side // PAGE_UNIT) * PAGE_UNIT)
     if tiny:
-        return 32 if facts.median_long_side <= 32 else 64
-    return int(read_config(model).vision_config.image_size)
+        least = tiny_image_size(model)
+        return least if facts.median_long_side <= least else 2 * least
+    return native_image_size(read_config(model))
 
 
 def _parts(tiny: bool, why: dict[str, str]) -> dict[str, str]:
@@ -247,6 +283,10 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
         texts = [recipe.data.prompt, *facts.prompts[:TINY_TEXTS], *facts.answers[:TINY_TEXTS]]
         size = recipe.data.image_longest_edge
         build_tiny(recipe.model.name, run.base_folder, texts, key(recipe.seed, 6), size)
+    for font in recipe.data.pages.fonts if recipe.data.pages is not None else ():
+        kept = font_path(run.path, font)
+        if kept.parent == run.path and not kept.exists():  # the package's own font is not copied
+            shutil.copyfile(font_path(datasets[0].path, font), kept)
     write_json(run.path / "labels.json", {"labels": closed_labels(datasets)})
     recipe.save(run.recipe_path)
     note(f"run folder: {run.path}  ({recipe.schedule.steps} steps of {recipe.batch.samples} samples)")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.sample import Sample
+from visiontune.data.sample import Images, Sample
 from visiontune.errors import ReceiptError
 from visiontune.files import write_json
 from visiontune.models.adapter import Batch, ModelAdapter
@@ -159,7 +159,7 @@ def held_out(datasets: Sequence[Dataset], limit: int | None = None) -> list[Samp
         for dataset in datasets:
             rows = min(dataset.count(split), limit or dataset.count(split), HELD_OUT_AT_MOST - len(found))
             samples = (dataset.sample(split, i) for i in range(rows))
-            found += [sample for sample in samples if sample.seen.files]
+            found += [sample for sample in samples if not isinstance(sample.seen, Images) or sample.seen.files]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from visiontune.data.faults import Fault
 
@@ -10,7 +11,8 @@ from visiontune.data.faults import Fault
 class SourceRow:
     """One sample as its author wrote it. `is_label`: the answer is a class name of a closed set.
 
-    `names` are the paths of the images for people: relative to the source, with forward slashes.
+    `names` are the paths of the images for people: relative to the source, with forward slashes. `document` is the text
+    that is seen instead of images.
     """
 
     id: str
@@ -20,12 +22,14 @@ class SourceRow:
     answer: str
     is_label: bool
     split: str | None
+    document: str | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """All rows of a source, sorted by id, and the faults that were seen while listing them."""
+    """All rows of a source, of one kind, sorted by id, and the faults that were seen while listing them."""
 
     format: str
     rows: list[SourceRow]
     faults: list[Fault] = field(default_factory=list)
+    seen: Literal["images", "documents"] = "images"

@@ -1,0 +1,297 @@
+"""What models that read images and answer in text share: prompt and answer as tokens, the loss, the answers.
+
+A family says how its images become tensors and how many tokens stand for one; the rest is here.
+"""
+
+import functools
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image, fromarray
+
+from visiontune.data.augment import augmented
+from visiontune.data.dataset import Index
+from visiontune.data.images import decode
+from visiontune.data.pages import Fonts, pages
+from visiontune.data.sample import Images, Sample
+from visiontune.errors import DataError, ModelError
+from visiontune.models.adapter import Batch, Encoded, Encoder, ModelAdapter, Trace
+from visiontune.models.labels import LabelTree
+from visiontune.recipe import Data
+
+REMEMBERED_TEXTS = 65536
+
+Layout = tuple[tuple[int, int], ...]
+"""For each image of a sample what decides how many tokens stand for it; the family knows what the two numbers are."""
+
+
+class GenerativeEncoder(Encoder):
+    """Samples to tensors through the checkpoint's own processor and chat template."""
+
+    def __init__(self, processor: Any, data: Data, end_token: str) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.data = data
+        self.image_token_id: int = processor.image_token_id
+        self.end_token_id: int = self.tokenizer.convert_tokens_to_ids(end_token)
+        self.fonts: Fonts | None = None
+        self._tokenised: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    @abstractmethod
+    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor | None, Layout]:
+        """RGB images as (views, 3, height, width) float32, what of them is picture, and the layout of each image."""
+
+    @abstractmethod
+    def layout(self, height: int, width: int) -> tuple[int, int]:
+        """The layout of an image of this size in pixels."""
+
+    @abstractmethod
+    def placeholder(self, layout: Layout, image: int) -> str:
+        """The text that stands for an image: its image tokens and what frames them."""
+
+    @abstractmethod
+    def features(self, views: int) -> int:
+        """How many features the vision side delivers for so many views; worked out without the text."""
+
+    @abstractmethod
+    def side_by_side(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """The image tensors of a batch, the batch as their first dimension; at least one sample has an image."""
+
+    def encode(self, sample: Sample, *, with_answer: bool = True, augmentation: int | None = None) -> Encoded:
+        pixel_values = pixel_mask = None
+        layout: Layout = ()
+        images = self.images(sample)
+        if images:
+            if augmentation is not None and self.data.augment:
+                images = [augmented(image, self.data.augment, augmentation) for image in images]
+            pixel_values, pixel_mask, layout = self.see(images)
+        prompt_ids, answer_ids = self._texts(sample.target.prompt or self.data.prompt, sample.target.answer, layout)
+        room = self.data.max_tokens - len(prompt_ids)
+        if room < 1:
+            raise DataError(
+                f"The question and its images take {len(prompt_ids)} tokens; {self.data.max_tokens} are allowed, and "
+                "images are never cut.",
+                where=sample.id,
+                fix="raise data.max_tokens, lower data.image_longest_edge, or give a sample fewer images",
+            )
+        kept = answer_ids[:room] if with_answer else ()
+        return Encoded(
+            id=sample.id,
+            input_ids=torch.tensor(prompt_ids + kept, dtype=torch.long),
+            supervised=torch.tensor([False] * len(prompt_ids) + [True] * len(kept)),
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            image_features=0 if pixel_values is None else self.features(len(pixel_values)),
+            shortened=len(answer_ids) - len(kept) if with_answer else 0,
+        )
+
+    def images(self, sample: Sample) -> list[Image]:
+        """What a sample shows, as RGB images in order. Raises DataError for what is no image."""
+        if isinstance(sample.seen, Images):
+            return [decode(file.data) for file in sample.seen.files]
+        if self.data.pages is None or self.fonts is None:
+            raise DataError("The run sees images, and this is a document.", where=sample.id, fix="train on documents")
+        drawn = pages(sample.seen.text, self.data.pages, self.fonts)
+        return [fromarray(page).convert("RGB") for page in drawn]
+
+    def cut(self, text: str, tokens: int) -> str:
+        return self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens])
+
+    def label_tokens(self, label: str) -> tuple[int, ...]:
+        return self._texts(self.data.prompt, label, ())[1]
+
+    def _texts(self, prompt: str, answer: str, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """`tokenise`, remembered: few questions, answers and layouts make up most datasets."""
+        asked = (prompt, answer, layout)
+        if asked not in self._tokenised:
+            if len(self._tokenised) >= REMEMBERED_TEXTS:
+                self._tokenised.clear()
+            self._tokenised[asked] = self.tokenise(*asked)
+        return self._tokenised[asked]
+
+    def tokenise(self, prompt: str, answer: str, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids of the question (with its image tokens) and of the answer with its end token.
+
+        The two are tokenised apart, so that training sees the very ids that the model gets when it is asked. Where the
+        chat template does not close an answer, the end token is added: a model that never learns it never stops.
+        """
+        question = [*({"type": "image"} for _ in layout), {"type": "text", "text": prompt}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
+        asked: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        answered: str = self.processor.apply_chat_template(messages)
+        if not answered.startswith(asked):
+            raise ModelError(
+                "The chat template rewrites the question once it is answered, so the answer's place is unknown.",
+                fix="use a checkpoint whose template keeps the question unchanged",
+            )
+        pieces = asked.split(self.processor.image_token)
+        if len(pieces) != len(layout) + 1:
+            raise DataError(
+                f"The question holds {len(pieces) - 1} image placeholders for {len(layout)} images.",
+                where=prompt[:80],
+                fix=f"remove '{self.processor.image_token}' from the text",
+            )
+        text = pieces[0] + "".join(self.placeholder(layout, i) + piece for i, piece in enumerate(pieces[1:]))
+        prompt_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer_ids = self.tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
+        if self.end_token_id in answer_ids:
+            answer_ids = answer_ids[: answer_ids.index(self.end_token_id)]
+        if self.image_token_id in answer_ids:
+            raise DataError("An answer holds an image placeholder.", where=answer[:80], fix="remove it from the text")
+        return tuple(prompt_ids), (*answer_ids, self.end_token_id)
+
+    def layouts(self, index: Index) -> Iterator[Layout]:
+        """The layout of each row of a split, without decoding an image or drawing a page."""
+        layout_of = functools.lru_cache(maxsize=REMEMBERED_TEXTS)(self.layout)
+        if index.pages and self.data.pages is not None:
+            page = layout_of(self.data.pages.height, self.data.pages.width)
+            yield from ((page,) * count for count in index.pages)
+            return
+        for heights, widths in zip(index.heights, index.widths, strict=True):
+            yield tuple(layout_of(*size) for size in zip(heights, widths, strict=True))
+
+    def lengths(self, index: Index) -> NDArray[np.int64]:
+        lengths = np.empty(len(index.ids), dtype=np.int64)
+        rows = zip(index.prompts, index.answers, self.layouts(index), strict=True)
+        for i, (prompt, answer, layout) in enumerate(rows):
+            prompt_ids, answer_ids = self._texts(prompt or self.data.prompt, answer, layout)
+            lengths[i] = min(len(prompt_ids) + len(answer_ids), max(self.data.max_tokens, len(prompt_ids)))
+        return lengths
+
+    def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
+        longest = max(len(one.input_ids) for one in encoded)
+        ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id, dtype=torch.long)
+        mask = torch.zeros((len(encoded), longest), dtype=torch.long)
+        supervised = torch.zeros((len(encoded), longest), dtype=torch.bool)
+        for row, one in enumerate(encoded):
+            place = slice(longest - len(one.input_ids), None) if pad_left else slice(len(one.input_ids))
+            ids[row, place], mask[row, place], supervised[row, place] = one.input_ids, 1, one.supervised
+        tensors = {"input_ids": ids, "attention_mask": mask, "supervised": supervised}
+        if any(one.pixel_values is not None for one in encoded):
+            tensors |= self.side_by_side(encoded)
+        return Batch(
+            ids=[one.id for one in encoded],
+            tensors=tensors,
+            weights={"text": int(supervised.sum())},
+            tokens=int(mask.sum()),
+            padded_tokens=mask.numel(),
+            image_tokens=int((ids == self.image_token_id).sum()),
+            image_features=sum(one.image_features for one in encoded),
+            tiles=sum(len(one.pixel_values) for one in encoded if one.pixel_values is not None),
+            shortened=sum(one.shortened > 0 for one in encoded),
+        )
+
+    def segments(self, encoded: Encoded) -> list[tuple[str, bool]]:
+        runs: list[tuple[str, bool]] = []
+        tokens = zip(encoded.input_ids.tolist(), encoded.supervised.tolist(), strict=True)
+        for (supervised, is_image), run in groupby(tokens, key=lambda t: (t[1], t[0] == self.image_token_id)):
+            ids = [token for token, _ in run]
+            text = f"<image>×{len(ids)}" if is_image else self.tokenizer.decode(ids, skip_special_tokens=False)
+            if runs and runs[-1][1] == supervised:
+                text = runs.pop()[0] + text
+            runs.append((text, supervised))
+        return runs
+
+    def answer_of(self, encoded: Encoded) -> str:
+        ids = encoded.input_ids[encoded.supervised].tolist()
+        return self.tokenizer.decode(ids[:-1] if ids[-1:] == [self.end_token_id] else ids).strip()
+
+    def save(self, folder: Path) -> None:
+        self.processor.save_pretrained(folder)
+
+
+class GenerativeAdapter(ModelAdapter):
+    """A transformers model of the shape `model` + `lm_head` for the training loop."""
+
+    terms = ("text",)
+
+    def __init__(self, network: Any, encoder: GenerativeEncoder) -> None:
+        self.network = network
+        self.encoder = self._encoder = encoder
+
+    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the network is called with: the batch's tensors without `supervised`, laid out as the network wants."""
+        return {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        network: Any = self.network
+        hidden = network.model(**self.inputs(batch), use_cache=False).last_hidden_state
+        # Only the positions that predict a supervised token go through the vocabulary: full logits never exist.
+        rows, columns = batch.tensors["supervised"][:, 1:].nonzero(as_tuple=True)
+        logits = network.lm_head(hidden[rows, columns])
+        token_losses = torch.nn.functional.cross_entropy(
+            logits.float(), batch.tensors["input_ids"][rows, columns + 1], reduction="none"
+        )
+        sums = torch.zeros(len(batch.ids), device=token_losses.device)
+        return {"text": sums.index_add(0, rows, token_losses)}
+
+    @torch.no_grad()
+    def trace(self, batch: Batch, max_new_tokens: int) -> list[Trace]:
+        network: Any = self.network
+        tokenizer = self._encoder.tokenizer
+        with warnings.catch_warnings():
+            # sampling fields of the checkpoint's own config, unused when greedy
+            warnings.simplefilter("ignore", UserWarning)
+            made = network.generate(
+                **self.inputs(batch),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                eos_token_id=self._encoder.end_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        new = made.sequences[:, batch.tensors["input_ids"].shape[1] :]
+        logs = torch.stack([step.float().log_softmax(-1) for step in made.logits], dim=1)
+        best = logs.topk(2, dim=-1).values.cpu()
+        picked = logs.gather(-1, new[..., None])[..., 0].cpu()
+        ends = [row.index(end) + 1 if (end := self._encoder.end_token_id) in row else len(row) for row in new.tolist()]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [
+            Trace(
+                text.strip(),
+                tuple(new[row, :end].tolist()),
+                tuple(picked[row, :end].tolist()),
+                tuple((best[row, :end, 0] - best[row, :end, 1]).tolist()),
+            )
+            for row, (text, end) in enumerate(zip(texts, ends, strict=True))
+        ]
+
+    @torch.no_grad()
+    def score_labels(self, batch: Batch, tree: LabelTree) -> NDArray[np.float64]:
+        network: Any = self.network
+        inputs = self.inputs(batch)
+        mask = inputs["attention_mask"]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        # The prompt is read once; what follows a branching is read behind it, from the cache.
+        read = network(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+        at_branches = {}
+        for prefix, followers in tree.branches.items():
+            logits = read.logits[:, -1]
+            if prefix:
+                behind = torch.tensor([prefix], device=mask.device).expand(len(mask), -1)
+                places = positions[:, -1:] + torch.arange(1, len(prefix) + 1, device=mask.device)
+                logits = network(
+                    input_ids=behind,
+                    attention_mask=torch.cat([mask, torch.ones_like(behind)], dim=1),
+                    position_ids=places,
+                    past_key_values=read.past_key_values,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+                read.past_key_values.crop(-len(prefix))
+            at_branches[prefix] = logits[:, list(followers)].double().cpu().numpy()
+        if not at_branches:  # a single label
+            return np.zeros((len(mask), len(tree.labels)))
+        return tree.log_probabilities(at_branches)

@@ -1,0 +1,151 @@
+"""Documents seen as pages: trained, evaluated beside what they must beat, and answered about."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import visiontune
+from tests.conftest import QUICK
+from visiontune.data.dataset import Dataset
+from visiontune.data.pages import DEFAULT_FONT, PageSpec, load_fonts, pages
+from visiontune.data.prepare import prepare
+from visiontune.data.sample import Document
+from visiontune.errors import DataError
+from visiontune.machine import hardware
+from visiontune.models.load import load_adapter
+from visiontune.run import Run
+from visiontune.training.baselines import lead
+from visiontune.training.loop import train_run
+from visiontune.training.model import load_base
+from visiontune.training.plan import derive, plan_run
+
+WORDS = ("river", "stone", "garden", "engine", "letter", "winter", "silver", "market")
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Sixty short documents of one to three pages of 128 x 128 pixels, each with its first word as the summary."""
+    folder = tmp_path_factory.mktemp("documents")
+    rng = np.random.default_rng(0)
+    rows = [
+        {"id": f"{i:03d}", "text": " ".join(rng.choice(WORDS, 6 + i % 40)) + ". End.", "summary": WORDS[i % len(WORDS)]}
+        for i in range(60)
+    ]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fonts = load_fonts([DEFAULT_FONT])
+    spec = PageSpec(width=128, height=128, margins=(8, 8, 8, 8), font_size=14, fonts=fonts.refs)
+    return prepare(folder / "texts.jsonl", folder / "data", pages=spec, workers=1)
+
+
+def planned(documents: Dataset, path: Path, model: str = "tiny/deepseek-ocr", **changes: Any) -> Run:
+    recipe = derive([documents], [None], model, hardware("cpu"))
+    run = Run(path)
+    quick = {**QUICK, "evaluation.samples": 4, "evaluation.max_new_tokens": 6, "schedule.steps": 4, "data.limit": None}
+    plan_run(run, recipe.changed({**quick, **changes}), [documents])
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(documents: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_run(planned(documents, tmp_path_factory.mktemp("run") / "run"))
+
+
+def test_the_recipe_of_documents_shows_their_pages_and_is_chosen_by_rouge(documents: Dataset, trained: Run) -> None:
+    recipe = trained.recipe
+    assert recipe.data.pages is not None and documents.info.pages is not None
+    assert recipe.data.pages.hash == documents.info.pages.hash
+    assert recipe.data.prompt == "Summarise this document." and recipe.evaluation.metric == "rougeL"
+    assert recipe.data.augment == 0 and recipe.data.image_longest_edge == 128
+
+
+def test_the_model_sees_the_very_pages_and_their_number_is_known_before_they_are_drawn(
+    documents: Dataset, trained: Run
+) -> None:
+    import torch
+
+    encoder: Any = load_base(trained, trained.recipe, torch.device("cpu")).encoder
+    index = documents.index("train")
+    assert len(set(index.pages)) > 1
+    assert encoder.lengths(index).tolist() == [
+        len(encoder.encode(documents.sample("train", i)).input_ids) for i in range(len(index.ids))
+    ]
+    sample, spec = documents.sample("train", 0), documents.info.pages
+    assert isinstance(sample.seen, Document) and spec is not None
+    drawn = pages(sample.seen.text, spec, documents.fonts())
+    assert [np.asarray(image)[..., 0].tolist() for image in encoder.images(sample)] == [p.tolist() for p in drawn]
+    assert encoder.encode(sample).pixel_values.shape[0] == len(drawn) == index.pages[0]
+
+
+def test_a_run_on_documents_ends_with_its_receipts(trained: Run) -> None:
+    statuses = {receipt["name"]: receipt["status"] for receipt in trained.receipts}
+    assert statuses["supervised"] == statuses["placeholders"] == statuses["seen"] == "passed"
+    assert trained.status == "finished"
+    assert "data:image/" in (visiontune.evaluate(trained.path, split="validation") and trained.report_path.read_text())
+
+
+def test_an_evaluation_of_documents_stands_beside_what_it_must_beat(trained: Run, documents: Dataset) -> None:
+    visiontune.evaluate(trained.path, split="test")
+    found = json.loads((trained.path / "evaluations/test/baselines.json").read_text())
+    names = [one["name"] for one in found["baselines"]]
+    assert names == ["first three sentences", "blank page", "exchanged pages", "text input", "truncated text"]
+    assert found["n"] == documents.count("test")
+    scores = json.loads((trained.path / "evaluations/test/metrics.json").read_text())["metrics"]
+    for one in found["baselines"]:
+        assert one["left_out"] == 0 and one["metrics"]["rougeL"]["n"] == found["n"]
+        ahead = scores["rougeL"]["value"] - one["metrics"]["rougeL"]["value"]
+        assert one["ahead"]["value"] == pytest.approx(ahead, abs=1e-5)
+        assert one["ahead"]["low"] <= one["ahead"]["value"] <= one["ahead"]["high"]
+
+
+def test_a_text_file_is_answered_as_pages(trained: Run, documents: Dataset, tmp_path: Path) -> None:
+    sample = documents.sample("test", 0)
+    assert isinstance(sample.seen, Document)
+    (tmp_path / "a.txt").write_text(sample.seen.text, encoding="utf-8")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    (mine,) = visiontune.predict(trained.path, [tmp_path / "a.txt"])
+    lines = (trained.path / "evaluations/test/predictions.jsonl").read_text().splitlines()
+    written = {json.loads(line)["id"]: json.loads(line)["text"] for line in lines}
+    assert mine.target.answer == written[sample.id]
+    with pytest.raises(DataError, match="no text in UTF-8"):
+        visiontune.predict(trained.path, [tmp_path / "b.txt"])
+
+
+def test_smolvlm_reads_documents_too(documents: Dataset, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run = train_run(planned(documents, tmp_path / "run", str(tiny_checkpoint), **{"schedule.steps": 2}))
+    assert run.status == "finished"
+
+
+def test_other_pages_than_those_of_the_dataset_are_refused(documents: Dataset, tmp_path: Path) -> None:
+    assert documents.info.pages is not None
+    other = documents.info.pages.model_copy(update={"font_size": 20}).model_dump(mode="json")
+    with pytest.raises(DataError, match="other pages than the dataset was prepared with"):
+        train_run(planned(documents, tmp_path / "run", **{"data.pages": other}))
+
+
+def test_documents_and_images_do_not_mix(documents: Dataset, digits: Dataset) -> None:
+    with pytest.raises(DataError, match="seen in different ways"):
+        derive([documents, digits], [None, None], "tiny/deepseek-ocr", hardware("cpu"))
+
+
+def test_a_run_on_images_does_not_see_documents(documents: Dataset, recipe_of: Any, tiny_checkpoint: Path) -> None:
+    encoder = load_adapter(str(tiny_checkpoint), None, recipe_of.data).encoder
+    with pytest.raises(DataError, match="this is a document"):
+        encoder.encode(documents.sample("train", 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("One. Two! Three? Four.", "One. Two! Three?"),
+        ("# Title\n\nA line without stop\n\nThe third. More.", "# Title A line without stop The third."),
+        ("Version 1.2 is out. It costs 3.50. Buy (now.) Or never.", "Version 1.2 is out. It costs 3.50. Buy (now.)"),
+        ("人人自由。一律平等。赋有理性。最后。", "人人自由。 一律平等。 赋有理性。"),
+        ("", ""),
+        ("no stop at all", "no stop at all"),
+    ],
+)  # fmt: skip
+def test_the_first_three_sentences(text: str, first: str) -> None:
+    assert lead(text) == first
