@@ -54,13 +54,17 @@ def prepare(
 ) -> Dataset:
     """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row.
 
-    The source is a folder of images, or a table of long texts (JSONL, CSV, Parquet). `columns` names the table's
+    The source is a folder of images, a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
+    (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first. `columns` names the table's
     columns where their names do not say what they are: {"document": "body", "answer": "tldr"}. Documents are shown as
     `pages` says, in `fonts`, in order of fallback.
     """
+    from visiontune.data.corpora import known_corpus, open_corpus
     from visiontune.data.prepare import prepare as prepare_data
 
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
+    if not Path(source).exists() and (corpus := known_corpus(str(source))) is not None:
+        source = open_corpus(corpus, Path(out).with_name(f"{Path(out).name}.corpora"), limit=limit)
     return prepare_data(Path(source), Path(out), columns=columns, pages=pages, fonts=_paths(fonts), **options)
 
 

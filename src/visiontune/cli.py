@@ -91,7 +91,8 @@ def prepare(
     Parameters
     ----------
     data
-        a folder of images, or a table of long texts (JSONL, CSV, Parquet; a file or a folder of them)
+        a folder of images, a table of long texts (JSONL, CSV, Parquet; a file or a folder of them), or the name of a
+        known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection)
     out
         folder of the dataset; an earlier one there is extended, its rows keep their split
     seed

@@ -137,3 +137,21 @@ def test_without_a_connection_the_way_out_is_named(tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="Couldn't reach") as caught:
         open_corpus("cnn-dailymail", tmp_path / "ours")
     assert "local files" in caught.value.fix
+
+
+def test_a_corpus_is_prepared_by_its_name_as_people_write_it(tmp_path, monkeypatch):
+    from visiontune import api
+    from visiontune.data import corpora
+
+    fetched = []
+
+    def fetch(name, folder, *, limit=None):
+        fetched.append((name, folder.name, limit))
+        folder.mkdir()
+        (folder / "texts.jsonl").write_text('{"id": "a", "text": "A long text.", "summary": "Short."}\n')
+        return folder
+
+    monkeypatch.setattr(corpora, "open_corpus", fetch)
+    dataset = api.prepare("mlsum:fr", tmp_path / "data", limit=3)
+    assert fetched == [("mlsum-fr", "data.corpora", 3)] and len(dataset) == 1
+    assert corpora.known_corpus("cnn_dailymail") == "cnn-dailymail" and corpora.known_corpus("photos") is None

@@ -21,7 +21,6 @@ from visiontune.data.sample import Document
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
 
-RFCS = Path("/work/shared/data/rfcs/rfcs.jsonl")
 CJK = Path(__file__).parent / "fonts/4-NotoSansCJKsc.otf"
 CHINESE = (Path(__file__).parent / "udhr/zh.txt").read_text()
 SMALL = {"shard_bytes": 8_000, "workers": 1}
@@ -437,13 +436,12 @@ def test_scripts_count_letters_alone():
     assert scripts_of("Ab1, 漢字! مرحبا") == {"Latin": 2, "Han": 2, "Arabic": 5}
 
 
-@pytest.mark.skipif(not RFCS.exists(), reason="the RFCs are not on this machine")
-def test_a_hundred_rfcs_lose_no_character(tmp_path):
-    lines = RFCS.read_text().splitlines()[:100]
-    (tmp_path / "rfcs.jsonl").write_text("\n".join(lines))
-    dataset = prepare(tmp_path / "rfcs.jsonl", tmp_path / "out", workers=1)
-    source = {one["id"]: (one["text"], one["summary"]) for one in map(json.loads, lines)}
-    found = {name: (sample.seen.text, sample.target.answer) for name, (_, sample) in samples(dataset).items()}
-    assert found == source
-    assert dataset.info.left_out == []
-    assert dataset.info.pages.markdown
+def test_real_documents_in_ten_languages_lose_no_character(tmp_path):
+    texts = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "udhr").glob("*.txt"))}
+    rows = [{"id": name, "text": one, "summary": one[:40]} for name, one in texts.items()]
+    (tmp_path / "udhr.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    fonts = [DEFAULT_FONT, *sorted((Path(__file__).parent / "fonts").glob("*.[ot]tf"))]
+    dataset = prepare(tmp_path / "udhr.jsonl", tmp_path / "out", workers=1, fonts=fonts)
+    found = {name: sample.seen.text for name, (_, sample) in samples(dataset).items()}
+    assert found == texts and dataset.info.left_out == []
+    assert dataset.info.documents.missing_glyphs == 0

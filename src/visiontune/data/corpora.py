@@ -135,6 +135,12 @@ CORPORA: dict[str, Corpus] = {
 }
 
 
+def known_corpus(name: str) -> str | None:
+    """The name in CORPORA that is meant, "mlsum:fr" and "cnn_dailymail" among them; None for what is no corpus."""
+    plain = name.replace(":", "-").replace("_", "-").lower()
+    return plain if plain in CORPORA else None
+
+
 def open_corpus(name: str, folder: Path, *, limit: int | None = None, files: Mapping[str, Path] | None = None) -> Path:
     """Write a known corpus, one Parquet file a split, into a folder of its own inside `folder`, and return that folder.
 
