@@ -1,6 +1,8 @@
 """Real small data and real small models, made once for a test session."""
 
 import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,15 @@ def recipe_of(digits: Dataset, tiny_checkpoint: Path) -> Recipe:
     from visiontune.training.plan import derive
 
     return derive([digits], [None], str(tiny_checkpoint), hardware("cpu")).changed(QUICK)
+
+
+def pytest_configure() -> None:
+    """Each of several test processes keeps to a core of its own: two that train on two threads each wait for each other
+    most of the time."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and sys.platform == "linux":
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

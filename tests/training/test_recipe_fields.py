@@ -12,7 +12,7 @@ from PIL import Image
 
 import visiontune
 from tests.conftest import QUICK
-from tests.training import test_documents
+from tests.training import test_document_runs
 from visiontune.data.dataset import Dataset
 from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
@@ -260,7 +260,7 @@ def test_the_wanted_accuracy_decides_where_to_abstain(plan: Plan) -> None:
 def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
     by_name = {
         "model.revision": test_revision_is_handed_to_the_hub,
-        "data.pages": test_documents.test_other_pages_than_those_of_the_dataset_are_refused,
+        "data.pages": test_document_runs.test_other_pages_than_those_of_the_dataset_are_refused,
         "data.datasets": test_datasets_and_weights_decide_what_is_drawn,
         "schedule.steps": test_steps_checkpoints_and_evaluations_come_when_asked,
         "checkpoints.every": test_steps_checkpoints_and_evaluations_come_when_asked,
