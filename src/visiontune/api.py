@@ -130,7 +130,8 @@ def train(
 
 def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
     """The prepared dataset at `source`, or the folder there prepared; DataError where a fault forbids training."""
-    from visiontune.data.dataset import INFO_NAME, Dataset
+    from visiontune.data.dataset import Dataset
+    from visiontune.data.dataset_info import INFO_NAME
 
     source = Path(source)
     dataset = Dataset.open(source) if (source / INFO_NAME).is_file() else prepare(source, prepared, limit=limit)

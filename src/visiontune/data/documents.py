@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visiontune.data.dataset import Dataset, DocumentSummary, font_path
+from visiontune.data.dataset import Dataset, font_path
+from visiontune.data.dataset_info import DocumentSummary
 from visiontune.data.formats.rows import SourceRow
 from visiontune.data.near_texts import signature
 from visiontune.data.pages import Fonts, PageSpec, lay_out, load_fonts

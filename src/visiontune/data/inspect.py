@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from visiontune.data import formats
-from visiontune.data.dataset import INFO_NAME, Dataset, DocumentSummary, ImageSummary, Range
+from visiontune.data.dataset import Dataset
+from visiontune.data.dataset_info import INFO_NAME, DocumentSummary, ImageSummary, Range
 from visiontune.data.documents import FontFile, Rendering, document_facts, workers_for_documents
 from visiontune.data.faults import Fault
 from visiontune.data.images import read_header

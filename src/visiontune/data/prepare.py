@@ -24,18 +24,13 @@ import pyarrow.parquet as pq
 
 from visiontune.data import faults, formats
 from visiontune.data.dataset import (
-    INFO_NAME,
-    SCHEMA_VERSION,
     Dataset,
-    DatasetInfo,
-    LeftOut,
-    Provenance,
-    ShardInfo,
     StoredRow,
     content_hash,
     font_path,
     write_shard,
 )
+from visiontune.data.dataset_info import INFO_NAME, SCHEMA_VERSION, DatasetInfo, LeftOut, Provenance, ShardInfo
 from visiontune.data.documents import FontFile, Rendering, text_sha256, workers_for_documents
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing

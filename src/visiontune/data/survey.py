@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from visiontune.data import faults
-from visiontune.data.dataset import DocumentSummary, ImageSummary, Index, Range, content_of
+from visiontune.data.dataset import Index, content_of
+from visiontune.data.dataset_info import DocumentSummary, ImageSummary, Range
 from visiontune.data.documents import Rendering, document_summary, scan_documents
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing, SourceRow

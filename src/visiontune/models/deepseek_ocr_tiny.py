@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from visiontune.models.tiny_tokenizer import train_byte_level
+
 PATCHES_A_SIDE = 16
 WIDTH = 64
 # Of first weights. SAM's own class has 1e-10, for weights that are loaded: every feature would be dead. With the usual
@@ -156,24 +158,9 @@ def _write(family: Any, config: Any, processor: Any, seed: int, folder: Path) ->
 
 def _train_tokenizer(texts: Sequence[str]) -> Any:
     """A byte-level BPE tokenizer with digits one by one and DeepSeek's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=[BEGIN, END, PAD, IMAGE],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = train_byte_level(texts, [BEGIN, END, PAD, IMAGE])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BEGIN,

@@ -12,6 +12,7 @@ from visiontune.contract import DeviceContract
 from visiontune.models.adapter import Encoded
 from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, Layout
 from visiontune.models.parts import Part
+from visiontune.models.tiny_tokenizer import train_byte_level
 from visiontune.recipe import Data
 
 PARTS = (
@@ -192,26 +193,11 @@ def build_tiny(
 
 def _train_tokenizer(texts: Sequence[str]) -> Any:
     """A byte-level BPE tokenizer with SmolLM's splitting (digits one by one) and SmolVLM's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>"]
     special += ["<image>", "<global-img>", *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7))]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*texts, "User: Assistant: "], trainer)
+    tokenizer = train_byte_level([*texts, "User: Assistant: "], special)
     tokenizer = _with_blank_line(tokenizer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,0 +1,173 @@
+"""What dataset.json says of a dataset, and how it is read."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from visiontune.data.faults import Fault
+from visiontune.data.pages import PageSpec
+from visiontune.errors import DataError
+
+INFO_NAME = "dataset.json"
+SCHEMA_VERSION = 2
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Provenance(_Model):
+    """Where a dataset came from. `source` is the folder's name alone; `fingerprint` covers names, sizes and times."""
+
+    source: str
+    format: str
+    created_by: str
+    fingerprint: str
+
+
+class LeftOut(_Model):
+    """A row that was not taken, why, and what to do about it."""
+
+    id: str
+    code: str
+    found: str
+    fix: str
+
+
+class ShardInfo(_Model):
+    """One Parquet file: its rows, its size in bytes and the SHA-256 of its bytes."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Range(_Model):
+    """The smallest, the median and the largest of some number."""
+
+    min: int
+    median: float
+    max: int
+
+    @staticmethod
+    def of(values: np.ndarray) -> "Range":
+        """The range of whole numbers, at least one."""
+        return Range(min=int(values.min()), median=float(np.median(values)), max=int(values.max()))
+
+
+class ImageSummary(_Model):
+    """The images of a dataset: how many, their bytes as encoded, formats with counts, sizes in pixels."""
+
+    count: int
+    bytes: int
+    formats: dict[str, int]
+    width: Range
+    height: Range
+
+
+class DocumentSummary(_Model):
+    """The documents of a dataset: how many, their lengths in characters and in pages, and what they are written in.
+
+    `missing_glyphs` counts the characters that are drawn as boxes because no font has them. `scripts` counts
+    characters; signs that belong to no script (spaces, digits, punctuation) are not among them.
+    """
+
+    count: int
+    characters: Range
+    pages: Range
+    total_characters: int
+    total_pages: int
+    missing_glyphs: int
+    scripts: dict[str, int]
+
+    @property
+    def characters_a_page(self) -> float:
+        """How many characters stand on a page, on average."""
+        return self.total_characters / self.total_pages
+
+    @staticmethod
+    def of(
+        characters: np.ndarray, pages: np.ndarray, missing_glyphs: int, scripts: Counter[str]
+    ) -> "DocumentSummary | None":
+        """Summarise documents, None where there are none; `characters` and `pages` are (documents,), int."""
+        if not len(characters):
+            return None
+        return DocumentSummary(
+            count=len(characters),
+            characters=Range.of(characters),
+            pages=Range.of(pages),
+            total_characters=int(characters.sum()),
+            total_pages=int(pages.sum()),
+            missing_glyphs=missing_glyphs,
+            scripts=dict(sorted(scripts.items(), key=lambda item: (-item[1], item[0]))),
+        )
+
+
+Seen = Literal["images", "documents"]
+
+
+class DatasetInfo(_Model):
+    """What dataset.json says. `labels` is the closed label set with counts, or None where answers are free text.
+
+    `pages` says how documents become pages; `images` and `documents` summarise what is seen.
+    """
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    content_hash: str
+    seen: Seen = "images"
+    target: Literal["text"] = "text"
+    labels: dict[str, int] | None
+    splits: dict[str, int]
+    split_seed: int
+    limit: int | None
+    provenance: Provenance
+    images: ImageSummary | None
+    documents: DocumentSummary | None = None
+    pages: PageSpec | None = None
+    files: dict[str, ShardInfo]
+    left_out: list[LeftOut]
+    faults: list[Fault]
+
+
+def read_info(path: Path) -> DatasetInfo:
+    """What dataset.json of the folder `path` says; DataError where there is none, or one of another version."""
+    file = path / INFO_NAME
+    if not file.is_file():
+        if (path / ".prepare").is_dir():
+            found, fix = "the preparation of this dataset was interrupted", "run the same `visiontune prepare` again"
+        elif path.is_dir():
+            found, fix = "this folder is not a prepared dataset", "prepare it first with `visiontune prepare`"
+        else:
+            found, fix = "there is no such folder", "check the path"
+        raise DataError(found, where=str(path), fix=fix)
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"dataset.json is not JSON: {error}", where=str(file), fix="prepare the dataset again"
+        ) from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise DataError(
+            f"this dataset was made by a newer visiontune (schema {version}, this one reads up to {SCHEMA_VERSION})",
+            where=str(file),
+            fix="upgrade visiontune: pip install --upgrade visiontune",
+        )
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        raise DataError(
+            f"this dataset was made by an older visiontune (schema {version}, this one reads {SCHEMA_VERSION})",
+            where=str(file),
+            fix="delete the folder and prepare it again from its source: the same data and seed give the same split",
+        )
+    try:
+        return DatasetInfo.model_validate(value)
+    except ValidationError as error:
+        raise DataError(
+            f"dataset.json does not have the form that visiontune writes: {error.errors()[0]['msg']}",
+            where=f"{file}, {'.'.join(map(str, error.errors()[0]['loc']))}",
+            fix="prepare the dataset again",
+        ) from error
