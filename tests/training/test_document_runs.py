@@ -149,3 +149,25 @@ def test_a_run_on_images_does_not_see_documents(documents: Dataset, recipe_of: A
 )  # fmt: skip
 def test_the_first_three_sentences(text: str, first: str) -> None:
     assert lead(text) == first
+
+
+def test_each_baseline_asks_about_what_its_name_says(
+    documents: Dataset, trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from visiontune.data.sample import Prediction, Sample, Text
+    from visiontune.training import baselines
+
+    asked: list[Sample] = []
+    monkeypatch.setattr(baselines, "_answer", lambda adapter, sample, *_: asked.append(sample) or "x")
+    samples = [documents.sample("test", i) for i in range(3)]
+    own = [Prediction(s.id, (s.id,), Text("x"), {}, s.target) for s in samples]
+    baselines.compare(
+        load_base(trained, trained.recipe, torch.device("cpu")), samples, own, trained.recipe, torch.device("cpu")
+    )
+    texts = [s.seen.text for s in samples if isinstance(s.seen, Document)]
+    shown = [s.seen.text if isinstance(s.seen, Document) else s.target.prompt for s in asked]
+    assert shown[:3] == [" "] * 3 and shown[3:6] == [texts[1], texts[2], texts[0]]
+    assert shown[6:9] == [f"{text}\n\nSummarise this document." for text in texts]
+    assert all(len(cut or "") <= len(whole or "") for cut, whole in zip(shown[9:], shown[6:9], strict=True))
