@@ -249,6 +249,75 @@ def test_a_folder_without_images_says_what_is_accepted(call: Call, tmp_path: Pat
         assert code == 1 and "image" in err and "fix:" in err
 
 
+def test_the_known_corpora_are_listed(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from visiontune.data.corpora import CORPORA
+
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call("prepare", "--list")
+    assert code == 0 and len(out.splitlines()) == len(CORPORA) and not list(tmp_path.iterdir())
+    (line,) = (line for line in out.splitlines() if line.startswith("mlsum-fr "))
+    assert all(said in line for said in ("reciTAL/mlsum fr", "French", "document: text", "research only"))
+    listed = json.loads(call("prepare", "--list", "--json")[1])["corpora"]
+    assert [one["name"] for one in listed] == list(CORPORA) and listed[2]["language"] == "French"
+    for arguments in (["prepare"], ["prepare", "--out", "x"], ["prepare", "x"]):
+        code, _, err = call(*arguments)
+        assert code == 2 and "--list" in err
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Callable[..., Path]:
+    """`texts("name")`: a table of twelve texts of about 600 characters."""
+
+    def make(name: str) -> Path:
+        path = tmp_path / f"{name}.jsonl"
+        rows = [{"id": i, "text": f"{name} number {i} is a text. " * 25, "summary": f"{name} {i}"} for i in range(12)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return make
+
+
+def test_pages_are_chosen_at_the_command_line(call: Call, texts: Callable[..., Path], tmp_path: Path) -> None:
+    sources, data = [texts("news"), texts("laws")], tmp_path / "data"
+    pages = ["--page", "512x640", "--font-size", 24, "--line-spacing", 1.5, "--max-pages", 9]
+    code, out, err = call("prepare", *sources, "--out", data, *pages, "--json")
+    assert code == 0, err
+    info = json.loads(out)
+    spec = info["pages"]
+    assert (spec["width"], spec["height"], spec["font_size"], spec["line_spacing"]) == (512, 640, 24, 1.5)
+    assert info["max_pages"] == 9 and info["provenance"]["sources"] == {"laws.jsonl": 12, "news.jsonl": 12}
+    code, out, _ = call("inspect", data)
+    said = ["24 samples", "documents: ", "of 512 x 640 px, font size 24 px", "scripts: Latin", "x-height: 13."]
+    assert code == 0 and all(one in out for one in [*said, "0 characters without a glyph", "at 512"])
+    code, out, _ = call("inspect", sources[0], "--page", "256x256", "--font-size", 8, "--json")
+    found = json.loads(out)
+    assert found["documents"]["page"] == {"width": 256, "height": 256, "font_size": 8}
+    assert "illegible-pages" in [fault["code"] for fault in found["faults"]]
+    code, _, err = call("prepare", *sources, "--out", tmp_path / "other", "--page", "512")
+    assert code == 1 and "--page 1024x1024" in err
+    code, _, err = call("prepare", *sources, "--out", tmp_path / "other", "--max-pages", 0)
+    assert code == 1 and "--max-pages" in err
+
+
+def test_pages_are_refused_for_images(call: Call, digits_folder: Path, tmp_path: Path) -> None:
+    for option in (["--page", "512x512"], ["--font-size", 20], ["--line-spacing", 1.5], ["--max-pages", 3]):
+        code, _, err = call("prepare", digits_folder, "--out", tmp_path / "data", *option)
+        assert code == 1 and "these are images" in err
+
+
+def test_a_model_says_how_it_reads_documents(
+    call: Call, texts: Callable[..., Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    code, out, err = call("inspect", texts("news"), "--model", tiny_checkpoint)
+    assert code == 0, err
+    assert "text tokens /" in out and "vision tokens = " in out and "(of 12 documents)" in out
+    assert "error: letters have an x-height" in out and "use --font-size" in out
+    code, out, _ = call("inspect", texts("news"), "--model", "tiny/deepseek-ocr")
+    assert code == 0 and "no tokenizer before it is built" in out
+    code, _, err = call("prepare", texts("news"), "--out", tmp_path / "data", "--ratio", 2)
+    assert code == 1 and "--model" in err
+
+
 def test_a_killed_run_is_not_said_to_be_running(plan: Callable[..., Run]) -> None:
     run = plan()
     run.set_state("running")

@@ -1,9 +1,11 @@
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -329,16 +331,106 @@ def test_a_failed_run_says_so_and_why_before_anything_else(run: Run) -> None:
     assert text.index("This run failed") < text.index("Receipts")
 
 
-def test_free_text_has_no_confusion_matrix_and_still_shows_its_answers(run: Run) -> None:
-    for split in ("test", "validation"):
-        for file in (run.path / "evaluations" / split).iterdir():
-            file.unlink()
-        (run.path / "evaluations" / split).rmdir()
-    long = ["a caption of many words " * 60, "another caption"]
-    write_evaluation(run, "test", predictions(None, long), None)
+def write_free_text(run: Run, answers: list[tuple[str, str]]) -> None:
+    """The test split alone, with (truth, answer) of each sample in free text."""
+    shutil.rmtree(run.path / "evaluations")
+    made = [Prediction(f"{i}.png", (f"{i}.png",), Text(a), {}, Text(t)) for i, (t, a) in enumerate(answers)]
+    write_evaluation(run, "test", made, None)
+
+
+def test_free_text_stands_beside_its_truth_the_least_like_it_first(run: Run) -> None:
+    words = [f"w{i}" for i in range(20)]
+    answers = [(" ".join(words), " ".join([*words[:i], HOSTILE])) for i in range(20)]
+    write_free_text(run, answers[::-1])
     page = Page(write_report(run))
-    assert "Confusions" not in page.text and "Exact match" in page.text and "most confident mistakes" in page.text
-    assert long[0] not in page.text and "a caption of many words a caption" in page.text, "long answers are shortened"
+    assert "Confusions" not in page.text and "Character error rate" in page.text and "mistakes" not in page.text
+    shown = [float(value) for value in re.findall(r"ROUGE-L ([\d.]+),", page.text)]
+    assert len(shown) == 12 and shown[:8] == sorted(shown[:8]) and shown[8:] == sorted(shown[8:], reverse=True)
+    assert max(shown[:8]) < min(shown[8:])
+    section = page.source.split("<h2>Answers beside their truth</h2>")[1].split("</section>")[0]
+    assert section.count("<img") == 12 and section.count(" ".join(words)) == 12
+    assert section.index('alt="Image of 19.png"') < section.index('alt="Image of 18.png"')
+
+
+def test_long_answers_are_shortened_and_few_are_shown_once(run: Run) -> None:
+    long = "a caption of many words " * 60
+    write_free_text(run, [(long, "a caption"), ("another", long)])
+    page = Page(write_report(run))
+    assert long not in page.text and page.text.count(f"{long[:600]} …") == 2
+    assert "The least like their truth" in page.text and "The most like their truth" not in page.text
+
+
+def metric(value: float, n: int = 9) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
+
+
+def baseline_of(name: str, value: float, ahead: float, left_out: int = 0) -> dict[str, Any]:
+    return {"name": name, "metrics": {"rougeL": metric(value)}, "ahead": metric(ahead), "left_out": left_out}
+
+
+def test_each_baseline_has_a_row_with_the_difference_and_what_was_left_out(run: Run) -> None:
+    rows = [baseline_of("blank page", 0.2, 0.3), baseline_of(f"text {HOSTILE}", 0.65, -0.15, left_out=2)]
+    value = {"n": 9, "step": 1100, "own": {"rougeL": metric(0.5)}, "baselines": rows}
+    (run.path / "evaluations/test/baselines.json").write_text(json.dumps(value))
+    page = Page(write_report(run))
+    assert rows_of(page, "Beside the baselines")[1:] == [
+        ["the model", "0.500 0.400–0.600", "", "9", "0"],
+        ["blank page", "0.200 0.100–0.300", "0.300 0.200–0.400", "9", "0"],
+        [
+            "text &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;",
+            "0.650 0.550–0.750",
+            "−0.150 −0.250 to −0.050",
+            "9",
+            "2",
+        ],
+    ]
+    assert "first 9 documents, model of step 1\u202f100" in page.text
+
+
+def write_ratios(run: Run) -> None:
+    def point(asked: float | None, ratio: float, value: float, left_out: int = 0) -> dict[str, Any]:
+        return {
+            "asked": asked, "ratio": ratio, "font_size": 20, "x_height": 8.25, "page_spec": "ab", "pages": 30, "n": 9,
+            "left_out": left_out, "metrics": {"rougeL": metric(value)},
+            "beside_own": None if asked is None else metric(value - 0.5),
+            "baselines": [baseline_of("first three sentences", 0.3, 0.2), baseline_of("truncated text", 1 / ratio, 0)],
+        }  # fmt: skip
+
+    reason = {"asked": 50, "reason": "The letters run together.", "fix": "ask for a ratio of at most 12"}
+    points = [point(None, 1.5, 0.5), point(5, 5.25, 0.45), point(10, 10.5, 0.2, left_out=3)]
+    value = {"step": 1100, "n": 12, "tokens_per_page": 100, "points": points, "unreachable": [reason]}
+    (run.path / "evaluations/test/ratios.json").write_text(json.dumps(value))
+
+
+def test_quality_is_drawn_over_compression_with_its_interval_and_the_baselines(run: Run) -> None:
+    write_ratios(run)
+    page = Page(write_report(run))
+    section = page.source.split("<h2>Quality and compression</h2>")[1].split("</section>")[0]
+    chart = ElementTree.fromstring(re.findall(r"<svg.*?</svg>", section, re.DOTALL)[0])
+    lines = {e.attrib["class"]: e.attrib["points"].split() for e in chart.iter() if e.tag == "polyline"}
+    assert set(lines) == {"line-main", "line-beside-0", "line-beside-1"}
+    heights = [float(place.split(",")[1]) for place in lines["line-main"]]
+    across = [float(place.split(",")[0]) for place in lines["line-main"]]
+    assert heights == sorted(heights) and (across[1] - across[0]) / (across[2] - across[0]) == pytest.approx(
+        (5.25 - 1.5) / (10.5 - 1.5), abs=0.01
+    )
+    assert len({place.split(",")[1] for place in lines["line-beside-0"]}) == 1, "sentences do not depend on the ratio"
+    assert len([e for e in chart.iter() if e.attrib.get("class") == "band"]) == 1
+    assert "0.500 at 1.5, 0.450 at 5.2, 0.200 at 10.5" in chart.attrib["aria-label"]
+    for name in ("line-main", "line-beside-0", "line-beside-1"):
+        assert f'class="key {name}"' in section
+    rows = rows_of(page, "Quality and compression")[1:]
+    assert [row[0] for row in rows] == ["own pages", "5", "10"]
+    assert rows[2][1:6] == ["10.50", "20 px", "8.2 px", "0.200 0.100–0.300", "−0.300 −0.400 to −0.200"]
+    assert rows[0][5] == "" and rows[2][-2:] == ["9", "3"]
+
+
+def test_a_ratio_that_is_not_reached_is_said_in_words(run: Run) -> None:
+    write_ratios(run)
+    text = " ".join(Page(write_report(run)).text.split())
+    assert (
+        "A ratio of 50 is not reached. The letters run together. To change that: ask for a ratio of at most 12." in text
+    )
 
 
 def test_the_matrix_holds_the_counts_and_many_classes_only_their_confusions(run: Run) -> None:

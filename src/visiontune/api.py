@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visiontune.errors import CertificateError, DataError, RequirementError, VisiontuneError
+from visiontune.errors import CertificateError, DataError, RecipeError, RequirementError, VisiontuneError
 from visiontune.progress import note, warn
 
 if TYPE_CHECKING:
@@ -29,19 +29,27 @@ def inspect(
     *,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    pages: PageSpec | Mapping[str, object] | None = None,
     fonts: Sequence[Source] | None = None,
+    model: str | None = None,
 ) -> Inspection:
     """What the data are, what would be trained, and what is wrong with them. Raises DataError.
 
-    `columns` and `fonts` are those of `prepare`.
+    `columns`, `pages` and `fonts` are those of `prepare`. `model` (hub id, folder, tiny/...) adds what that model makes
+    of documents: the size at which it sees the letters, tokens, compression; raises ModelError.
     """
     from visiontune.data.inspect import inspect as inspect_data
 
-    return inspect_data(Path(source), limit=limit, columns=columns, fonts=_paths(fonts))
+    found = inspect_data(Path(source), limit=limit, columns=columns, pages=pages, fonts=_paths(fonts))
+    if model is None:
+        return found
+    from visiontune.training.reading import read_by
+
+    return read_by(model, found)
 
 
 def prepare(
-    source: Source,
+    source: Source | Sequence[Source],
     out: Source,
     *,
     seed: int = 0,
@@ -49,23 +57,52 @@ def prepare(
     strict: bool = False,
     workers: int | None = None,
     columns: Mapping[str, str] | None = None,
-    pages: PageSpec | None = None,
+    pages: PageSpec | Mapping[str, object] | None = None,
     fonts: Sequence[Source] | None = None,
+    max_pages: int | None = None,
+    ratio: float | None = None,
+    model: str | None = None,
 ) -> Dataset:
     """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row.
 
-    The source is a folder of images, a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
-    (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first. `columns` names the table's
-    columns where their names do not say what they are: {"document": "body", "answer": "tldr"}. Documents are shown as
-    `pages` says, in `fonts`, in order of fallback.
+    A source is a folder of images, a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
+    (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first; several of one kind make one dataset, and
+    the ids of rows then start with their source's name. `columns` names the tables' columns where their names do not
+    say what they are: {"document": "body", "answer": "tldr"}.
+
+    Documents are shown as `pages` says (a spec, or some of its fields: {"font_size": 24}), in `fonts`, in order of
+    fallback. With `ratio`, the font size is the one at which they take so many times fewer vision tokens of `model`
+    than text tokens. Documents of more than `max_pages` are left out, or cut to a window around the answer to a
+    question about them.
     """
     from visiontune.data.corpora import known_corpus, open_corpus
     from visiontune.data.prepare import prepare as prepare_data
+    from visiontune.data.sources import Source as Named
 
+    fit = None
+    if ratio is not None or model is not None:
+        if ratio is None or model is None:
+            raise DataError(
+                "Pages are fitted to a ratio for a model: one is given without the other.", fix="--ratio 8 --model NAME"
+            )
+        if isinstance(pages, Mapping) and "font_size" in pages:
+            raise DataError("A ratio decides the font size, and one is given.", fix="give one of the two")
+        from visiontune.training.reading import fitted
+
+        fit = fitted(model, ratio)
+    given = [source] if isinstance(source, str | Path) else list(source)
+    corpora = [None if Path(one).exists() else known_corpus(str(one)) for one in given]
+    for one, corpus in zip(given, corpora, strict=True):
+        if corpus is None and not Path(one).exists():
+            fix = "check the path; `visiontune prepare --list` names the known corpora"
+            raise DataError("there is no such folder, file or known corpus", where=str(one), fix=fix)
+    fetched = Path(out).with_name(f"{Path(out).name}.corpora")
+    sources = [
+        Named(Path(one), columns) if corpus is None else Named(open_corpus(corpus, fetched, limit=limit), None, corpus)
+        for one, corpus in zip(given, corpora, strict=True)
+    ]
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
-    if not Path(source).exists() and (corpus := known_corpus(str(source))) is not None:
-        source = open_corpus(corpus, Path(out).with_name(f"{Path(out).name}.corpora"), limit=limit)
-    return prepare_data(Path(source), Path(out), columns=columns, pages=pages, fonts=_paths(fonts), **options)
+    return prepare_data(sources, Path(out), pages=pages, fonts=_paths(fonts), max_pages=max_pages, fit=fit, **options)
 
 
 def _paths(sources: Sequence[Source] | None) -> list[Path] | None:
@@ -77,6 +114,7 @@ def train(
     model: str,
     out: Source,
     weights: Sequence[float] | None = None,
+    preset: str | None = None,
     recipe: Source | None = None,
     epochs: float | None = None,
     limit: int | None = None,
@@ -85,13 +123,14 @@ def train(
 ) -> Run:
     """Train on one or several datasets (folders that are not prepared yet are prepared inside `out`).
 
-    The recipe is derived from data, model and machine; `recipe` (a YAML file, whole or partial) and then `overrides`
-    (`{"lora.rank": 8}`) change its fields. `device_profile` names the device that the model is for ("android-256"):
-    training then sees the very pixels and prompts that the device will. Raises VisiontuneError.
+    The recipe is derived from data, model and machine; `preset` (quick, standard, quality, low-memory), `recipe` (a
+    YAML file, whole or partial) and `overrides` (`{"lora.rank": 8}`) change its fields, in this order. `device_profile`
+    names the device that the model is for ("android-256"): training then sees the very pixels and prompts that the
+    device will. Raises VisiontuneError.
     """
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
-    from visiontune.recipe import check_names, fragment_names, read_fragment
+    from visiontune.recipe import check_names, fragment_names, read_fragment, read_preset
     from visiontune.run import Run
     from visiontune.training.loop import train_run
     from visiontune.training.plan import derive, plan_run, refuse_taken
@@ -100,6 +139,7 @@ def train(
     run = Run(out)
     changes = dict(overrides or {})
     fragment = read_fragment(Path(recipe)) if recipe is not None else {}
+    first, usual_epochs = read_preset(preset) if preset is not None else ({}, None)
     device: Device | None = changes.get("machine.device", fragment.get("machine", {}).get("device"))
     machine = hardware(device)
     ranks = Ranks(machine.device)
@@ -120,9 +160,10 @@ def train(
                 f"{len(datasets)} datasets need as many weights; there are {len(shares)}.", where="--weights"
             )
         planned = derive(
-            datasets, shares, model, machine, ranks=ranks.count, limit=limit, epochs=epochs, profile=device_profile
-        )
-        planned = planned.overlaid(fragment).changed(changes)
+            datasets, shares, model, machine, ranks=ranks.count, limit=limit, profile=device_profile,
+            epochs=usual_epochs if epochs is None else epochs,
+        )  # fmt: skip
+        planned = planned.overlaid(first).overlaid(fragment).changed(changes)
         plan_run(run, planned, datasets)
     ranks.wait()
     return _trained(train_run, run)
@@ -179,31 +220,50 @@ def evaluate(
     limit: int | None = None,
     step: int | None = None,
     device: Device | None = None,
+    ratios: Sequence[float] = (),
+    bertscore: str | None = None,
+    bertscore_layer: int | None = None,
 ) -> TextScores:
     """Answer a split with the best checkpoint (or that of `step`) and score the answers.
 
-    `require` holds conditions like "accuracy>=0.85"; raises RequirementError where one does not hold.
+    `require` holds conditions like "accuracy>=0.85"; raises RequirementError where one does not hold. At `ratios` of
+    text tokens to vision tokens documents are drawn and answered again (`training.ratios`). `bertscore` names an
+    encoder (hub id or folder) for BERTScore, by its last layer or `bertscore_layer`.
     """
+    from visiontune.metrics.bertscore import Embedder
     from visiontune.metrics.text import parse_requirements
     from visiontune.report import write_report
     from visiontune.run import Run
-    from visiontune.training.evaluate import evaluate_baselines, evaluate_split
+    from visiontune.training.evaluate import answered, evaluate_baselines, evaluate_split
     from visiontune.training.model import load_trained, open_datasets
     from visiontune.training.ranks import Ranks
+    from visiontune.training.ratios import MOST_DOCUMENTS, check_ratios, evaluate_ratios
 
     requirements = parse_requirements(require) if require else ()
     opened = Run.open(run)
     recipe = _on_device(opened, device)
+    check_ratios(ratios, recipe)
+    if bertscore is None and bertscore_layer is not None:
+        raise RecipeError("A layer is given, and no encoder.", where="--bertscore-layer", fix="--bertscore ENCODER")
     datasets = open_datasets(recipe)
     if sum(dataset.count(split) for dataset in datasets) == 0:
         raise DataError(f"Split '{split}' is empty.", where=str(run), fix="use another --split, or prepare more data")
     ranks = Ranks(recipe.machine.device)
+    embedder = None if bertscore is None else Embedder(bertscore, layer=bertscore_layer, device=ranks.device)
     adapter, step = load_trained(opened, recipe, ranks.device, step)
-    scores = evaluate_split(opened, adapter, datasets, split, recipe, ranks, step, limit=limit)
+    scores = evaluate_split(opened, adapter, datasets, split, recipe, ranks, step, limit=limit, embedder=embedder)
     if ranks.is_first and recipe.data.pages is not None:
-        for one in evaluate_baselines(opened, adapter, datasets, split, recipe, ranks.device):
+        for one in evaluate_baselines(opened, adapter, datasets, split, recipe, ranks.device, step, limit=limit):
             ahead = _shown(one.ahead)
             note(f"beside it, {one.name}: ROUGE-L {_shown(one.metrics['rougeL'])}, the model ahead by {ahead}")
+    if ranks.is_first and ratios:
+        known = answered(opened, datasets, split, limit=limit, most=MOST_DOCUMENTS)
+        points, unreachable = evaluate_ratios(opened, adapter, *known, split, ratios, recipe, ranks.device, step)
+        for point in points:
+            of = "own pages" if point.asked is None else f"{point.asked:g} asked for"
+            note(f"ratio {point.ratio:.1f} ({of}, {point.font_size} px): ROUGE-L {_shown(point.metrics['rougeL'])}")
+        for one in unreachable:
+            note(f"ratio {one.asked:g} is not reached: {one.reason}")
     if ranks.is_first:
         note(f"report: {write_report(opened)}")
     if failed := [f"{r} (found {scores.metric(r.metric).value})" for r in requirements if not r.holds(scores)]:

@@ -19,6 +19,11 @@ Limit = Annotated[int | None, Parameter(help="take N samples, for a first look")
 OnDevice = Annotated[Device | None, Parameter(help="compute here instead of on the run's own device")]
 AtStep = Annotated[int | None, Parameter(help="the checkpoint of this step instead of the best one")]
 Columns = Annotated[str | None, Parameter(help="columns of a table, as document=body,answer=tldr")]
+PageSize = Annotated[str | None, Parameter(help="pixels of a page for documents, as 1024x1024")]
+FontSize = Annotated[int | None, Parameter(help="pixels of the font for documents")]
+LineSpacing = Annotated[float | None, Parameter(help="distance of lines for documents, in font sizes")]
+MaxPages = Annotated[int | None, Parameter(help="leave longer documents out, or cut them around the answer")]
+Ratio = Annotated[float | None, Parameter(help="choose the font size for so many text tokens a vision token")]
 FontFiles = Annotated[list[Path] | None, Parameter(help="font for documents; several in order of fallback")]
 UsageError = 2
 
@@ -40,7 +45,17 @@ class Answer:
 
 
 @app.command
-def inspect(data: Path, *, limit: Limit = None, columns: Columns = None, font: FontFiles = None) -> Answer:
+def inspect(
+    data: Path,
+    *,
+    limit: Limit = None,
+    columns: Columns = None,
+    page: PageSize = None,
+    font_size: FontSize = None,
+    line_spacing: LineSpacing = None,
+    font: FontFiles = None,
+    model: Annotated[str | None, Parameter(help="tell what this model would make of documents")] = None,
+) -> Answer:
     """What the data are, what would be trained, what is wrong.
 
     Parameters
@@ -48,14 +63,65 @@ def inspect(data: Path, *, limit: Limit = None, columns: Columns = None, font: F
     data
         a folder of images, a table of long texts (JSONL, CSV, Parquet), or a prepared dataset
     """
-    found = visiontune.inspect(data, limit=limit, columns=_columns(columns), fonts=font).to_json()
+    pages = _pages(page, font_size, line_spacing)
+    options: dict[str, Any] = {"limit": limit, "columns": _columns(columns), "pages": pages, "fonts": font}
+    found = visiontune.inspect(data, model=model, **options).to_json()
     lines = [f"{found['samples']} samples; " + ", ".join(f"{split} {n}" for split, n in found["splits"].items())]
     for target, facts in found["targets"].items():
         labels = facts.get("labels")
         lines.append(f"target: {target}" + (f", {len(labels)} classes: {_counts(labels)}" if labels else ""))
+    lines += _document_lines(found["documents"])
     lines.append("trains: " + ("; ".join(f"{t['kind']} ({t['target']})" for t in found["trains"]) or "nothing yet"))
     lines += [f"{f['severity']}: {f['found']}\n  where: {f['where']}\n  fix:   {f['fix']}" for f in found["faults"]]
     return Answer(found, "\n".join([*lines, f"{len(found['faults'])} faults"]))
+
+
+def _document_lines(facts: dict[str, Any] | None) -> list[str]:
+    if facts is None:
+        return []
+    page, letters, missing = facts["page"], facts["x_height"], facts["missing_glyphs"]
+    resized = ", ".join(
+        f"{height:.1f} at {side}{' (illegible)' if int(side) in letters['illegible'] else ''}"
+        for side, height in letters["resized"].items()
+    )
+    lines = [
+        f"documents: {_range(facts['characters'])} characters, {_range(facts['pages'])} pages each",
+        f"pages: {facts['total_pages']:,} of {page['width']} x {page['height']} px, font size {page['font_size']} px, "
+        f"{facts['characters_a_page']:,.0f} characters on each",
+        f"scripts: {_counts(facts['scripts'])}; {missing:,} characters without a glyph",
+        f"x-height: {letters['drawn']:.1f} px as drawn" + (f"; resized: {resized}" if resized else ""),
+    ]
+    if (model := facts["model"]) is not None:
+        lines.append(
+            f"{model['model']}: pages of {model['side']} px, {model['page_tokens']} vision tokens each, x-height "
+            f"{model['x_height']:.1f} px, {model['characters_a_token']:.1f} characters a vision token"
+        )
+        lines.append(
+            f"{model['text_tokens']:,} text tokens / {model['vision_tokens']:,} vision tokens = "
+            f"{model['ratio']:.1f} (of {model['sampled']} documents)"
+            if model["ratio"] is not None
+            else "text tokens are not known: a tiny model has no tokenizer before it is built"
+        )
+    return lines
+
+
+def _range(values: dict[str, float]) -> str:
+    return f"{values['min']:,} to {values['max']:,} (median {values['median']:,.10g})"
+
+
+def _pages(page: str | None, font_size: int | None, line_spacing: float | None) -> dict[str, Any] | None:
+    """The fields of a page spec that were given, None where none was."""
+    fields: dict[str, Any] = {}
+    if page is not None:
+        width, by, height = page.lower().partition("x")
+        if not (by and width.strip().isdecimal() and height.strip().isdecimal()):
+            raise RecipeError(f"'{page}' is no size of a page.", where="--page", fix="--page 1024x1024")
+        fields |= {"width": int(width), "height": int(height)}
+    if font_size is not None:
+        fields["font_size"] = font_size
+    if line_spacing is not None:
+        fields["line_spacing"] = line_spacing
+    return fields or None
 
 
 def _columns(text: str | None) -> dict[str, str] | None:
@@ -76,15 +142,21 @@ def _counts(labels: dict[str, int], most: int = 20) -> str:
 
 @app.command
 def prepare(
-    data: Path,
-    *,
-    out: Path,
+    *data: Path,
+    out: Path | None = None,
+    listed: Annotated[bool, Parameter(name="--list", negative="", help="show the known corpora instead")] = False,
     seed: int = 0,
     limit: Limit = None,
     strict: bool = False,
     workers: int | None = None,
     columns: Columns = None,
+    page: PageSize = None,
+    font_size: FontSize = None,
+    line_spacing: LineSpacing = None,
     font: FontFiles = None,
+    max_pages: MaxPages = None,
+    ratio: Ratio = None,
+    model: Annotated[str | None, Parameter(help="the model that --ratio is for: hub id or folder")] = None,
 ) -> Answer:
     """One clean dataset on disk: split, hashed, with what was left out and why.
 
@@ -92,7 +164,7 @@ def prepare(
     ----------
     data
         a folder of images, a table of long texts (JSONL, CSV, Parquet; a file or a folder of them), or the name of a
-        known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection)
+        known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of them
     out
         folder of the dataset; an earlier one there is extended, its rows keep their split
     seed
@@ -102,12 +174,32 @@ def prepare(
     workers
         processes; as many as cores where not given
     """
+    if listed:
+        return _corpora()
+    if not data or out is None:
+        raise CycloptsError(msg="`prepare` needs data and --out FOLDER, or --list.")
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
-    dataset = visiontune.prepare(data, out, columns=_columns(columns), fonts=font, **options)
+    pages = _pages(page, font_size, line_spacing)
+    options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
+    dataset = visiontune.prepare(data, out, columns=_columns(columns), **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
-    text = f"{len(dataset)} samples ({splits}), {len(dataset.info.left_out)} left out: {dataset.path}"
+    cut = f", {dataset.info.windows} cut to a window" if dataset.info.windows else ""
+    text = f"{len(dataset)} samples ({splits}){cut}, {len(dataset.info.left_out)} left out: {dataset.path}"
     return Answer({"path": str(dataset.path), **info}, text)
+
+
+def _corpora() -> Answer:
+    from visiontune.data.corpora import CORPORA
+
+    value = [{"name": name, **corpus.to_json()} for name, corpus in CORPORA.items()]
+    wide = max(len(name) for name in CORPORA)
+    lines = [
+        f"{one['name']:{wide}}  {one['hub']} {one['config'] or '-'}, {one['language']}; "
+        f"{', '.join(f'{role}: {place}' for role, place in one['columns'].items())}; {one['licence']}"
+        for one in value
+    ]
+    return Answer({"corpora": value}, "\n".join(lines))
 
 
 @app.command
@@ -119,6 +211,7 @@ def train(
     recipe: Annotated[
         Path | None, Parameter(help="YAML file, whole or partial, that changes the derived recipe")
     ] = None,
+    preset: Annotated[str | None, Parameter(help="quick, standard, quality or low-memory")] = None,
     epochs: Annotated[float | None, Parameter(help="how often each sample is seen; sets schedule.steps")] = None,
     limit: Limit = None,
     seed: Annotated[int | None, Parameter(help="seed of order, new weights and dropout")] = None,
@@ -140,7 +233,7 @@ def train(
     out
         the new run folder
     """
-    shares = None if weights is None else _shares(weights)
+    shares = None if weights is None else _numbers(weights, "--weights")
     overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
     return _run_answer(
         visiontune.train(
@@ -148,6 +241,7 @@ def train(
             model=model,
             out=out,
             weights=shares,
+            preset=preset,
             recipe=recipe,
             epochs=epochs,
             limit=limit,
@@ -157,11 +251,11 @@ def train(
     )
 
 
-def _shares(text: str) -> list[float]:
+def _numbers(text: str, option: str) -> list[float]:
     try:
-        return [float(share) for share in text.split(",")]
+        return [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise RecipeError(f"'{text}' is no list of numbers.", where="--weights", fix="--weights 2,1") from error
+        raise RecipeError(f"'{text}' is no list of numbers.", where=option, fix=f"{option} 2,1") from error
 
 
 @app.command
@@ -204,10 +298,20 @@ def evaluate(
     limit: Limit = None,
     step: AtStep = None,
     device: OnDevice = None,
+    ratios: Annotated[
+        str | None, Parameter(help="draw the documents at these ratios of text tokens to vision tokens too, as 2,5,10")
+    ] = None,
+    bertscore: Annotated[str | None, Parameter(help="an encoder (hub id or folder) for BERTScore")] = None,
+    bertscore_layer: Annotated[int | None, Parameter(help="its layer to compare; the last where not given")] = None,
 ) -> Answer:
     """Answer a split with the trained model and score the answers."""
-    scores = visiontune.evaluate(run, split=split, require=require or (), limit=limit, step=step, device=device)
+    options: dict[str, Any] = {"split": split, "limit": limit, "step": step, "device": device}
+    asked = [] if ratios is None else _numbers(ratios, "--ratios")
+    options |= {"bertscore": bertscore, "bertscore_layer": bertscore_layer}
+    scores = visiontune.evaluate(run, require=require or (), ratios=asked, **options)
     value = {"run": str(run), "split": split, **scores.to_json()}
+    if asked:
+        value["ratios"] = json.loads((run / "evaluations" / split / "ratios.json").read_text(encoding="utf-8"))
     return Answer(value, "\n".join([f"{run}:", *_metric_lines(split, value["metrics"])]))
 
 
@@ -298,17 +402,25 @@ def verify(
 
 
 @app.command
-def demo(*, out: Path = Path("demo")) -> Answer:
-    """Train a tiny model on real scanned digits, and show what it proves. Needs the extra [demo].
+def demo(name: Literal["digits", "pages"] = "digits", *, out: Path | None = None) -> Answer:
+    """Train a tiny model, and show what it proves.
 
     Parameters
     ----------
+    name
+        digits: real scanned digits, up to the file that a phone runs (needs the extra [demo]); pages: a small
+        DeepSeek-OCR learns to read words that it was never shown
     out
-        folder for the pictures, the dataset and the run; what stands there is used again
+        folder for the data, the dataset and the run, by default `demo` or `demo-pages`; what stands there is used again
     """
-    from visiontune.demo import digits
+    if name == "pages":
+        from visiontune.demo_pages import pages
 
-    value, text = digits(out)
+        value, text = pages(out or Path("demo-pages"))
+    else:
+        from visiontune.demo import digits
+
+        value, text = digits(out or Path("demo"))
     return Answer(value, text)
 
 

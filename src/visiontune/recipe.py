@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from visiontune.contract import DeviceContract
 from visiontune.data.pages import PageSpec
+from visiontune.data.pages.legibility import LEGIBLE_X_HEIGHT
 from visiontune.errors import RecipeError
 from visiontune.files import write_text
 
@@ -58,6 +59,13 @@ class Data(Section):
     augment: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="strength of shifts, turns and scaling of training images, 0 to 1; never mirrored"
     )
+    augmented_views: Count | None = Field(
+        default=None, description="augment each sample in so many ways, in turn; none: anew in each epoch"
+    )
+    least_x_height: Annotated[float, Field(ge=0)] = Field(
+        default=LEGIBLE_X_HEIGHT,
+        description="pixels; pages whose letters are lower after the model's resize are refused",
+    )
     max_tokens: Count = Field(
         description="longest sequence; longer answers are shortened and counted, images never cut"
     )
@@ -67,6 +75,23 @@ class Data(Section):
         if len({use.weight is None for use in self.datasets}) > 1:
             raise ValueError("give every dataset a weight, or none of them")
         return self
+
+
+class FeatureCache(Section):
+    """What a frozen vision encoder makes of the images: computed once, or anew in each epoch; the result is one."""
+
+    cache: Literal["auto", "always", "never"] = Field(
+        default="auto", description="keep the features on disk; auto: where arithmetic says that it pays"
+    )
+    folder: str | None = Field(default=None, description="folder that runs share; none: in the run, until it is done")
+
+
+class MoeDropout(Section):
+    """Dropout for mixtures of experts, in each layer that has them; what stays is scaled up."""
+
+    experts: Share = Field(default=0.0, description="chance of each expert to be left out of a forward")
+    gates: Share = Field(default=0.0, description="chance of each token's share in one of its experts to be left out")
+    keep_experts: Count = Field(default=1, description="so many experts of a layer stay at least")
 
 
 class Lora(Section):
@@ -143,6 +168,10 @@ class Machine(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(description="precision of forward, backward and frozen weights")
     workers: Annotated[int, Field(ge=0)] = Field(description="processes that read and decode ahead")
     threads: Count = Field(description="CPU threads of each training process")
+    recompute: bool = Field(
+        default=False,
+        description="compute each layer again for its backward instead of keeping it: less memory, slower",
+    )
 
 
 class Recipe(Section):
@@ -152,8 +181,10 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of order, new weights and dropout")
     model: ModelChoice
     data: Data
+    features: FeatureCache = FeatureCache()
     parts: dict[str, PartState] = Field(description="what happens to each part of the model")
     lora: Lora
+    moe_dropout: MoeDropout = MoeDropout()
     optimizer: Optimizer
     schedule: Schedule
     batch: Batch
@@ -311,6 +342,19 @@ def read_fragment(path: Path) -> dict[str, Any]:
             fix="upgrade visiontune, or train again with this one",
         )
     return values
+
+
+def presets() -> dict[str, Path]:
+    """The presets that travel with this package: fragments of a recipe, and with `epochs` how long to train."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+
+
+def read_preset(name: str) -> tuple[dict[str, Any], float | None]:
+    """The fragment and the epochs (None: as derived) of a preset; raises RecipeError for an unknown one."""
+    if name not in presets():
+        raise RecipeError(f"There is no preset '{name}'.", where="--preset", fix=f"presets: {', '.join(presets())}")
+    fragment = read_fragment(presets()[name])
+    return fragment, fragment.pop("epochs", None)
 
 
 def load(path: Path) -> Recipe:

@@ -12,12 +12,14 @@ from markupsafe import Markup
 from visiontune.charts import Line, line_chart, smoothed, stacked_bar
 from visiontune.data.sample import Prediction
 from visiontune.files import write_text
+from visiontune.metrics.rouge import rouge
 from visiontune.page import NAMES, fill
 from visiontune.pictures import SHOWN_PIXELS, Pictures
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 
 MISTAKES_SHOWN, CORRECT_SHOWN = 16, 8
+FAR_SHOWN, NEAR_SHOWN, RANKED = 8, 4, 256  # free text: answers shown, of so many that are compared with their truth
 SUPERVISED_SHOWN = 6
 MATRIX_CLASSES = 20
 CONFUSIONS_SHOWN = 10
@@ -51,6 +53,9 @@ def write_report(run: Run) -> Path:
         "verdict": Counter(receipt["status"] for receipt in receipts),
         "headline": _headline(recipe, run.best, evaluations, checks),
         "evaluations": evaluations,
+        "metric_names": list(dict.fromkeys(name for value in evaluations.values() for name in value["metrics"])),
+        "baselines": _of_first_split(run, "baselines.json"),
+        "ratios": _ratios(run),
         "calibration": run.read_json("calibration.json"),
         "exports": _exports(run),
         "curves": _curves(recipe, run.best, steps, checks),
@@ -58,6 +63,7 @@ def write_report(run: Run) -> Path:
         "parts": run.read_json("parts.json") or [],
         "supervised": [(example, pictures.of_example(example)) for example in examples[:SUPERVISED_SHOWN]],
         "predictions": _predictions(run, evaluations, pictures),
+        "written": _written(run, evaluations, pictures),
         "confusion": _confusion(evaluations),
         "classes": _classes(evaluations),
         "recipe_lines": [] if recipe is None else list(_recipe_lines(recipe)),
@@ -77,6 +83,37 @@ def _evaluations(run: Run) -> dict[str, Entry]:
     """evaluations/SPLIT/metrics.json of each split, the test split first."""
     found = {split: run.read_json(f"evaluations/{split}/metrics.json") for split in SPLIT_ORDER}
     return {split: value for split, value in found.items() if value is not None}
+
+
+def _of_first_split(run: Run, name: str) -> Entry | None:
+    """evaluations/SPLIT/NAME of the first split that has one, the test split first, with its split."""
+    for split in SPLIT_ORDER:
+        if (value := run.read_json(f"evaluations/{split}/{name}")) is not None:
+            return {"split": split, **value}
+    return None
+
+
+def _ratios(run: Run) -> Entry | None:
+    """The curve of ROUGE-L over compression, with those of the baselines, and what it is drawn from."""
+    found = _of_first_split(run, "ratios.json")
+    if found is None:
+        return None
+    points = found["points"]
+    x = [point["ratio"] for point in points]
+    value, low, high = ([point["metrics"]["rougeL"][end] for point in points] for end in ("value", "low", "high"))
+    beside = {
+        one["name"]: [point["baselines"][b]["metrics"]["rougeL"]["value"] for point in points]
+        for b, one in enumerate(points[0]["baselines"])
+    }
+    lines = [Line(x, y, f"beside-{b}", points=True) for b, y in enumerate(beside.values())]
+    said = ", ".join(f"{y:.3f} at {ratio:.1f}" for ratio, y in zip(x, value, strict=True))
+    chart = line_chart(
+        [*lines, Line(x, value, "main", low, high, points=True)],
+        name=f"ROUGE-L by compression: {said}",
+        x_label="text tokens / vision tokens",
+        from_zero=True,
+    )
+    return {**found, "chart": Markup(chart), "beside": list(beside)}
 
 
 def _exports(run: Run) -> list[Entry]:
@@ -189,27 +226,57 @@ def _step_time(steps: list[Entry]) -> Entry | None:
 
 def _predictions(run: Run, evaluations: dict[str, Entry], pictures: Pictures) -> Entry | None:
     """The most confident mistakes and some right answers of the headline's split, with their images."""
+    split, known = _with_truth(run, evaluations)
+    if not known or evaluations[split]["classes"] is None:
+        return None
+    right = [entry for entry in known if _is_right(entry[0])]
+    mistakes = [entry for entry in known if not _is_right(entry[0])]
+    mistakes.sort(key=lambda entry: -entry[0].scores.get("confidence", 0.0))
+    some = right[:: max(1, len(right) // CORRECT_SHOWN)][:CORRECT_SHOWN]
+    return {
+        "split": split,
+        "mistakes": [(p, pictures.of_prediction(p, split, at)) for p, at in mistakes[:MISTAKES_SHOWN]],
+        "right": [(p, pictures.of_prediction(p, split, at)) for p, at in some],
+        "mistakes_count": len(mistakes),
+        "right_count": len(right),
+    }
+
+
+def _written(run: Run, evaluations: dict[str, Entry], pictures: Pictures) -> Entry | None:
+    """Free text of the headline's split beside its truth: the answers least like it and most like it, by ROUGE-L."""
+    split, known = _with_truth(run, evaluations)
+    if not known or evaluations[split]["classes"] is not None:
+        return None
+    scored = [(_likeness(prediction), prediction, at) for prediction, at in known[:RANKED]]
+    scored.sort(key=lambda entry: entry[0])
+    far, near = scored[:FAR_SHOWN], scored[FAR_SHOWN:][-NEAR_SHOWN:][::-1]
+    return {
+        "split": split,
+        "far": [(p, pictures.of_prediction(p, split, at), like) for like, p, at in far],
+        "near": [(p, pictures.of_prediction(p, split, at), like) for like, p, at in near],
+        "ranked": len(scored),
+        "count": len(known),
+    }
+
+
+def _with_truth(run: Run, evaluations: dict[str, Entry]) -> tuple[str, list[tuple[Prediction, int]]]:
+    """The headline's split, and its predictions whose truth is known, each with its line."""
     for split in evaluations:
         path = run.path / "evaluations" / split / "predictions.jsonl"
-        if not path.is_file():
-            continue
-        mistakes: list[tuple[Prediction, int]] = []
-        right: list[tuple[Prediction, int]] = []
-        for position, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n")):
-            prediction = Prediction.from_json(json.loads(line))
-            if prediction.truth is not None:
-                same = prediction.truth.answer.strip() == prediction.target.answer.strip()
-                (right if same else mistakes).append((prediction, position))
-        mistakes.sort(key=lambda entry: -entry[0].scores.get("confidence", 0.0))
-        some = right[:: max(1, len(right) // CORRECT_SHOWN)][:CORRECT_SHOWN]
-        return {
-            "split": split,
-            "mistakes": [(p, pictures.of_prediction(p, split, at)) for p, at in mistakes[:MISTAKES_SHOWN]],
-            "right": [(p, pictures.of_prediction(p, split, at)) for p, at in some],
-            "mistakes_count": len(mistakes),
-            "right_count": len(right),
-        }
-    return None
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            made = (Prediction.from_json(json.loads(line)) for line in lines)
+            return split, [(prediction, at) for at, prediction in enumerate(made) if prediction.truth is not None]
+    return "", []
+
+
+def _is_right(prediction: Prediction) -> bool:
+    return prediction.truth is not None and prediction.truth.answer.strip() == prediction.target.answer.strip()
+
+
+def _likeness(prediction: Prediction) -> float:
+    """ROUGE-L of a prediction whose truth is known."""
+    return rouge(prediction.truth.answer if prediction.truth else "", prediction.target.answer)["rougeL"]
 
 
 def _confusion(evaluations: dict[str, Entry]) -> Entry | None:

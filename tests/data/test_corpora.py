@@ -100,6 +100,18 @@ def test_every_corpus_has_a_test_of_its_form():
     assert all(corpus.licence and set(corpus.splits) <= set(SPLITS) for corpus in CORPORA.values())
 
 
+def test_the_list_says_where_each_corpus_lies_what_it_holds_and_its_licence():
+    french = CORPORA["mlsum-fr"].to_json()
+    assert (french["hub"], french["config"], french["language"]) == ("reciTAL/mlsum", "fr", "French")
+    assert french["columns"] == {"document": "text", "answer": "summary"}
+    for corpus in CORPORA.values():
+        said = corpus.to_json()
+        assert all(isinstance(column, str) and column for column in said["columns"].values())
+        assert said["licence"] and said["language"]
+    assert CORPORA["squad-fr"].to_json()["columns"]["prompt"] == "question"
+    assert CORPORA["xlsum-scottish_gaelic"].to_json()["language"] == "Scottish Gaelic"
+
+
 def test_splits_stay_and_a_limit_takes_the_first_rows(tmp_path):
     make = SCHEMAS["xsum"][0]
     files = {

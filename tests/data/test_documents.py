@@ -224,9 +224,44 @@ def test_a_page_spec_with_other_fonts_than_those_given_is_refused(write, tmp_pat
         prepare(chinese, tmp_path / "out4", fonts=[tmp_path / "none.ttf"])
 
 
-def test_pages_and_fonts_are_not_for_images(classes, tmp_path):
+@pytest.mark.parametrize("options", [{"fonts": [DEFAULT_FONT]}, {"pages": {"width": 512}}, {"max_pages": 2}])
+def test_pages_and_fonts_are_not_for_images(classes, tmp_path, options):
+    source = classes({"cat": 3})
     with pytest.raises(DataError, match="these are images"):
-        prepare(classes({"cat": 3}), tmp_path / "out", fonts=[DEFAULT_FONT])
+        prepare(source, tmp_path / "out", **options)
+    if "max_pages" not in options:
+        with pytest.raises(DataError, match="these are images"):
+            inspect(source, **options)
+
+
+def test_fields_of_a_page_spec_change_the_default_and_then_the_datasets_own(write, tmp_path):
+    source = write([row(i) for i in range(5)])
+    spec = prepare(source, tmp_path / "out", pages={"font_size": 30, "line_spacing": 1.5}).info.pages
+    assert spec == PageSpec(fonts=load_fonts().refs, font_size=30, line_spacing=1.5)
+    wider = prepare(source, tmp_path / "out", pages={"width": 1200}).info.pages
+    assert wider == spec.model_copy(update={"width": 1200})
+    assert prepare(source, tmp_path / "out").info.pages == wider
+    for fields, said in (({"widht": 3}, "width"), ({"width": 20}, "width = 20"), ({"font_size": 500}, "smaller font")):
+        with pytest.raises(DataError, match="cannot be laid out") as caught:
+            prepare(source, tmp_path / "out", pages=fields)
+        assert said in str(caught.value)
+
+
+def test_letters_that_run_together_as_drawn_are_said_with_the_size_that_helps(write, tmp_path):
+    source = write([row(i) for i in range(5)])
+    dataset = prepare(source, tmp_path / "out", pages={"font_size": 8})
+    (fault,) = dataset.info.faults
+    assert (fault.code, fault.severity) == ("illegible-pages", "warning") and "--font-size 11" in fault.fix
+    assert inspect(tmp_path / "out").faults == inspect(source, pages={"font_size": 8}).faults == [fault]
+    assert inspect(source, pages={"font_size": 11}).faults == []
+
+
+def test_a_prepared_dataset_is_inspected_on_its_own_pages(write, tmp_path):
+    prepare(write([row(i) for i in range(5)]), tmp_path / "out", pages={"font_size": 30})
+    assert inspect(tmp_path / "out").to_json()["documents"]["page"]["font_size"] == 30
+    for options in ({"pages": {"width": 512}}, {"fonts": [DEFAULT_FONT]}, {"columns": {"document": "text"}}):
+        with pytest.raises(DataError, match="has its own pages"):
+            inspect(tmp_path / "out", **options)
 
 
 # Duplicates.
@@ -360,7 +395,7 @@ def test_what_was_laid_out_before_an_interruption_is_not_laid_out_again(write, t
 
     monkeypatch.setattr("visiontune.data.documents.lay_out", counted)
     with monkeypatch.context() as patch:
-        patch.setattr("visiontune.data.prepare.write_shard", interrupted)
+        patch.setattr("visiontune.data.shards.write_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(write(rows), tmp_path / "out")
     assert len(laid_out) == 20
@@ -377,7 +412,7 @@ def test_pages_counted_for_another_spec_before_an_interruption_are_not_taken(wri
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("visiontune.data.prepare.write_shard", interrupted)
+        patch.setattr("visiontune.data.shards.write_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "out")
     prepare(source, tmp_path / "expected", pages=small)
@@ -415,6 +450,14 @@ def test_the_json_form_of_an_inspection(write, tmp_path, question, kind):
         "scripts": {"Latin": 1200},
         "characters_a_page": 300.0,
         "compression": {"min": 10.0, "median": 30.0, "max": 50.0},
+        "page": {"width": 1024, "height": 1024, "font_size": 20},
+        "x_height": {
+            "drawn": 10.94,
+            "resized": {"512": 5.47, "640": 6.84, "768": 8.2, "1024": 10.94},
+            "illegible": [512],
+            "limit": 6.0,
+        },
+        "model": None,
     }
     assert found["targets"]["text"]["answer_characters"] == {"min": 10, "median": 10.0, "max": 10}
     prepare(source, tmp_path / "out")

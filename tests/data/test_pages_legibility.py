@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from visiontune.data.pages import Fonts, PageSpec, lay_out, legibility, load_fonts, render, solve
+from visiontune.data.pages import Fonts, PageSpec, lay_out, legibility, load_fonts, remedy, render, solve, x_heights
 from visiontune.errors import DataError
 
 TEXT = (Path(__file__).parent / "udhr/en.txt").read_text("utf-8")
@@ -67,3 +67,26 @@ def test_solve_refuses_letters_that_run_together_and_says_what_would_do() -> Non
 def test_solve_refuses_a_ratio_that_no_size_reaches() -> None:
     with pytest.raises(DataError, match="smallest size"):
         solve(["short text"], tokens, 273, 2, spec(), fonts(), 1024)
+
+
+def test_x_heights_are_told_of_the_sides_that_a_page_has() -> None:
+    assert list(x_heights(spec(), fonts())) == [512, 640, 768, 1024]
+    assert list(x_heights(spec(width=640, height=500), fonts())) == [512, 640]
+    assert x_heights(spec(), fonts())[512] == x_heights(spec(), fonts())[1024] / 2
+
+
+def test_a_small_page_is_not_more_legible_for_being_enlarged() -> None:
+    small = spec(width=256, height=256, font_size=8)
+    assert legibility(small, fonts(), 1024, TEXT).x_height == legibility(small, fonts(), 256, TEXT).x_height < 6
+
+
+@pytest.mark.parametrize(("size", "side"), [(20, 512), (12, 640), (8, 1024)])
+def test_the_remedy_is_the_least_that_makes_letters_legible(size: int, side: int) -> None:
+    said = remedy(spec(font_size=size), fonts(), side)
+    least = int(said.split("--font-size ")[1].split()[0])
+    assert legibility(spec(font_size=least), fonts(), side, TEXT).x_height >= 6
+    assert legibility(spec(font_size=least - 1), fonts(), side, TEXT).x_height < 6
+    assert ("--page" in said) == (size > 10)  # letters that are too low as drawn ask for a larger font
+    if "--page" in said:
+        width, height = map(int, said.split("--page ")[1].rstrip(")").split("x"))
+        assert legibility(spec(font_size=size, width=width, height=height), fonts(), side, TEXT).x_height >= 6

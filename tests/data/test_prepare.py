@@ -329,7 +329,7 @@ def test_what_was_looked_at_before_an_interruption_is_not_looked_at_again(classe
 
     monkeypatch.setattr("visiontune.data.scan.decode_with_facts", counted)
     with monkeypatch.context() as patch:
-        patch.setattr("visiontune.data.prepare.write_shard", full)
+        patch.setattr("visiontune.data.shards.write_shard", full)
         with pytest.raises(MachineError):
             prepare(source, tmp_path / "out")
     assert len(looked_at) == 40
@@ -345,7 +345,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(classes, tmp_path, monkeypatch
         (source / "cat/000.png").write_bytes(encode(picture(77)))
         return write_shard(path, rows)
 
-    monkeypatch.setattr("visiontune.data.prepare.write_shard", late)
+    monkeypatch.setattr("visiontune.data.shards.write_shard", late)
     with pytest.raises(DataError, match="changed while"):
         prepare(source, tmp_path / "out")
 

@@ -23,7 +23,7 @@ MIXED = {"parts.vision_encoder": "full", "parts.embeddings": "full", "lora.rank"
 def inputs_and_logits(run: Run, digits: Dataset) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     adapter, _ = load_trained(run, run.recipe, torch.device("cpu"))
     batch = adapter.encoder.collate([adapter.encoder.encode(digits.sample("test", i)) for i in range(4)])
-    inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
+    inputs = {name: tensor for name, tensor in batch.tensors.items() if name not in ("supervised", "views")}
     with torch.no_grad():
         return inputs, adapter.network(**inputs).logits  # pyright: ignore[reportCallIssue]
 

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from visiontune.metrics.intervals import Metric, class_metrics, proportion, widest_error_rate
+from visiontune.metrics.intervals import Metric, class_metrics, mean, proportion, ratio, widest_error_rate
 
 
 def test_the_same_counts_always_give_the_same_interval() -> None:
@@ -52,6 +52,48 @@ def test_the_interval_holds_the_true_rate_about_95_times_in_100() -> None:
         assert metric.low is not None and metric.high is not None
         held += metric.low <= 0.9 <= metric.high
     assert 0.91 <= held / 400 <= 0.99
+
+
+def test_the_interval_of_a_ratio_holds_the_true_one_about_95_times_in_100() -> None:
+    generator = np.random.default_rng(4)
+    held = 0
+    for _ in range(300):
+        wholes = generator.integers(20, 200, 80)
+        parts = generator.poisson(1.5 * wholes * generator.gamma(4, 1 / 4, 80))  # samples differ, and pass 1
+        metric = ratio(parts.tolist(), wholes.tolist())
+        assert metric.low is not None and metric.high is not None
+        held += metric.low <= 1.5 <= metric.high
+    assert 0.9 <= held / 300 <= 0.99
+
+
+def test_samples_of_unlike_lengths_and_one_ratio_have_a_narrow_interval() -> None:
+    generator = np.random.default_rng(8)
+    wholes = generator.integers(1, 1000, 50)
+    metric = ratio((2 * wholes + generator.integers(0, 2, 50)).tolist(), wholes.tolist())
+    assert metric.low is not None and metric.high is not None
+    assert 2 <= metric.low <= metric.high <= 2.01
+
+
+def test_the_interval_of_differences_reaches_below_zero() -> None:
+    differences = np.random.default_rng(6).uniform(-0.5, 0.4, 200)
+    metric = mean(differences.tolist(), bounds=(-1, 1))
+    resampled = np.random.default_rng(1).choice(differences, (4000, 200)).mean(axis=1)
+    assert metric.value == pytest.approx(differences.mean())
+    assert [metric.low, metric.high] == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.01)
+
+
+def test_values_that_never_vary_do_not_claim_certainty() -> None:
+    assert mean([1.0] * 10) == proportion(10, 10) and mean([0.0] * 10) == proportion(0, 10)
+    share = widest_error_rate(10)
+    assert mean([0.0] * 10, bounds=(-1, 1)) == Metric(0.0, -share, share, 10)
+    assert mean([0.25] * 10) == Metric(0.25, 0.25 - share * 0.25, 0.25 + share * 0.75, 10)
+    assert ratio([0] * 10, [5] * 10) == Metric(0.0, 0.0, share, 10)
+    assert ratio([20, 40], [1, 2]).low == pytest.approx(20 - widest_error_rate(2) * 20)
+
+
+def test_a_sample_without_a_whole_counts_its_part() -> None:
+    assert ratio([3, 2], [0, 10]).value == pytest.approx(0.5)
+    assert ratio([3, 2], [0, 0]) == Metric(None, None, None, 0)
 
 
 def test_no_error_in_a_few_samples_does_not_claim_certainty() -> None:

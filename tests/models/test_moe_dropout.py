@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.conftest import png
 from visiontune.data.sample import ImageFile, Images, Sample, Text
@@ -13,9 +14,9 @@ from visiontune.errors import RecipeError
 from visiontune.models.adapter import Batch
 from visiontune.models.deepseek_ocr import load
 from visiontune.models.load import build_tiny
-from visiontune.models.moe_dropout import MoeDropout, attach
+from visiontune.models.moe_dropout import attach
 from visiontune.models.parts import apply_states
-from visiontune.recipe import Data, Lora, PartState, Recipe
+from visiontune.recipe import Data, Lora, MoeDropout, PartState, Recipe
 
 
 @pytest.fixture(scope="module", params=["tiny/deepseek-ocr", "tiny/deepseek-ocr2"])
@@ -37,6 +38,12 @@ def batch(folder: Path, data: Data, digit_scans: tuple[np.ndarray, np.ndarray]) 
     return encoder.collate([encoder.encode(one) for one in samples])
 
 
+def dropping(folder: Path, data: Data, dropout: MoeDropout) -> Any:
+    adapter = load(str(folder), None, data)
+    attach(dropout, adapter.expert_layers)
+    return adapter
+
+
 def losses(adapter: Any, batch: Batch, seed: int = 0) -> torch.Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,18 +53,20 @@ def losses(adapter: Any, batch: Batch, seed: int = 0) -> torch.Tensor:
 def test_rates_of_zero_are_the_model_without_dropout_bit_for_bit_and_draw_nothing(
     folder: Path, data: Data, batch: Batch
 ) -> None:
-    without, zero = load(str(folder), None, data), load(str(folder), None, data, moe_dropout=MoeDropout())
+    without, zero = load(str(folder), None, data), dropping(folder, data, MoeDropout())
     without.network.train(), zero.network.train()
     state = torch.get_rng_state()
     assert torch.equal(without.losses(batch)["text"], zero.losses(batch)["text"])
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("dropout", [MoeDropout(experts=0.5), MoeDropout(gates=0.5), MoeDropout(0.3, 0.3)])
+@pytest.mark.parametrize(
+    "dropout", [MoeDropout(experts=0.5), MoeDropout(gates=0.5), MoeDropout(experts=0.3, gates=0.3)]
+)
 def test_dropout_follows_from_the_generator_and_evaluation_never_drops(
     folder: Path, data: Data, batch: Batch, dropout: MoeDropout
 ) -> None:
-    adapter = load(str(folder), None, data, moe_dropout=dropout)
+    adapter = dropping(folder, data, dropout)
     plain = load(str(folder), None, data)
     assert torch.equal(losses(adapter.network.eval() and adapter, batch), losses(plain, batch))
     adapter.network.train()
@@ -69,7 +78,7 @@ def test_dropout_follows_from_the_generator_and_evaluation_never_drops(
 
 
 def test_a_frozen_mixture_keeps_its_experts(folder: Path, data: Data, batch: Batch) -> None:
-    adapter = load(str(folder), None, data, moe_dropout=MoeDropout(experts=0.9))
+    adapter = dropping(folder, data, MoeDropout(experts=0.9))
     adapter.network.train()
     adapter.network.get_submodule("model.language_model.layers").eval()
     assert torch.equal(losses(adapter, batch, 1), losses(adapter, batch, 2))
@@ -78,7 +87,7 @@ def test_a_frozen_mixture_keeps_its_experts(folder: Path, data: Data, batch: Bat
 def test_a_dropped_expert_gets_no_gradient_and_adapters_on_experts_are_dropped_with_them(
     folder: Path, data: Data, batch: Batch
 ) -> None:
-    adapter = load(str(folder), None, data, moe_dropout=MoeDropout(experts=0.99))  # one of four stays
+    adapter = dropping(folder, data, MoeDropout(experts=0.99))  # one of four stays
     adapter.network.train()
     losses(adapter, batch).sum().backward()
     experts: Any = adapter.network.get_submodule("model.language_model.layers.1.mlp.experts")
@@ -106,7 +115,7 @@ class Echo(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "dropout", [MoeDropout(experts=0.4, keep_experts=3), MoeDropout(gates=0.4), MoeDropout(0.7, 0.2)]
+    "dropout", [MoeDropout(experts=0.4, keep_experts=3), MoeDropout(gates=0.4), MoeDropout(experts=0.7, gates=0.2)]
 )
 def test_the_mean_of_many_draws_is_the_gate_without_dropout(dropout: MoeDropout) -> None:
     layer = Echo()
@@ -135,7 +144,9 @@ def test_as_many_experts_as_asked_stay() -> None:
 
 def test_rates_and_counts_that_make_no_sense_are_refused() -> None:
     for wrong in ({"experts": 1.0}, {"gates": -0.1}, {"keep_experts": 0}):
-        with pytest.raises(RecipeError, match="no dropout like"):
+        with pytest.raises(ValidationError):
             MoeDropout(**wrong)
     with pytest.raises(RecipeError, match="a layer has 8"):
         attach(MoeDropout(experts=0.1, keep_experts=9), [Echo()])
+    with pytest.raises(RecipeError, match="no experts"):
+        attach(MoeDropout(gates=0.1), [])

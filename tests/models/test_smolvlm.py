@@ -70,7 +70,7 @@ def test_loss_equals_that_of_plain_transformers(adapter: Any, some: list[Sample]
     batch = adapter.encoder.collate([adapter.encoder.encode(one) for one in some])
     ours = adapter.losses(batch)["text"].sum() / batch.weights["text"]
     labels = batch.tensors["input_ids"].masked_fill(~batch.tensors["supervised"], -100)
-    inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
+    inputs = {name: tensor for name, tensor in batch.tensors.items() if name not in ("supervised", "views")}
     theirs = adapter.network(**inputs, labels=labels).loss
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
 
@@ -90,7 +90,7 @@ def test_greedy_answers_equal_those_of_plain_transformers_alone_or_in_a_batch(ad
     processor = adapter.encoder.processor
     for one, text in zip(encoded, texts, strict=False):
         batch = adapter.encoder.collate([one], pad_left=True)
-        inputs = {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
+        inputs = {name: tensor for name, tensor in batch.tensors.items() if name not in ("supervised", "views")}
         out = adapter.network.generate(**inputs, max_new_tokens=6, do_sample=False)
         plain = processor.batch_decode(out[:, len(one.input_ids) :], skip_special_tokens=True)[0].strip()
         assert text == plain

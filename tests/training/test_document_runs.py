@@ -1,11 +1,13 @@
 """Documents seen as pages: trained, evaluated beside what they must beat, and answered about."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import visiontune
 from tests.conftest import QUICK
@@ -22,6 +24,7 @@ from visiontune.training.loop import train_run
 from visiontune.training.model import load_base
 from visiontune.training.plan import derive, plan_run
 
+UDHR = Path(__file__).parents[1] / "data/udhr"
 WORDS = ("river", "stone", "garden", "engine", "letter", "winter", "silver", "market")
 
 
@@ -158,9 +161,16 @@ def test_each_baseline_asks_about_what_its_name_says(
 
     from visiontune.data.sample import Prediction, Sample, Text
     from visiontune.training import baselines
+    from visiontune.training.answers import Reply
 
     asked: list[Sample] = []
-    monkeypatch.setattr(baselines, "_answer", lambda adapter, sample, *_: asked.append(sample) or "x")
+
+    def replies(adapter: Any, encoder: Any, samples: Iterable[Sample], *_: Any) -> list[Reply]:
+        made = list(samples)
+        asked.extend(made)
+        return [Reply("x")] * len(made)
+
+    monkeypatch.setattr(baselines, "replies", replies)
     samples = [documents.sample("test", i) for i in range(3)]
     own = [Prediction(s.id, (s.id,), Text("x"), {}, s.target) for s in samples]
     baselines.compare(
@@ -171,3 +181,46 @@ def test_each_baseline_asks_about_what_its_name_says(
     assert shown[:3] == [" "] * 3 and shown[3:6] == [texts[1], texts[2], texts[0]]
     assert shown[6:9] == [f"{text}\n\nSummarise this document." for text in texts]
     assert all(len(cut or "") <= len(whole or "") for cut, whole in zip(shown[9:], shown[6:9], strict=True))
+
+
+def test_documents_can_be_learned_by_heart_and_a_blank_page_cannot(tmp_path: Path) -> None:
+    """Seven paragraphs of English, each with its French as what is to be written: nothing to copy, all to remember."""
+    from visiontune.metrics.text import score_texts
+    from visiontune.training.baselines import BLANK, EXCHANGED, compare
+    from visiontune.training.evaluate import predict_split
+    from visiontune.training.model import load_trained
+    from visiontune.training.ranks import Ranks
+
+    english, french = ((UDHR / f"{name}.txt").read_text("utf-8").split("\n\n")[2:9] for name in ("en", "fr"))
+    assert all(text.startswith("Whereas") for text in english) and all(text.startswith("Cons") for text in french)
+    rows = [
+        {"id": text, "text": text, "summary": same, "split": "train"}
+        for text, same in zip(english, french, strict=True)
+    ]
+    rows += [{"text": "None of them.", "summary": "Aucun.", "split": split} for split in ("validation", "test")]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = PageSpec(width=256, height=256, margins=(8, 8, 8, 8), font_size=14, fonts=load_fonts([DEFAULT_FONT]).refs)
+    dataset = prepare(tmp_path / "texts.jsonl", tmp_path / "data", pages=spec, workers=1)
+    assert dataset.count("train") == 7 and set(dataset.index("train").pages) == {1}
+    steps = 100
+    learning = {
+        "optimizer.learning_rate": 2e-3,
+        "optimizer.weight_decay": 0.0,
+        "optimizer.beta2": 0.99,
+        "batch.samples": 7,
+        "batch.window": 7,
+        "batch.tokens": 4096,
+        "schedule.steps": steps,
+        "evaluation.every": steps,
+        "checkpoints.every": steps,
+        "evaluation.max_new_tokens": 200,  # the longest answer takes fewer
+    }
+    run = train_run(planned(dataset, tmp_path / "run", **learning))
+    cpu = torch.device("cpu")
+    adapter, _ = load_trained(run, run.recipe, cpu)
+    samples = [dataset.sample("train", i) for i in range(7)]
+    answers = predict_split(adapter, [dataset], "train", run.recipe, Ranks("cpu"))
+    scores = score_texts(answers)
+    shown = {one.name: one.metrics["rougeL"].value for one in compare(adapter, samples, answers, run.recipe, cpu)}
+    assert scores.metric("exact_match").value == 1  # word for word to the end, so it was learned when to stop
+    assert shown[BLANK] < 0.6 and shown[EXCHANGED] < 0.6, shown

@@ -12,7 +12,7 @@ from PIL import Image
 
 import visiontune
 from tests.conftest import QUICK
-from tests.training import test_document_runs
+from tests.training import test_document_recipes, test_document_runs, test_features
 from visiontune.data.dataset import Dataset
 from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
@@ -279,6 +279,16 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "device.marker": test_the_marker_is_what_the_app_writes_and_no_question_may_hold_it,
         "device.max_new_tokens": test_a_devices_answers_are_no_longer_than_it_says,
     }
+    by_name |= {
+        "data.augmented_views": test_features.test_augmented_views_take_turns_with_and_without_features,
+        "data.least_x_height": test_document_recipes.test_letters_too_low_for_the_model_are_refused_before_training,
+        "features.cache": test_features.test_arithmetic_decides_whether_features_pay,
+        "features.folder": test_features.test_runs_share_features_in_a_folder_and_a_runs_own_are_removed_at_its_end,
+        "moe_dropout.experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
+        "moe_dropout.gates": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
+        "moe_dropout.keep_experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
+        "machine.recompute": test_recomputing_layers_keeps_less_and_leaves_the_losses,
+    }
     tables = [*CHANGES_LOSSES, *CHANGES_DEVICE_LOSSES, *ONE_VALUE, *TOLD_TO_THE_APP]
     assert sorted([*tables, *by_name]) == sorted(field_names())
 
@@ -375,6 +385,19 @@ def test_tokens_cut_micro_batches_and_leave_the_result(plan: Plan) -> None:
     whole = train_run(plan("whole", {**overrides, "batch.tokens": 4096}))
     cut = train_run(plan("cut", {**overrides, "batch.tokens": 100}))
     assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_recomputing_layers_keeps_less_and_leaves_the_losses(plan: Plan) -> None:
+    from visiontune.training import session
+
+    predicted: list[int] = []
+    kept = train_run(plan("kept", {**BASE, "lora.dropout": 0.5}))
+    again = plan("again", {**BASE, "lora.dropout": 0.5, "machine.recompute": True})
+    for run in (kept, again):
+        opened = session.set_up(run, run.recipe, session.Ranks("cpu"))
+        predicted.append(opened.predicted_bytes)
+    assert predicted[1] < predicted[0]
+    assert losses(train_run(again)) == losses(kept)
 
 
 def test_an_absent_device_is_an_error_before_anything_is_loaded(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

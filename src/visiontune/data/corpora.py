@@ -43,6 +43,20 @@ class Corpus:
     id: str | None = None
     splits: Mapping[str, str] = field(default_factory=lambda: {name: name for name in SPLITS})
     converted: bool = False
+    language: str = "English"
+
+    def to_json(self) -> dict[str, Any]:
+        """What `prepare --list` says of it; where a function finds a column, what that function's docstring says."""
+        places = {"document": self.document, "prompt": self.prompt, "answer": self.answer}
+        columns = {role: place if isinstance(place, str) else place.__doc__ for role, place in places.items() if place}
+        return {
+            "hub": self.hub,
+            "config": self.config,
+            "language": self.language,
+            "columns": columns,
+            "splits": list(self.splits),
+            "licence": self.licence,
+        }
 
 
 def _natural_document(row: Row) -> str:
@@ -72,8 +86,8 @@ _XLSUM = (
 
 CORPORA: dict[str, Corpus] = {
     **{
-        f"mlsum-{language}": Corpus("reciTAL/mlsum", language, "text", "summary", _NEWS, converted=True)
-        for language in ("de", "es", "fr")
+        f"mlsum-{code}": Corpus("reciTAL/mlsum", code, "text", "summary", _NEWS, converted=True, language=language)
+        for code, language in (("de", "German"), ("es", "Spanish"), ("fr", "French"))
     },
     "cnn-dailymail": Corpus("abisee/cnn_dailymail", "3.0.0", "article", "highlights", "Apache-2.0", id="id"),
     "xsum": Corpus("EdinburghNLP/xsum", None, "document", "summary", _NEWS, id="id"),
@@ -87,7 +101,14 @@ CORPORA: dict[str, Corpus] = {
     "samsum": Corpus("knkarthick/samsum", None, "dialogue", "summary", "CC-BY-NC-ND-4.0", id="id"),
     **{
         f"xlsum-{language}": Corpus(
-            "csebuetnlp/xlsum", language, "text", "summary", "CC-BY-NC-SA-4.0", id="id", converted=True
+            "csebuetnlp/xlsum",
+            language,
+            "text",
+            "summary",
+            "CC-BY-NC-SA-4.0",
+            id="id",
+            converted=True,
+            language=language.replace("_", " ").title(),
         )
         for language in _XLSUM
     },
@@ -121,6 +142,7 @@ CORPORA: dict[str, Corpus] = {
         id="id",
         splits=_TRAIN_AND_VALIDATION,
         converted=True,
+        language="French",
     ),
     "piaf": Corpus(
         "AgentPublic/piaf",
@@ -131,6 +153,7 @@ CORPORA: dict[str, Corpus] = {
         prompt="question",
         id="id",
         splits={"train": "train"},
+        language="French",
     ),
 }
 

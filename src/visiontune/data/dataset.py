@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visiontune.data.dataset_info import DatasetInfo, ShardInfo, read_info
+from visiontune.data.folder import font_name
 from visiontune.data.pages import DEFAULT_FONT, FontRef, Fonts, PageSpec, load_fonts
+from visiontune.data.remote import fetch, is_url, local_name, without_password
 from visiontune.data.sample import Document, ImageFile, Images, Sample, Text
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
 from visiontune.files import file_sha256, written_whole
+from visiontune.progress import note
 
 # A random row costs one row group: small enough to read quickly, large enough that Parquet's overhead does not count.
 GROUP_BYTES = 512 * 1024
@@ -131,8 +134,15 @@ class Dataset:
         self._reader: _Reader | None = None
 
     @classmethod
-    def open(cls, path: Path) -> "Dataset":
-        """Open the dataset in the folder `path`; DataError when it is none, is newer, or lacks a file."""
+    def open(cls, path: Path | str) -> "Dataset":
+        """Open the dataset in the folder `path`; DataError when it is none, is newer, or lacks a file.
+
+        A dataset at a URL is fetched first, into a folder named after it in the current one.
+        """
+        if isinstance(path, str) and is_url(path):
+            folder = Path(local_name(path))
+            note(f"fetching {without_password(path)} into {folder}")
+            path = fetch(path, folder)
         path = Path(path)
         info = read_info(path)
         for name, shard in info.files.items():
@@ -318,7 +328,7 @@ def _default_font_sha256() -> str:
 
 def font_path(folder: Path, font: FontRef) -> Path:
     """Where the file of a font lies: the default font in this package, any other inside the dataset's folder."""
-    return DEFAULT_FONT if font.sha256 == _default_font_sha256() else folder / f"font-{font.sha256[:16]}.font"
+    return DEFAULT_FONT if font.sha256 == _default_font_sha256() else folder / font_name(font)
 
 
 def content_of(seen_sha256s: Iterable[str], prompt: str | None, answer: str) -> str:

@@ -21,9 +21,13 @@ class _Model(BaseModel):
 
 
 class Provenance(_Model):
-    """Where a dataset came from. `source` is the folder's name alone; `fingerprint` covers names, sizes and times."""
+    """Where a dataset came from. `source` is the folder's name alone; `fingerprint` covers names, sizes and times.
+
+    `sources` has the rows that each of them gave; of several, `source` lists the names.
+    """
 
     source: str
+    sources: dict[str, int] = {}
     format: str
     created_by: str
     fingerprint: str
@@ -113,7 +117,8 @@ Seen = Literal["images", "documents"]
 class DatasetInfo(_Model):
     """What dataset.json says. `labels` is the closed label set with counts, or None where answers are free text.
 
-    `pages` says how documents become pages; `images` and `documents` summarise what is seen.
+    `pages` says how documents become pages; `images` and `documents` summarise what is seen. Where documents may have
+    no more than `max_pages`, `windows` counts those of which a part around the answer is shown.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -128,6 +133,8 @@ class DatasetInfo(_Model):
     images: ImageSummary | None
     documents: DocumentSummary | None = None
     pages: PageSpec | None = None
+    max_pages: int | None = None
+    windows: int = 0
     files: dict[str, ShardInfo]
     left_out: list[LeftOut]
     faults: list[Fault]
@@ -144,23 +151,26 @@ def read_info(path: Path) -> DatasetInfo:
         else:
             found, fix = "there is no such folder", "check the path"
         raise DataError(found, where=str(path), fix=fix)
+    return parse_info(file.read_bytes(), str(file))
+
+
+def parse_info(text: bytes, where: str) -> DatasetInfo:
+    """What the text of a dataset.json says; DataError, which names the place `where`, for one of another version."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(text.decode("utf-8"))
     except ValueError as error:
-        raise DataError(
-            f"dataset.json is not JSON: {error}", where=str(file), fix="prepare the dataset again"
-        ) from error
+        raise DataError(f"dataset.json is not JSON: {error}", where=where, fix="prepare the dataset again") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise DataError(
             f"this dataset was made by a newer visiontune (schema {version}, this one reads up to {SCHEMA_VERSION})",
-            where=str(file),
+            where=where,
             fix="upgrade visiontune: pip install --upgrade visiontune",
         )
     if isinstance(version, int) and version < SCHEMA_VERSION:
         raise DataError(
             f"this dataset was made by an older visiontune (schema {version}, this one reads {SCHEMA_VERSION})",
-            where=str(file),
+            where=where,
             fix="delete the folder and prepare it again from its source: the same data and seed give the same split",
         )
     try:
@@ -168,6 +178,6 @@ def read_info(path: Path) -> DatasetInfo:
     except ValidationError as error:
         raise DataError(
             f"dataset.json does not have the form that visiontune writes: {error.errors()[0]['msg']}",
-            where=f"{file}, {'.'.join(map(str, error.errors()[0]['loc']))}",
+            where=f"{where}, {'.'.join(map(str, error.errors()[0]['loc']))}",
             fix="prepare the dataset again",
         ) from error

@@ -43,6 +43,7 @@ _FIXES = {
     "empty-document": "give the row its text, or take it out",
     "not-a-text": "write a text (or a list of texts) in this column, or name another column",
     "missing-glyphs": "add a font that has these characters",
+    "too-many-pages": "allow more pages (--max-pages), use larger pages or a smaller font, or take the row out",
     "unreadable-document": "clean the text, or take the row out",
     "duplicate-id": "give each row an id of its own",
     "bridges-splits": "take it out, or prepare everything anew into another folder",
@@ -189,6 +190,23 @@ def near_duplicate_images(groups: Sequence[Sequence[str]]) -> list[Fault]:
     """Images that look the same. `groups`: the ids of each group."""
     fix = "look at them; they stay in one split"
     return _groups("near-duplicate-images", groups, "images that look nearly the same", fix)
+
+
+def illegible_pages(x_height: float, least: float, seen: str, fix: str, severity: Severity = "warning") -> list[Fault]:
+    """Letters too low to be told apart. `x_height` and `least` are in pixels; `seen` says when they are so."""
+    if x_height >= least:
+        return []
+    found = f"letters have an x-height of {x_height:.1f} pixels {seen}; below {least:g} they run together"
+    return [Fault("illegible-pages", severity, "the page spec", found, fix)]
+
+
+def context_window(cut: int, most_pages: int | None) -> list[Fault]:
+    """Questions about documents of too many pages, of which a part around the answer is shown."""
+    if not cut:
+        return []
+    found = f"{cut} documents have more than {most_pages} pages: a window around the answer is shown instead"
+    fix = "for scores on whole documents allow more pages (--max-pages)"
+    return [Fault("context-window", "warning", "documents", found, fix)]
 
 
 def duplicate_documents(groups: Sequence[Sequence[str]]) -> list[Fault]:

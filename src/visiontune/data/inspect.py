@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 from visiontune.data import formats
 from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import INFO_NAME, DocumentSummary, ImageSummary, Range
-from visiontune.data.documents import FontFile, Rendering, document_facts, workers_for_documents
+from visiontune.data.documents import FontFile, Pages, Rendering, Shown, document_facts, sampled, workers_for_documents
 from visiontune.data.faults import Fault
 from visiontune.data.images import read_header
-from visiontune.data.pages import PageSpec
+from visiontune.data.pages import LEGIBLE_X_HEIGHT, x_height, x_heights
 from visiontune.data.prepare import dataset_faults
 from visiontune.data.sample import Document, Images
 from visiontune.data.scan import fingerprints, workers_for
@@ -27,13 +27,46 @@ SEED = 0
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a model makes of documents. `side` is that of its square page and `x_height` that of a letter on it, pixels.
+
+    `page_tokens` vision tokens stand for a page. `sampled` documents have `text_tokens` in the model's tokenizer and
+    `vision_tokens` as pages; None for a tiny model, which has no tokenizer before it is built.
+    """
+
+    model: str
+    side: int
+    x_height: float
+    page_tokens: int
+    characters_a_token: float
+    sampled: int | None = None
+    text_tokens: int | None = None
+    vision_tokens: int | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Text tokens / vision tokens of the sampled documents: how much shorter they are as pages."""
+        if self.text_tokens is None or self.vision_tokens is None:
+            return None
+        return self.text_tokens / self.vision_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the ratio."""
+        ratio = None if self.ratio is None else round(self.ratio, 2)
+        rounded = {"x_height": round(self.x_height, 2), "characters_a_token": round(self.characters_a_token, 2)}
+        return asdict(self) | rounded | {"ratio": ratio}
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The facts of some data, sample by sample in one order.
 
     `labels` counts the classes of a closed set (None for free text), `prompts` holds each sample's question or None,
     `widths` and `heights` are in pixels with one entry an image: (images,), int32. `splits` counts the samples of each
     split: those that stand, or those that `prepare` would make with its own seed. `characters` and `page_counts` are
-    the lengths of the documents: (samples,), int32, empty where images are seen.
+    the lengths of the documents: (samples,), int32, empty where images are seen. `rendering` says how documents become
+    pages, `some` holds at most 200 of them, evenly spread, each with its pages; `reading` is what a named model makes
+    of them.
     """
 
     splits: dict[str, int]
@@ -47,6 +80,9 @@ class Inspection:
     documents: DocumentSummary | None = None
     characters: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     page_counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    rendering: Rendering | None = None
+    some: list[tuple[str, int]] = field(default_factory=list)
+    reading: Reading | None = None
 
     @property
     def samples(self) -> int:
@@ -96,9 +132,11 @@ class Inspection:
         }
 
     def _documents_json(self) -> dict[str, Any] | None:
-        if self.documents is None:
+        if self.documents is None or self.rendering is None:
             return None
         ratios = self.compression
+        spec, fonts = self.rendering.spec, self.rendering.fonts()
+        resized = x_heights(spec, fonts)
         return self.documents.model_dump(mode="json") | {
             "characters_a_page": round(self.documents.characters_a_page, 1),
             "compression": {
@@ -106,6 +144,14 @@ class Inspection:
                 "median": round(float(np.median(ratios)), 1),
                 "max": round(float(ratios.max()), 1),
             },
+            "page": {"width": spec.width, "height": spec.height, "font_size": spec.font_size},
+            "x_height": {
+                "drawn": round(x_height(spec, fonts), 2),
+                "resized": {str(side): round(height, 2) for side, height in resized.items()},
+                "illegible": [side for side, height in resized.items() if height < LEGIBLE_X_HEIGHT],
+                "limit": LEGIBLE_X_HEIGHT,
+            },
+            "model": None if self.reading is None else self.reading.to_json(),
         }
 
 
@@ -114,18 +160,28 @@ def inspect(
     *,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
-    pages: PageSpec | None = None,
+    pages: Pages | None = None,
     fonts: Sequence[Path | FontFile] | None = None,
 ) -> Inspection:
     """Inspect images, texts or a prepared dataset; `limit` looks at that many samples, spread over the classes.
 
     `columns`, `pages` and `fonts` are those of `prepare`; a prepared dataset has its own. Nothing is written. Raises
-    DataError when there is nothing that can be read.
+    DataError when there is nothing that can be read, and for options that do not fit the data.
     """
     source = Path(source)
     if (source / INFO_NAME).is_file():
+        if not (columns is pages is fonts is None):
+            raise DataError(
+                "a prepared dataset has its own pages, and columns are those of tables",
+                where=str(source),
+                fix="leave these options out, or inspect the source",
+            )
         return _of_dataset(Dataset.open(source), limit)
     listing = usable(formats.read(source, columns), limit, SEED)
+    if listing.seen == "images" and not (pages is fonts is None):
+        raise DataError(
+            "these are images; a page spec and fonts are for texts", where=str(source), fix="leave these options out"
+        )
     marks = fingerprints(listing.rows)
     rendering, workers = None, workers_for(marks)
     if listing.seen == "documents":
@@ -133,6 +189,7 @@ def inspect(
         workers = workers_for_documents(listing.rows)
     found = survey(listing, marks, seed=SEED, earlier=Earlier(), workers=workers, store=None, rendering=rendering)
     nothing = np.zeros(0, np.int32)
+    counts = nothing if rendering is None else found.facts["pages"].combine_chunks().to_numpy()
     widths, heights = image_sizes(found.facts) if rendering is None else (nothing, nothing)
     return Inspection(
         splits={split: found.splits.count(split) for split in SPLITS},
@@ -145,7 +202,9 @@ def inspect(
         faults=found.faults,
         documents=found.documents,
         characters=nothing if rendering is None else found.facts["characters"].combine_chunks().to_numpy(),
-        page_counts=nothing if rendering is None else found.facts["pages"].combine_chunks().to_numpy(),
+        page_counts=counts,
+        rendering=rendering,
+        some=[(found.rows[i].document or "", int(counts[i])) for i in sampled(len(counts))],
     )
 
 
@@ -165,6 +224,8 @@ def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
         else:
             images = _looked_at(dataset, places)
     answers = [indexes[split].answers[i] for split, i in places]
+    counts = _numbers(indexes[split].pages[i] for split, i in places if indexes[split].pages)
+    rendering = Rendering.of(dataset)
     return Inspection(
         splits={split: sum(name == split for name, _ in places) for split in SPLITS},
         labels=None if dataset.info.labels is None else counted(answers),
@@ -176,7 +237,9 @@ def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
         faults=dataset_faults(dataset.info),
         documents=documents,
         characters=_numbers(indexes[split].documents[i] for split, i in places if indexes[split].documents),
-        page_counts=_numbers(indexes[split].pages[i] for split, i in places if indexes[split].pages),
+        page_counts=counts,
+        rendering=rendering,
+        some=[(_text(dataset, places[k]), int(counts[k])) for k in sampled(len(counts))],
     )
 
 
@@ -195,7 +258,9 @@ def _looked_at(dataset: Dataset, places: list[tuple[str, int]]) -> ImageSummary 
 def _read_again(dataset: Dataset, places: list[tuple[str, int]]) -> DocumentSummary | None:
     spec, fonts = dataset.info.pages, dataset.fonts()
     seen = [dataset.sample(split, i).seen for split, i in places]
-    facts = [document_facts(one.text, spec, fonts) for one in seen if isinstance(one, Document) and spec is not None]
+    facts = [
+        document_facts(Shown(one.text), spec, fonts) for one in seen if isinstance(one, Document) and spec is not None
+    ]
     scripts = Counter[str]()
     for fact in facts:
         scripts.update(json.loads(fact["scripts"]))
@@ -205,6 +270,11 @@ def _read_again(dataset: Dataset, places: list[tuple[str, int]]) -> DocumentSumm
         sum(fact["missing"] for fact in facts),
         scripts,
     )
+
+
+def _text(dataset: Dataset, place: tuple[str, int]) -> str:
+    seen = dataset.sample(*place).seen
+    return seen.text if isinstance(seen, Document) else ""
 
 
 def _numbers(values: Iterable[int]) -> np.ndarray:

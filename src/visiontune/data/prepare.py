@@ -11,49 +11,36 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from visiontune.data import faults, formats
-from visiontune.data.dataset import (
-    Dataset,
-    StoredRow,
-    content_hash,
-    font_path,
-    write_shard,
-)
+from visiontune.data import faults
+from visiontune.data.dataset import Dataset, content_hash, font_path
 from visiontune.data.dataset_info import INFO_NAME, SCHEMA_VERSION, DatasetInfo, LeftOut, Provenance, ShardInfo
-from visiontune.data.documents import FontFile, Rendering, text_sha256, workers_for_documents
+from visiontune.data.documents import Fit, FontFile, Pages, Rendering, text_sha256, workers_for_documents
 from visiontune.data.faults import Fault
+from visiontune.data.folder import WORK_NAME, hashes, is_written
 from visiontune.data.formats.rows import Listing
-from visiontune.data.pages import PageSpec
+from visiontune.data.materialise import ImageFormat, check_format, remove_stale_pages, write_pages
 from visiontune.data.scan import SCAN_VERSION, Mark, fingerprints, workers_for
-from visiontune.data.split import SPLITS, keyed
+from visiontune.data.shards import write_shards
+from visiontune.data.sources import Source, names, read
+from visiontune.data.split import SPLITS
 from visiontune.data.survey import Earlier, Survey, survey, usable
-from visiontune.data.workers import parallel
+from visiontune.data.workers import Engine, check_engine, started
 from visiontune.errors import DataError, MachineError
-from visiontune.files import file_sha256, write_text, written_whole
-from visiontune.progress import note, progress, warn
+from visiontune.files import write_text, written_whole
+from visiontune.progress import note, warn
 
-WORK_NAME = ".prepare"
 SHARD_BYTES = 256 * 2**20
-
-# What a preparation writes, whole or (hidden, ending in .part) half.
-_SHARD_FILE = re.compile(
-    rf"\.?({'|'.join(SPLITS)})-\d+-of-\d+-[0-9a-f]{{8}}\.parquet(\.\d+\.part)?|\.dataset\.json\.\d+\.part|font-[0-9a-f]{{16}}\.font|\.font-[0-9a-f]{{16}}\.font\.\d+\.part"
-)
 
 
 def prepare(
-    source: Path,
+    source: Path | Source | Sequence[Path | Source],
     out: Path,
     *,
     seed: int = 0,
@@ -63,52 +50,89 @@ def prepare(
     shard_bytes: int = SHARD_BYTES,
     on_fault: Callable[[Fault], None] | None = None,
     columns: Mapping[str, str] | None = None,
-    pages: PageSpec | None = None,
+    pages: Pages | None = None,
     fonts: Sequence[Path | FontFile] | None = None,
+    max_pages: int | None = None,
+    fit: Fit | None = None,
+    engine: Engine = "processes",
+    materialise: ImageFormat | None = None,
 ) -> Dataset:
     """Make `source` into the dataset `out`; an earlier one there is extended, its rows keep their split.
 
     `source` is a folder of images, or a table of texts or a folder of such tables, whose `columns` may be named
-    ({"document": "body", "answer": "tldr"}). Texts are shown as `pages` says, in the `fonts` given in order of
-    fallback; by default as the earlier dataset there does, or on pages of 1024 x 1024 pixels in this package's font.
+    ({"document": "body", "answer": "tldr"}); or several of one kind, whose rows are then told apart by the source's
+    name before their ids. Texts are shown as `pages` says (a spec, or some of its fields), in the `fonts` given in
+    order of fallback; by default as the earlier dataset there does, or on pages of 1024 x 1024 pixels in this package's
+    font. `fit` makes of that spec another, having seen some of the texts. A document of more than `max_pages` is left
+    out; where it is asked about and the answer stands in it, a window of it is shown.
 
     `limit` takes that many rows, spread over the classes; `strict` refuses any row that would be left out; `workers`
-    processes share the work (None: as many as are worth it); `on_fault` is called with each fault found. Raises
-    DataError, and MachineError when the disk is full or a worker dies.
+    processes of the `engine` share the work (None: as many as are worth it); `on_fault` is called with each fault
+    found. `materialise` writes the pages as image files beside the shards. Raises DataError, and MachineError when the
+    disk is full or a worker dies.
     """
-    source, out = Path(source), Path(out)
+    sources = [
+        one if isinstance(one, Source) else Source(Path(one), columns)
+        for one in ([source] if isinstance(source, str | Path | Source) else source)
+    ]
+    out = Path(out)
     if workers is not None and workers < 1:
         raise DataError(f"{workers} workers can do nothing", where="--workers", fix="use 1 or more")
-    _refuse_overlap(source, out)
-    listing = usable(formats.read(source, columns), limit, seed)
+    check_engine(engine)
+    if materialise is not None:
+        check_format(materialise)
+    for one in sources:
+        _refuse_overlap(one.path, out)
+    listing = usable(read(sources), limit, seed)
     marks = fingerprints(listing.rows)
-    _refuse_pages_of_images(listing, source, pages, fonts)
-    with _owned(out), _full_disk_said(out):
+    if max_pages is not None and max_pages < 1:
+        raise DataError(f"a document of {max_pages} pages is nothing", where="--max-pages", fix="use 1 or more")
+    if listing.seen == "images" and not (pages is fonts is max_pages is fit is materialise is None):
+        raise DataError(
+            "these are images; a page spec, fonts, a number of pages and pages as files are for texts",
+            where=_places(sources),
+            fix="leave these options out",
+        )
+    with started(engine), _owned(out), _full_disk_said(out):
         earlier = Dataset.open(out) if (out / INFO_NAME).is_file() else None
         rendering = None
         if listing.seen == "documents":
-            rendering = Rendering.chosen([row.document or "" for row in listing.rows], pages, fonts, earlier)
-        fingerprint = _fingerprint(listing, marks, rendering, seed, limit, shard_bytes)
-        if earlier is None or earlier.info.provenance.fingerprint != fingerprint:
-            workers = workers or (workers_for_documents(listing.rows) if rendering else workers_for(marks))
-            (out / WORK_NAME).mkdir(exist_ok=True)
-            known = Earlier() if earlier is None else _earlier(earlier, source, seed)
-            found = survey(
-                listing, marks, seed=seed, earlier=known, workers=workers, store=out / WORK_NAME, rendering=rendering
+            rendering = Rendering.chosen(
+                [row.document or "" for row in listing.rows], pages, fonts, earlier, max_pages, fit
             )
-            _refuse_unusable(found, source, strict, earlier)
+        fingerprint = _fingerprint(listing, marks, rendering, seed, limit, shard_bytes)
+        workers = workers or (workers_for_documents(listing.rows) if rendering else workers_for(marks))
+        if earlier is None or earlier.info.provenance.fingerprint != fingerprint:
+            (out / WORK_NAME).mkdir(exist_ok=True)
+            known = Earlier() if earlier is None else _earlier(earlier, seed)
+            found = survey(
+                listing,
+                marks,
+                seed=seed,
+                earlier=known,
+                workers=workers,
+                store=out / WORK_NAME,
+                rendering=rendering,
+                engine=engine,
+            )
+            _refuse_unusable(found, sources, strict, earlier)
             spec = None if rendering is None else rendering.spec
             _keep_fonts(rendering, out)
-            files = _write_shards(found, spec, out, seed, shard_bytes, workers)
+            files = write_shards(found, spec, out, seed, shard_bytes, workers, engine)
             provenance = Provenance(
-                source=source.resolve().name,
+                source=", ".join(sorted(names(sources))),
+                sources=_rows_of_each(found, names(sources)),
                 format=listing.format,
                 created_by=f"visiontune {version('visiontune')}",
                 fingerprint=fingerprint,
             )
-            info = _info(found, files, spec, provenance=provenance, seed=seed, limit=limit)
+            info = _info(found, files, rendering, provenance=provenance, seed=seed, limit=limit)
             write_text(out / INFO_NAME, json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
         dataset = Dataset.open(out)
+        if materialise is None:
+            remove_stale_pages(dataset)
+        else:
+            write_pages(dataset, materialise, workers, engine)
         _tidy(dataset)
     _say(dataset, strict, on_fault)
     return dataset
@@ -124,13 +148,14 @@ def _refuse_overlap(source: Path, out: Path) -> None:
         raise DataError("this folder is a prepared dataset already", where=str(source), fix="use it as it is")
 
 
-def _refuse_pages_of_images(
-    listing: Listing, source: Path, pages: PageSpec | None, fonts: Sequence[Path | FontFile] | None
-) -> None:
-    if listing.seen == "images" and (pages is not None or fonts is not None):
-        raise DataError(
-            "these are images, and a page spec or fonts are for texts", where=str(source), fix="leave them out"
-        )
+def _places(sources: Sequence[Source]) -> str:
+    return ", ".join(str(source.path) for source in sources)
+
+
+def _rows_of_each(found: Survey, sources: Sequence[str]) -> dict[str, int]:
+    """How many rows of the dataset each source gave; rows of a single source do not name it."""
+    counts = Counter(row.source or sources[0] for row in found.rows)
+    return {name: counts[name] for name in sorted(sources)}
 
 
 def _keep_fonts(rendering: Rendering | None, out: Path) -> None:
@@ -154,7 +179,7 @@ def _fingerprint(
     """What a preparation depends on, in one hash: the same again means that there is nothing to do."""
     digest = hashlib.sha256()
     if rendering is not None:
-        digest.update(rendering.spec.hash.encode())
+        digest.update(json.dumps([rendering.spec.hash, rendering.most_pages]).encode())
     digest.update(json.dumps([SCAN_VERSION, SCHEMA_VERSION, seed, limit, shard_bytes, listing.format]).encode())
     for row, mark in zip(listing.rows, marks, strict=True):
         seen = mark if row.document is None else text_sha256(row.document)
@@ -205,7 +230,7 @@ def _full_disk_said(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _earlier(dataset: Dataset, source: Path, seed: int) -> Earlier:
+def _earlier(dataset: Dataset, seed: int) -> Earlier:
     if dataset.info.split_seed != seed:
         raise DataError(
             f"the dataset there was split with seed {dataset.info.split_seed}, and its rows keep their split",
@@ -215,18 +240,18 @@ def _earlier(dataset: Dataset, source: Path, seed: int) -> Earlier:
     return Earlier({split: dataset.index(split) for split in SPLITS})
 
 
-def _refuse_unusable(found: Survey, source: Path, strict: bool, earlier: Dataset | None) -> None:
+def _refuse_unusable(found: Survey, sources: Sequence[Source], strict: bool, earlier: Dataset | None) -> None:
     dropped = _dropped(found)
     if not found.rows:
         raise DataError(
             f"nothing is left to prepare: {_names(dropped)}"
             if dropped
             else "the metadata or the tables list no samples",
-            where=str(source),
+            where=_places(sources),
             fix=dropped[0].fix if dropped else "add lines",
         )
     if strict:
-        _refuse_left_out([(fault.where, fault.found) for fault in dropped], source)
+        _refuse_left_out([(fault.where, fault.found) for fault in dropped], _places(sources))
     if earlier is not None and not found.stood:
         raise DataError(
             f"the dataset there was made from {earlier.info.provenance.source!r} and shares no sample with this folder",
@@ -235,13 +260,13 @@ def _refuse_unusable(found: Survey, source: Path, strict: bool, earlier: Dataset
         )
 
 
-def _refuse_left_out(rows: Sequence[tuple[str, str]], where: Path) -> None:
+def _refuse_left_out(rows: Sequence[tuple[str, str]], where: str) -> None:
     if rows:
         shown = "".join(f"\n    {name}: {found}" for name, found in rows[:20])
         more = f"\n    and {len(rows) - 20} more" if len(rows) > 20 else ""
         raise DataError(
             f"{len(rows)} rows cannot be used:{shown}{more}",
-            where=str(where),
+            where=where,
             fix="repair or remove them, or leave --strict out: then they are left out and counted",
         )
 
@@ -255,92 +280,10 @@ def _names(dropped: Sequence[Fault]) -> str:
     return "; ".join(f"{fault.where}: {fault.found}" for fault in dropped[:3]) + more
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """One file to write: its path and, row by row, what goes in and the hashes that the images must have."""
-
-    path: Path
-    rows: list[tuple[StoredRow, tuple[Path, ...], list[str]]]
-
-
-def _write_shards(
-    found: Survey, spec: PageSpec | None, out: Path, seed: int, shard_bytes: int, workers: int
-) -> dict[str, ShardInfo]:
-    cuts = {split: _cuts(found, split, seed, shard_bytes) for split in SPLITS}
-    shards = (
-        _shard(found, spec, out, f"{split}-{number:05d}-of-{len(cuts[split]):05d}", cut)
-        for split in SPLITS
-        for number, cut in enumerate(cuts[split])
-    )
-    files: dict[str, ShardInfo] = {}
-    with progress("writing the dataset", len(found.rows), "rows") as advance:
-        for name, info in parallel(_write, shards, workers):
-            files[name] = info
-            advance(info.rows)
-    return files
-
-
-def _cuts(found: Survey, split: str, seed: int, shard_bytes: int) -> list[list[int]]:
-    """The rows of a split in the order of a keyed hash of their ids, cut where images or documents fill a shard."""
-    sizes = found.facts["bytes"].to_pylist()
-    members = [i for i, name in enumerate(found.splits) if name == split]
-    members.sort(key=lambda i: (keyed(seed, found.rows[i].id), found.rows[i].id))
-    cuts: list[list[int]] = []
-    room = 0
-    for i in members:
-        size = sizes[i] if isinstance(sizes[i], int) else sum(sizes[i])
-        if not cuts or size > room:
-            cuts.append([])
-            room = shard_bytes
-        cuts[-1].append(i)
-        room -= size
-    return cuts
-
-
-def _shard(found: Survey, spec: PageSpec | None, out: Path, name: str, members: list[int]) -> _Shard:
-    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, None if spec is None else spec.hash]).encode())
-    rows = []
-    for i, facts in zip(members, found.facts.take(pa.array(members)).to_pylist(), strict=True):
-        row, content = found.rows[i], found.contents[i]
-        digest.update(json.dumps([row.id, row.names, content], ensure_ascii=False).encode("utf-8"))
-        no_images_yet = [(b"", shown) for shown in row.names]
-        if row.document is None:
-            stored = StoredRow(row.id, no_images_yet, row.prompt, row.answer, facts["width"], facts["height"], content)
-            rows.append((stored, row.paths, facts["sha256"]))
-        else:
-            document, pages = row.document, facts["pages"]
-            stored = StoredRow(row.id, [], row.prompt, row.answer, [], [], content, document=document, pages=pages)
-            rows.append((stored, (), []))
-    return _Shard(out / f"{name}-{digest.hexdigest()[:8]}.parquet", rows)
-
-
-def _write(shard: _Shard) -> tuple[str, ShardInfo]:
-    """Write one shard, or take the one that an interrupted preparation wrote: its name says that it is the same."""
-    if shard.path.is_file():
-        try:
-            rows = pq.read_metadata(shard.path).num_rows
-        except (pa.ArrowInvalid, OSError):  # damaged since: write it again
-            rows = -1
-        if rows == len(shard.rows):
-            size = shard.path.stat().st_size
-            return shard.path.name, ShardInfo(rows=rows, bytes=size, sha256=file_sha256(shard.path))
-    return shard.path.name, write_shard(shard.path, (_loaded(*row) for row in shard.rows))
-
-
-def _loaded(row: StoredRow, paths: tuple[Path, ...], sha256s: list[str]) -> StoredRow:
-    images = []
-    for path, (_, name), sha256 in zip(paths, row.images, sha256s, strict=True):
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataError("a file changed while it was prepared", where=str(path), fix="run the same command again")
-        images.append((data, name))
-    return replace(row, images=images)
-
-
 def _info(
     found: Survey,
     files: dict[str, ShardInfo],
-    spec: PageSpec | None,
+    rendering: Rendering | None,
     *,
     provenance: Provenance,
     seed: int,
@@ -348,6 +291,7 @@ def _info(
 ) -> DatasetInfo:
     kept = [fault for fault in found.faults if fault.severity != "drop"]
     rows = zip(found.splits, (row.id for row in found.rows), found.contents, strict=True)
+    spec = None if rendering is None else rendering.spec
     return DatasetInfo(
         content_hash=content_hash(rows, spec),
         seen="images" if spec is None else "documents",
@@ -359,6 +303,8 @@ def _info(
         images=found.images,
         documents=found.documents,
         pages=spec,
+        max_pages=None if rendering is None else rendering.most_pages,
+        windows=0 if rendering is None else len(found.rows) - found.facts["start"].null_count,
         files=files,
         left_out=[
             LeftOut(id=fault.where, code=fault.code, found=fault.found, fix=fault.fix) for fault in _dropped(found)
@@ -369,10 +315,9 @@ def _info(
 
 def _tidy(dataset: Dataset) -> None:
     """Remove what an earlier or an interrupted preparation left beside the files that dataset.json names."""
-    spec = dataset.info.pages
-    ours = {*dataset.info.files, *(font_path(dataset.path, font).name for font in (spec.fonts if spec else ()))}
+    ours = {INFO_NAME, *hashes(dataset.info)}
     for path in dataset.path.iterdir():
-        if path.name not in ours and _SHARD_FILE.fullmatch(path.name):
+        if path.name not in ours and is_written(path.name):
             path.unlink()
     shutil.rmtree(dataset.path / WORK_NAME, ignore_errors=True)
 
@@ -380,7 +325,7 @@ def _tidy(dataset: Dataset) -> None:
 def _say(dataset: Dataset, strict: bool, on_fault: Callable[[Fault], None] | None) -> None:
     left_out = dataset.info.left_out
     if strict:
-        _refuse_left_out([(row.id, row.found) for row in left_out], dataset.path)
+        _refuse_left_out([(row.id, row.found) for row in left_out], str(dataset.path))
     if left_out:
         more = f", and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         names = ", ".join(f"{row.id} ({row.found})" for row in left_out[:3])

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from visiontune.data.formats.rows import SourceRow
 from visiontune.data.images import decode_with_facts
 from visiontune.data.near_duplicates import perceptual_hash
-from visiontune.data.workers import parallel
+from visiontune.data.workers import Engine, parallel
 from visiontune.errors import DataError
 from visiontune.files import written_whole
 from visiontune.machine import cores
@@ -59,7 +59,13 @@ def workers_for(marks: Sequence[Mark]) -> int:
     return cores() if sum(size for mark in marks for _, size, _ in mark) >= BYTES_FOR_WORKERS else 1
 
 
-def scan(rows: Sequence[SourceRow], marks: Sequence[Mark], workers: int, store: Path | None = None) -> pa.Table:
+def scan(
+    rows: Sequence[SourceRow],
+    marks: Sequence[Mark],
+    workers: int,
+    store: Path | None = None,
+    engine: Engine = "processes",
+) -> pa.Table:
     """The facts of all rows, in their order, as a table of SCHEMA. `marks` are the rows' fingerprints."""
     tasks: list[tuple[Files, Path | None]] = []
     for start in range(0, len(rows), CHUNK_ROWS):
@@ -69,7 +75,7 @@ def scan(rows: Sequence[SourceRow], marks: Sequence[Mark], workers: int, store: 
         tasks.append(([(row.paths, row.names) for row in chunk], store / name if store else None))
     tables = []
     with progress("looking at the images", len(rows), "rows") as advance:
-        for table in parallel(_scan_chunk, tasks, workers):
+        for table in parallel(_scan_chunk, tasks, workers, engine):
             tables.append(table)
             advance(table.num_rows)
     return pa.concat_tables(tables).combine_chunks() if tables else SCHEMA.empty_table()

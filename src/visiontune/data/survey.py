@@ -12,13 +12,15 @@ import pyarrow as pa
 from visiontune.data import faults
 from visiontune.data.dataset import Index, content_of
 from visiontune.data.dataset_info import DocumentSummary, ImageSummary, Range
-from visiontune.data.documents import Rendering, document_summary, scan_documents
+from visiontune.data.documents import Rendering, as_shown, document_summary, scan_documents
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.data.near_duplicates import clusters, connected
 from visiontune.data.near_texts import PLACES, text_clusters
+from visiontune.data.pages import LEGIBLE_X_HEIGHT, remedy, x_height
 from visiontune.data.scan import Mark, scan
 from visiontune.data.split import SPLITS, assign, spread
+from visiontune.data.workers import Engine
 from visiontune.errors import DataError
 
 
@@ -31,7 +33,10 @@ class Earlier:
     def splits(
         self, rows: Sequence[SourceRow], sha256s: Sequence[list[str]], contents: Sequence[str]
     ) -> dict[str, str]:
-        """The split of each content that stands there, or stood under the same id before its text was corrected."""
+        """The split of each content that stands there, or stood under the same id before its text was corrected.
+
+        Of a question about a document the id, the question and the answer do: which part of it is shown may change.
+        """
         by_content: dict[str, str] = {}
         by_id: dict[str, tuple[str, str | None, str, str]] = {}
         for split, index in self.indexes.items():
@@ -42,9 +47,11 @@ class Earlier:
         for row, images, content in zip(rows, sha256s, contents, strict=True):
             if content in by_content:
                 found[content] = by_content[content]
-            elif row.id in by_id:
-                split, prompt, answer, stood = by_id[row.id]
-                if content_of(images, prompt, answer) == stood:
+            elif stood_as := by_id.get(row.id) or by_id.get(row.own_id):
+                split, prompt, answer, stood = stood_as
+                same_question = row.document is not None and row.prompt is not None
+                same_question = same_question and (row.prompt, row.answer) == (prompt, answer)
+                if same_question or content_of(images, prompt, answer) == stood:
                     found[content] = split
         return found
 
@@ -96,6 +103,7 @@ def survey(
     workers: int,
     store: Path | None,
     rendering: Rendering | None = None,
+    engine: Engine = "processes",
 ) -> Survey:
     """Look at all images or documents of the (usable) rows and decide about each row.
 
@@ -103,15 +111,17 @@ def survey(
     """
     found = list(listing.faults)
     if rendering is None:
-        facts = scan(listing.rows, marks, workers, store)
+        facts = scan(listing.rows, marks, workers, store, engine)
         bad = _unreadable_images(listing.rows, facts)
     else:
-        facts = scan_documents(listing.rows, rendering, workers, store)
+        facts = scan_documents(listing.rows, rendering, workers, store, seed, engine)
         bad = _unreadable_documents(listing.rows, facts)
     found += bad.values()
     readable = [i for i in range(len(listing.rows)) if i not in bad]
     rows = [listing.rows[i] for i in readable]
     facts = facts.take(pa.array(readable, pa.int64())).combine_chunks()
+    if rendering is not None:
+        rows = as_shown(rows, facts)
     sha256s = _sha256s(facts)
     contents = [content_of(shas, row.prompt, row.answer) for shas, row in zip(sha256s, rows, strict=True)]
     together = _clusters(facts) if rendering is None else _text_clusters(facts)
@@ -128,12 +138,18 @@ def survey(
     kept = [i for i, split in enumerate(splits) if split is not None]
     found += [faults.bridges_splits(row.id) for row, split in zip(rows, splits, strict=True) if split is None]
     rows = [rows[i] for i in kept]
-    sha256s = [sha256s[i] for i in kept]
     together = together[kept]
     labels = _labels(rows)
     chosen = [split for split in splits if split is not None]
-    found += _whole_faults(rows, chosen, sha256s, together.tolist(), labels)
     facts = facts.take(pa.array(kept, pa.int64())).combine_chunks()
+    # Two windows of one document are that document.
+    whole = _sha256s(facts) if rendering is None else [[sha256] for sha256 in facts["whole"].to_pylist()]
+    found += _whole_faults(rows, chosen, whole, together.tolist(), labels)
+    if rendering is not None:
+        spec, fonts = rendering.spec, rendering.fonts()
+        drawn = x_height(spec, fonts), LEGIBLE_X_HEIGHT
+        found += faults.illegible_pages(*drawn, "as drawn", remedy(spec, fonts, max(spec.width, spec.height)))
+        found += faults.context_window(len(rows) - facts["start"].null_count, rendering.most_pages)
     return Survey(
         rows=rows,
         splits=chosen,
@@ -237,7 +253,7 @@ def _clusters(facts: pa.Table) -> np.ndarray:
 def _text_clusters(facts: pa.Table) -> np.ndarray:
     """The cluster of each row: rows with (nearly) the same document belong together. (rows,), int64."""
     signatures = np.frombuffer(b"".join(facts["signature"].to_pylist()), np.uint32).reshape(-1, PLACES)
-    return text_clusters(facts["sha256"].to_pylist(), signatures)
+    return text_clusters(facts["whole"].to_pylist(), signatures)
 
 
 def _whole_faults(

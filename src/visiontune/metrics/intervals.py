@@ -7,6 +7,7 @@ so both have the same distribution, and counts do not grow with n.
 
 A bootstrap of answers that are all right, or all wrong, never varies and would claim certainty. There the open end is
 the exact bound of Clopper and Pearson (1934): n samples without an error still allow a rate of 1 - 0.025 ** (1 / n).
+Where other values never vary, that share of the samples could still be anything: see `mean` and `ratio`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metric:
-    """A value in [0, 1] (a difference: in [-1, 1]) with the ends of its 95 % interval, counted on `n` samples.
+    """A value with the ends of its 95 % interval, counted on `n` samples.
+
+    It lies in [0, 1], a difference in [-1, 1], a `ratio` anywhere from 0 on.
 
     With n = 0 there is nothing to say: value, low and high are None.
     """
@@ -70,19 +73,56 @@ def proportion(count: int, n: int, seed: int = 0) -> Metric:
     return _metric(count / n, resampled, n)
 
 
-def mean(values: Sequence[float], seed: int = 0) -> Metric:
-    """The mean of values in [0, 1], one a sample, with its interval."""
+def mean(values: Sequence[float], seed: int = 0, *, bounds: tuple[float, float] = (0.0, 1.0)) -> Metric:
+    """The mean of values, one a sample, with its interval. `bounds` are the least and the largest value that there are.
+
+    A difference of two scores in [0, 1] has the bounds (-1, 1).
+    """
     n = len(values)
     if n == 0:
         return NOTHING_COUNTED
     found = np.asarray(values, np.float64)
+    value = float(found.mean())
+    if found.min() == found.max():
+        # Resamples of equal values are equal too. Yet a share of the samples could lie at either bound.
+        share, (least, most) = widest_error_rate(n), bounds
+        return Metric(value, value - share * (value - least), value + share * (most - value), n)
+    low, high = np.quantile(_resampled_sums(found[:, None], seed)[:, 0] / n, [TAIL, 1 - TAIL])
+    return Metric(value, float(low), float(high), n)
+
+
+def ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> Metric:
+    """The sum of `parts` over the sum of `wholes`, values from 0 on, one of each a sample, with its interval.
+
+    It may pass 1. A ratio of sums and not a mean of ratios: a short sample counts for little, and one whose whole is 0
+    does no harm. Without a whole above 0 there is nothing to say.
+    """
+    n, whole = len(parts), float(sum(wholes))
+    if whole == 0:
+        return NOTHING_COUNTED
+    both = np.stack([np.asarray(parts, np.float64), np.asarray(wholes, np.float64)], axis=1)
+    value = float(both[:, 0].sum()) / whole
+    if np.allclose(both[:, 0], value * both[:, 1], rtol=1e-12, atol=0):
+        # Every sample has the same ratio. There is no largest one: the share of samples that could still differ is
+        # taken to be off by the ratio itself, or by 1 where that is more (an answer that is wrong in every character).
+        off = widest_error_rate(n) * max(value, 1.0)
+        return Metric(value, max(0.0, value - off), value + off, n)
+    sums = _resampled_sums(both, seed)
+    sums = sums[sums[:, 1] > 0]  # a resample may miss every sample that has a whole
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [TAIL, 1 - TAIL])
+    return Metric(value, float(low), float(high), n)
+
+
+def _resampled_sums(values: Floats, seed: int) -> Floats:
+    """The sums of n samples drawn with replacement, RESAMPLES times: (n, columns) to (RESAMPLES, columns)."""
+    n = len(values)
     generator = np.random.default_rng(seed)
     at_once = max(1, CELLS_AT_ONCE // n)
     draws = [
-        found[generator.integers(0, n, (min(at_once, RESAMPLES - done), n))].mean(axis=1)
+        values[generator.integers(0, n, (min(at_once, RESAMPLES - done), n))].sum(axis=1)
         for done in range(0, RESAMPLES, at_once)
     ]
-    return _metric(float(found.mean()), np.concatenate(draws), n)
+    return np.concatenate(draws)
 
 
 def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Metric:

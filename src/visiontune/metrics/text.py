@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 
 from visiontune.data.sample import Prediction
 from visiontune.errors import DataError, RecipeError
-from visiontune.metrics.intervals import Metric, class_metrics, mean, proportion
+from visiontune.metrics.characters import character_errors
+from visiontune.metrics.intervals import Metric, class_metrics, mean, proportion, ratio
 from visiontune.metrics.rouge import NAMES as ROUGE_NAMES
 from visiontune.metrics.rouge import repetition, rouge
 
 OTHER = "(other)"
 PER_CLASS = ("precision", "recall", "f1")
+DOCUMENT_CHARACTERS = "document_characters"  # among the scores of a prediction about a document
+RATIOS = ("cer", "length_ratio", "compression")  # they may pass 1; every other metric is a share
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,12 @@ class Confusion:
 class TextScores:
     """The scores of `n` predictions. `classes` and `confusion` are there where the answers come from a label set.
 
-    `metrics` holds exact_match; for free text also rouge1, rouge2, rougeL and repetition; with a label set accuracy,
-    macro_f1 and outside_labels (the share of answers that are no label), and where predictions may abstain answered
-    (the share that did not) and accuracy_answered. With n = 0 their values are None.
+    `metrics` holds exact_match; for free text also rouge1, rouge2, rougeL and repetition, and as ratios over all
+    samples cer (the character error rate: wrong characters / characters of the truth; lower is better, and it is not
+    capped: an answer far too long passes 1), length_ratio (characters of the answers / of the truths), and compression
+    (characters of the documents / of the answers) where all predictions say how long their document was. With a label
+    set it holds accuracy, macro_f1 and outside_labels (the share of answers that are no label), and where predictions
+    may abstain answered (the share that did not) and accuracy_answered. What has nothing to count has the value None.
     """
 
     n: int
@@ -100,7 +107,8 @@ def score_texts(predictions: Sequence[Prediction], labels: Sequence[str] | None 
         written = [rouge(truth, answer) for _, truth, answer in pairs]
         means = {name: mean([scores[name] for scores in written], seed) for name in ROUGE_NAMES}
         repeated = mean([repetition(answer) for _, _, answer in pairs], seed)
-        return TextScores(n, {"exact_match": matches, **means, "repetition": repeated})
+        ratios = _ratios(predictions, pairs, seed)
+        return TextScores(n, {"exact_match": matches, **means, "repetition": repeated, **ratios})
     place = {label.strip(): c for c, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     for sample, truth, answer in pairs:
@@ -125,6 +133,17 @@ def score_texts(predictions: Sequence[Prediction], labels: Sequence[str] | None 
         metrics["answered"] = proportion(len(answered), n, seed)
         metrics["accuracy_answered"] = proportion(right, len(answered), seed)
     return TextScores(n, metrics, tuple(ClassScores(*row) for row in classes), Confusion(tuple(labels), counts))
+
+
+def _ratios(predictions: Sequence[Prediction], pairs: Sequence[tuple[str, str, str]], seed: int) -> dict[str, Metric]:
+    truths, answers = [len(truth) for _, truth, _ in pairs], [len(answer) for _, _, answer in pairs]
+    errors = [character_errors(truth, answer) for _, truth, answer in pairs]
+    ratios = {"cer": ratio(errors, truths, seed), "length_ratio": ratio(answers, truths, seed)}
+    documents = [p.scores.get(DOCUMENT_CHARACTERS) for p in predictions if p.truth is not None]
+    known = [characters for characters in documents if characters is not None]
+    if known and len(known) == len(documents):
+        ratios["compression"] = ratio(known, answers, seed)
+    return ratios
 
 
 @dataclass(frozen=True)
@@ -170,9 +189,10 @@ def parse_requirements(texts: str | Sequence[str]) -> tuple[Requirement, ...]:
                 bound = float(match["bound"])
             except ValueError as error:
                 raise _unreadable(text[position:]) from error
-            if not 0 <= bound <= 1:
+            if not (0 <= bound <= 1 or (bound > 1 and isfinite(bound) and match["metric"] in RATIOS)):
                 raise RecipeError(
-                    f"'{match[0].strip(' ,')}' asks for {bound:g}; metrics lie between 0 and 1.",
+                    f"'{match[0].strip(' ,')}' asks for {bound:g}; metrics lie between 0 and 1"
+                    f" ({' and '.join(RATIOS)} may pass 1).",
                     fix="write 85 % as 0.85",
                 )
             requirements.append(Requirement(match["metric"], match["operator"], bound))

@@ -2,17 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from visiontune.data.dataset import Index
-from visiontune.data.pages import Fonts
+from visiontune.data.pages import Fonts, PageSpec
 from visiontune.data.sample import Sample
 from visiontune.models.labels import LabelTree
 from visiontune.models.parts import Part
@@ -21,13 +21,29 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+Layout = tuple[tuple[int, int], ...]
+"""For each image of a sample what decides how many tokens stand for it; the family knows what the two numbers are."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the vision encoder made of a sample's views, in place of its images.
+
+    values: (views, features a view, width). layout: that of the sample's images.
+    """
+
+    values: torch.Tensor
+    layout: Layout
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One sample as tensors.
 
     input_ids: (length,) int64. supervised: (length,) bool, the tokens that are learned. pixel_values: (tiles, 3,
     height, width) float32 or None. pixel_mask: (tiles, height, width) int64 or None. image_features: how many features
-    the vision side will deliver for these tiles. shortened: tokens of the answer that did not fit.
+    the vision side will deliver for these tiles. shortened: tokens of the answer that did not fit. features: (tiles,
+    features a tile, width), what the vision encoder made of the tiles earlier, then instead of pixel_values.
     """
 
     id: str
@@ -37,6 +53,13 @@ class Encoded:
     pixel_mask: torch.Tensor | None
     image_features: int
     shortened: int = 0
+    features: torch.Tensor | None = None
+
+    @property
+    def views(self) -> int:
+        """How many tiles the vision encoder sees or saw."""
+        seen = self.pixel_values if self.features is None else self.features
+        return 0 if seen is None else len(seen)
 
 
 @dataclass
@@ -94,11 +117,31 @@ class Encoder(ABC):
     fonts: Fonts | None = None
 
     @abstractmethod
-    def encode(self, sample: Sample, *, with_answer: bool = True, augmentation: int | None = None) -> Encoded:
+    def encode(
+        self,
+        sample: Sample,
+        *,
+        with_answer: bool = True,
+        augmentation: int | None = None,
+        features: Features | None = None,
+    ) -> Encoded:
         """One sample as tensors; without its answer, as the model sees it when it is asked. Raises DataError.
 
-        `augmentation` is the number that decides how the images are augmented (`data.augment`); None: not at all.
+        `augmentation` is the number that decides how the images are augmented (`data.augment`); None: not at all. With
+        `features`, what the sample shows is not looked at again.
         """
+
+    @abstractmethod
+    def layouts(self, index: Index) -> Iterator[Layout]:
+        """The layout of each row of a split, without decoding an image or drawing a page."""
+
+    @abstractmethod
+    def views(self, layout: Layout) -> int:
+        """How many tiles the vision encoder sees of images with this layout."""
+
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """How the checkpoint's processor changes images, as plain values: other values, other pixels."""
 
     @abstractmethod
     def lengths(self, index: Index) -> NDArray[np.int64]:
@@ -107,6 +150,14 @@ class Encoder(ABC):
     @abstractmethod
     def cut(self, text: str, tokens: int) -> str:
         """The beginning of a text that takes so many tokens."""
+
+    @abstractmethod
+    def count(self, text: str) -> int:
+        """How many tokens a text has."""
+
+    @abstractmethod
+    def showing(self, pages: PageSpec) -> "Encoder":
+        """An encoder beside this one that shows documents as other pages, in the same fonts."""
 
     @abstractmethod
     def label_tokens(self, label: str) -> tuple[int, ...]:
@@ -148,9 +199,18 @@ class ModelAdapter(ABC):
         """The outermost module: parameter names are taken from it."""
         return self.network if self.peft is None else self.peft
 
+    @property
+    def expert_layers(self) -> list[torch.nn.Module]:
+        """The layers that choose among experts, called as `moe_dropout` says; none in most models."""
+        return []
+
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`."""
+
+    @abstractmethod
+    def vision_features(self, batch: Batch) -> list[torch.Tensor]:
+        """What the vision encoder makes of each sample's views: (views, features a view, width) for each sample."""
 
     @abstractmethod
     def trace(self, batch: Batch, max_new_tokens: int) -> list[Trace]:

@@ -11,10 +11,9 @@ from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
 from visiontune.errors import ModelError, RecipeError
-from visiontune.models.adapter import Batch, Encoded
-from visiontune.models.deepseek_ocr_tiny import CHAT_TEMPLATE, build_first, build_second
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, Layout
-from visiontune.models.moe_dropout import MoeDropout, attach
+from visiontune.models.adapter import Batch, Encoded, Layout
+from visiontune.models.deepseek_ocr_tiny import CHAT_TEMPLATE, LONGEST, PATCHES_A_SIDE, build_first, build_second
+from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
 from visiontune.models.parts import Part
 from visiontune.recipe import Data
 
@@ -23,13 +22,32 @@ build_tiny, build_tiny_2 = build_first, build_second
 DOWNSAMPLING = 4  # SAM's patches pass two convolutions of stride two
 QUERIES = (12, 16)  # a side; the second generation has learned queries for views of 768 and of 1024 pixels
 CUTS_INTO_TILES = False
-TINY_IMAGE_SIZE = 64
+TINY_IMAGE_SIZE, TINY_CONTEXT = 64, LONGEST
 NO_TILES = 2**20  # pixels; no page is so large that it would be cut into tiles
 
 
 def native_image_size(config: Any) -> int:
     """Pixels a side of a page."""
     return int(config.vision_config.sam_config.image_size)
+
+
+def page_tokens(config: Any, side: int) -> int:
+    """The image tokens of a view of `side` pixels: see the encoders."""
+    unit = config.vision_config.sam_config.patch_size * DOWNSAMPLING
+    return _view_tokens(config.model_type == "deepseek_ocr2", side // unit)
+
+
+def tiny_page_tokens(name: str, side: int) -> int:
+    """The same of a tiny model, which cuts views of every size into as many patches."""
+    return _view_tokens(name == "tiny/deepseek-ocr2", PATCHES_A_SIDE // DOWNSAMPLING)
+
+
+def _view_tokens(second: bool, grid: int) -> int:
+    return _queries(grid) ** 2 + 1 if second else grid * (grid + 1) + 1
+
+
+def _queries(grid: int) -> int:
+    return next((side for side in QUERIES if grid <= side), QUERIES[-1])
 
 
 class DeepseekOcrEncoder(GenerativeEncoder):
@@ -70,17 +88,16 @@ class DeepseekOcrEncoder(GenerativeEncoder):
         return self.processor.replace_image_token({"num_local_patches": [0], "patches_grid": [[1, 1]]}, 0)
 
     def features(self, views: int) -> int:
-        return views * (self.grid * (self.grid + 1) + 1)
+        return views * _view_tokens(False, self.grid)
 
     def side_by_side(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Pages (batch, most pages, 3, side, side), those that a sample has not all zero, and how many it has."""
-        pages = torch.tensor([0 if one.pixel_values is None else len(one.pixel_values) for one in encoded])
+        """Pages (batch, most pages, 3, side, side), those that a sample has not all zero."""
         side = self.data.image_longest_edge
-        pixels = torch.zeros(len(encoded), int(pages.max()), 3, side, side)
+        pixels = torch.zeros(len(encoded), max(one.views for one in encoded), 3, side, side)
         for row, one in enumerate(encoded):
             if one.pixel_values is not None:
                 pixels[row, : len(one.pixel_values)] = one.pixel_values
-        return {"pixel_values": pixels, "pages": pages}
+        return {"pixel_values": pixels}
 
 
 class DeepseekOcr2Encoder(DeepseekOcrEncoder):
@@ -90,13 +107,12 @@ class DeepseekOcr2Encoder(DeepseekOcrEncoder):
     def _keep_pages_whole(self, processor: Any) -> None:
         # With `crop_to_patches` off this processor would make the view as large as a tile; its own class turns it on.
         processor.image_processor.tile_size = NO_TILES
-        self.queries = next((side for side in QUERIES if self.grid <= side), QUERIES[-1])
         # The processor counts tokens as if a view gave a feature for every 64 pixels, which holds for 768 and 1024.
         # Told the pixels of a query it counts rightly at every size, in the saved folder too.
-        processor.downsample_ratio = self.data.image_longest_edge / processor.patch_size / self.queries
+        processor.downsample_ratio = self.data.image_longest_edge / processor.patch_size / _queries(self.grid)
 
     def features(self, views: int) -> int:
-        return views * (self.queries**2 + 1)
+        return views * _view_tokens(True, self.grid)
 
 
 class DeepseekOcrAdapter(GenerativeAdapter):
@@ -107,15 +123,31 @@ class DeepseekOcrAdapter(GenerativeAdapter):
     def __init__(self, network: Any, encoder: DeepseekOcrEncoder) -> None:
         super().__init__(network, encoder)
         self.parts = parts_of(network.config)
+        self._newlines: bool = network.config.model_type == "unlimited_ocr"  # behind each row of features
 
-    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        inputs = super().inputs(batch)
-        if "pages" in inputs:
-            pages, pixels = inputs.pop("pages"), inputs.pop("pixel_values")
-            stands = torch.arange(pixels.shape[1], device=pages.device) < pages[:, None]
-            if stands.any():  # a piece of a batch may have no page
-                inputs["pixel_values"] = pixels[stands]  # (pages of all samples, 3, side, side), in their order
-        return inputs
+    @property
+    def expert_layers(self) -> list[torch.nn.Module]:
+        network: Any = self.network
+        layers = network.model.language_model.layers
+        return [layers[layer].mlp.experts for layer in _sparse_layers(network.config)]
+
+    def images_of(self, batch: Batch) -> dict[str, torch.Tensor]:
+        if "pixel_values" not in batch.tensors:
+            return {}
+        pixels, views = batch.tensors["pixel_values"], batch.tensors["views"]
+        stands = torch.arange(pixels.shape[1], device=views.device) < views[:, None]
+        # (pages of all samples, 3, side, side), in their order; a piece of a batch may have no page
+        return {"pixel_values": pixels[stands]} if stands.any() else {}
+
+    def projected(self, features: torch.Tensor) -> list[torch.Tensor]:
+        model: Any = self.network.model
+        seen = model.multi_modal_projector(features)
+        if self._newlines:
+            grid = seen.unflatten(1, (-1, int(seen.shape[1] ** 0.5)))  # (views, rows, columns, width)
+            newline = model.image_newline.to(grid.dtype).expand(*grid.shape[:2], 1, -1)
+            seen = torch.cat([grid, newline], dim=2).flatten(1, 2)
+        separator = model.view_separator.to(seen.dtype)[None]
+        return [torch.cat([view, separator]) for view in seen]
 
 
 def parts_of(config: Any) -> tuple[Part, ...]:
@@ -140,14 +172,7 @@ def _sparse_layers(config: Any) -> list[int]:
     return [layer for layer, kind in enumerate(config.text_config.mlp_layer_types) if kind == "sparse"]
 
 
-def load(
-    folder: str,
-    revision: str | None,
-    data: Data,
-    device: DeviceContract | None = None,
-    *,
-    moe_dropout: MoeDropout | None = None,
-) -> DeepseekOcrAdapter:
+def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> DeepseekOcrAdapter:
     """A checkpoint of either generation, weights in float32. Images are resized by Pillow where the generation has such
     an image processor, which is the second. Raises ModelError for a device, and what the encoder raises."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
@@ -160,9 +185,6 @@ def load(
     processor = AutoProcessor.from_pretrained(folder, revision=revision)
     if processor.chat_template is None:
         processor.chat_template = CHAT_TEMPLATE
-    if moe_dropout is not None:
-        layers = network.model.language_model.layers
-        attach(moe_dropout, [layers[layer].mlp.experts for layer in _sparse_layers(network.config)])
     if network.config.model_type == "unlimited_ocr":
         return DeepseekOcrAdapter(network, DeepseekOcrEncoder(processor, data))
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")

@@ -29,7 +29,15 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_first(folder: Path, texts: Sequence[str], seed: int, *, image_size: int = 64, experts: int = 4) -> None:
+def build_first(
+    folder: Path,
+    texts: Sequence[str],
+    seed: int,
+    *,
+    image_size: int = 64,
+    experts: int = 4,
+    patches_a_side: int = PATCHES_A_SIDE,
+) -> None:
     """Write a small DeepSeek-OCR of the first generation to `folder`, its tokenizer trained on `texts`.
 
     The first decoder layer is dense, the second has `experts` routed ones, two for each token, and a shared one. The
@@ -45,14 +53,14 @@ def build_first(folder: Path, texts: Sequence[str], seed: int, *, image_size: in
     tokenizer = _train_tokenizer(texts)
     config = UnlimitedOcrConfig(
         vision_config={
-            "sam_config": _sam(image_size),
+            "sam_config": _sam(image_size, patches_a_side),
             "encoder_config": {
                 "hidden_size": WIDTH,  # that of SAM's last convolution, whose features it reads as its patches
                 "intermediate_size": 2 * WIDTH,
                 "num_hidden_layers": 2,
                 "num_attention_heads": 4,
                 "initializer_range": SPREAD,
-                "image_size": 4 * 14,
+                "image_size": patches_a_side // 4 * 14,
                 "patch_size": 14,
             },
         },
@@ -65,12 +73,20 @@ def build_first(folder: Path, texts: Sequence[str], seed: int, *, image_size: in
         UnlimitedOcrImageProcessor(size=side, image_mean=HALF, image_std=HALF),
         tokenizer,
         chat_template=CHAT_TEMPLATE,
-        patch_size=image_size // PATCHES_A_SIDE,
+        patch_size=image_size // patches_a_side,
     )
     _write(UnlimitedOcrForConditionalGeneration, config, processor, seed, folder)
 
 
-def build_second(folder: Path, texts: Sequence[str], seed: int, *, image_size: int = 64, experts: int = 4) -> None:
+def build_second(
+    folder: Path,
+    texts: Sequence[str],
+    seed: int,
+    *,
+    image_size: int = 64,
+    experts: int = 4,
+    patches_a_side: int = PATCHES_A_SIDE,
+) -> None:
     """Write a small DeepSeek-OCR of the second generation, as `build_first`."""
     from transformers import (
         DeepseekOcr2Config,
@@ -82,7 +98,7 @@ def build_second(folder: Path, texts: Sequence[str], seed: int, *, image_size: i
     tokenizer = _train_tokenizer(texts)
     config = DeepseekOcr2Config(
         vision_config={
-            "sam_config": _sam(image_size),
+            "sam_config": _sam(image_size, patches_a_side),
             "encoder_config": {
                 "vocab_size": 32,
                 "hidden_size": WIDTH,
@@ -101,19 +117,19 @@ def build_second(folder: Path, texts: Sequence[str], seed: int, *, image_size: i
         DeepseekOcr2ImageProcessorPil(size=side, tile_size=image_size, image_mean=HALF, image_std=HALF),
         tokenizer,
         chat_template=CHAT_TEMPLATE,
-        patch_size=image_size // PATCHES_A_SIDE,
+        patch_size=image_size // patches_a_side,
     )
     _write(DeepseekOcr2ForConditionalGeneration, config, processor, seed, folder)
 
 
-def _sam(image_size: int) -> dict[str, Any]:
+def _sam(image_size: int, patches_a_side: int) -> dict[str, Any]:
     return {
         "hidden_size": WIDTH,
         "output_channels": WIDTH // 2,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "image_size": image_size,
-        "patch_size": image_size // PATCHES_A_SIDE,
+        "patch_size": image_size // patches_a_side,
         "window_size": 4,
         "global_attn_indexes": [1],
         "mlp_dim": 2 * WIDTH,

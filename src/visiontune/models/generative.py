@@ -3,7 +3,9 @@
 A family says how its images become tensors and how many tokens stand for one; the rest is here.
 """
 
+import copy
 import functools
+import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,20 +18,19 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image, fromarray
 
-from visiontune.data.augment import augmented
+from visiontune.data.augment import augmented, augmented_page
 from visiontune.data.dataset import Index
 from visiontune.data.images import decode
-from visiontune.data.pages import Fonts, pages
+from visiontune.data.order import key
+from visiontune.data.pages import Fonts, PageSpec
+from visiontune.data.pages import pages as pages_of
 from visiontune.data.sample import Images, Sample
 from visiontune.errors import DataError, ModelError
-from visiontune.models.adapter import Batch, Encoded, Encoder, ModelAdapter, Trace
+from visiontune.models.adapter import Batch, Encoded, Encoder, Features, Layout, ModelAdapter, Trace
 from visiontune.models.labels import LabelTree
 from visiontune.recipe import Data
 
 REMEMBERED_TEXTS = 65536
-
-Layout = tuple[tuple[int, int], ...]
-"""For each image of a sample what decides how many tokens stand for it; the family knows what the two numbers are."""
 
 
 class GenerativeEncoder(Encoder):
@@ -64,13 +65,19 @@ class GenerativeEncoder(Encoder):
     def side_by_side(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """The image tensors of a batch, the batch as their first dimension; at least one sample has an image."""
 
-    def encode(self, sample: Sample, *, with_answer: bool = True, augmentation: int | None = None) -> Encoded:
+    def encode(
+        self,
+        sample: Sample,
+        *,
+        with_answer: bool = True,
+        augmentation: int | None = None,
+        features: Features | None = None,
+    ) -> Encoded:
         pixel_values = pixel_mask = None
         layout: Layout = ()
-        images = self.images(sample)
-        if images:
-            if augmentation is not None and self.data.augment:
-                images = [augmented(image, self.data.augment, augmentation) for image in images]
+        if features is not None:
+            layout = features.layout
+        elif images := self.images(sample, augmentation):
             pixel_values, pixel_mask, layout = self.see(images)
         prompt_ids, answer_ids = self._texts(sample.target.prompt or self.data.prompt, sample.target.answer, layout)
         room = self.data.max_tokens - len(prompt_ids)
@@ -82,27 +89,45 @@ class GenerativeEncoder(Encoder):
                 fix="raise data.max_tokens, lower data.image_longest_edge, or give a sample fewer images",
             )
         kept = answer_ids[:room] if with_answer else ()
+        views = len(features.values) if features is not None else 0 if pixel_values is None else len(pixel_values)
         return Encoded(
             id=sample.id,
             input_ids=torch.tensor(prompt_ids + kept, dtype=torch.long),
             supervised=torch.tensor([False] * len(prompt_ids) + [True] * len(kept)),
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
-            image_features=0 if pixel_values is None else self.features(len(pixel_values)),
+            image_features=self.features(views),
             shortened=len(answer_ids) - len(kept) if with_answer else 0,
+            features=None if features is None else features.values,
         )
 
-    def images(self, sample: Sample) -> list[Image]:
-        """What a sample shows, as RGB images in order. Raises DataError for what is no image."""
+    def images(self, sample: Sample, augmentation: int | None = None) -> list[Image]:
+        """What a sample shows, as RGB images in order, augmented by a number. Raises DataError for what is no image."""
+        strength = 0.0 if augmentation is None else self.data.augment
         if isinstance(sample.seen, Images):
-            return [decode(file.data) for file in sample.seen.files]
+            images = [decode(file.data) for file in sample.seen.files]
+            if augmentation is not None and strength:
+                images = [augmented(image, strength, augmentation) for image in images]
+            return images
         if self.data.pages is None or self.fonts is None:
             raise DataError("The run sees images, and this is a document.", where=sample.id, fix="train on documents")
-        drawn = pages(sample.seen.text, self.data.pages, self.fonts)
+        drawn = pages_of(sample.seen.text, self.data.pages, self.fonts)
+        if augmentation is not None and strength:
+            margins = self.data.pages.margins
+            drawn = [augmented_page(page, margins, strength, key(augmentation, i)) for i, page in enumerate(drawn)]
         return [fromarray(page).convert("RGB") for page in drawn]
 
     def cut(self, text: str, tokens: int) -> str:
         return self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens])
+
+    def count(self, text: str) -> int:
+        # verbose: a text longer than the model's context is no mistake here.
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def showing(self, pages: PageSpec) -> "GenerativeEncoder":
+        other = copy.copy(self)  # tokenizer, fonts and remembered texts are shared
+        other.data = self.data.model_copy(update={"pages": pages})
+        return other
 
     def label_tokens(self, label: str) -> tuple[int, ...]:
         return self._texts(self.data.prompt, label, ())[1]
@@ -148,8 +173,13 @@ class GenerativeEncoder(Encoder):
             raise DataError("An answer holds an image placeholder.", where=answer[:80], fix="remove it from the text")
         return tuple(prompt_ids), (*answer_ids, self.end_token_id)
 
+    def views(self, layout: Layout) -> int:
+        return len(layout)
+
+    def preprocessing(self) -> dict[str, Any]:
+        return json.loads(self.processor.image_processor.to_json_string())
+
     def layouts(self, index: Index) -> Iterator[Layout]:
-        """The layout of each row of a split, without decoding an image or drawing a page."""
         layout_of = functools.lru_cache(maxsize=REMEMBERED_TEXTS)(self.layout)
         if index.pages and self.data.pages is not None:
             page = layout_of(self.data.pages.height, self.data.pages.width)
@@ -163,7 +193,8 @@ class GenerativeEncoder(Encoder):
         rows = zip(index.prompts, index.answers, self.layouts(index), strict=True)
         for i, (prompt, answer, layout) in enumerate(rows):
             prompt_ids, answer_ids = self._texts(prompt or self.data.prompt, answer, layout)
-            lengths[i] = min(len(prompt_ids) + len(answer_ids), max(self.data.max_tokens, len(prompt_ids)))
+            # A prompt that leaves no room is longer than what is allowed: such a sample is refused.
+            lengths[i] = min(len(prompt_ids) + len(answer_ids), max(self.data.max_tokens, len(prompt_ids) + 1))
         return lengths
 
     def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
@@ -175,8 +206,10 @@ class GenerativeEncoder(Encoder):
             place = slice(longest - len(one.input_ids), None) if pad_left else slice(len(one.input_ids))
             ids[row, place], mask[row, place], supervised[row, place] = one.input_ids, 1, one.supervised
         tensors = {"input_ids": ids, "attention_mask": mask, "supervised": supervised}
-        if any(one.pixel_values is not None for one in encoded):
-            tensors |= self.side_by_side(encoded)
+        if any(one.views for one in encoded):
+            tensors["views"] = torch.tensor([one.views for one in encoded])
+            stored = [one.features for one in encoded if one.features is not None]
+            tensors |= {"features": _stacked(encoded, stored[0])} if stored else self.side_by_side(encoded)
         return Batch(
             ids=[one.id for one in encoded],
             tensors=tensors,
@@ -185,7 +218,7 @@ class GenerativeEncoder(Encoder):
             padded_tokens=mask.numel(),
             image_tokens=int((ids == self.image_token_id).sum()),
             image_features=sum(one.image_features for one in encoded),
-            tiles=sum(len(one.pixel_values) for one in encoded if one.pixel_values is not None),
+            tiles=sum(one.views for one in encoded),
             shortened=sum(one.shortened > 0 for one in encoded),
         )
 
@@ -208,6 +241,15 @@ class GenerativeEncoder(Encoder):
         self.processor.save_pretrained(folder)
 
 
+def _stacked(encoded: Sequence[Encoded], like: torch.Tensor) -> torch.Tensor:
+    """Features (batch, most views, features a view, width); zeros where a sample has fewer views."""
+    stacked = like.new_zeros((len(encoded), max(one.views for one in encoded), *like.shape[1:]))
+    for row, one in enumerate(encoded):
+        if one.features is not None:
+            stacked[row, : one.views] = one.features
+    return stacked
+
+
 class GenerativeAdapter(ModelAdapter):
     """A transformers model of the shape `model` + `lm_head` for the training loop."""
 
@@ -217,9 +259,37 @@ class GenerativeAdapter(ModelAdapter):
         self.network = network
         self.encoder = self._encoder = encoder
 
-    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """What the network is called with: the batch's tensors without `supervised`, laid out as the network wants."""
-        return {name: tensor for name, tensor in batch.tensors.items() if name != "supervised"}
+    @abstractmethod
+    def images_of(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The images of a batch as the network wants them; nothing where there are none."""
+
+    @abstractmethod
+    def projected(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """What the projector makes of the vision encoder's features (views, features a view, width), view by view:
+        (image tokens, width of the language model)."""
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the network is called with: tokens and images, or features in place of the images."""
+        inputs: dict[str, Any] = {name: batch.tensors[name] for name in ("input_ids", "attention_mask")}
+        if "features" not in batch.tensors:
+            return inputs | self.images_of(batch)
+        features, views = batch.tensors["features"], batch.tensors["views"]
+        stands = torch.arange(features.shape[1], device=views.device) < views[:, None]
+        if not stands.any():  # a piece of a batch may have no image
+            return inputs
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        seen: Any = self.projected(features[stands])
+        return inputs | {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=seen)}}
+
+    @torch.no_grad()
+    def vision_features(self, batch: Batch) -> list[torch.Tensor]:
+        network: Any = self.network
+        images = self.images_of(batch)
+        if not images:
+            return [torch.zeros(0) for _ in batch.ids]
+        seen = network.model.get_image_features(**images, return_dict=True).last_hidden_state
+        return list(seen.split(batch.tensors["views"].tolist()))
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         network: Any = self.network

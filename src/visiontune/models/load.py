@@ -72,6 +72,21 @@ def cuts_into_tiles(name: str) -> bool:
     return importlib.import_module(module).CUTS_INTO_TILES
 
 
+def page_tokens(name: str, side: int) -> int:
+    """How many image tokens stand for a page that is resized to `side` x `side` pixels and not cut into tiles."""
+    if is_tiny(name):
+        return importlib.import_module(TINY[name][0]).tiny_page_tokens(name, side)
+    config = read_config(name)
+    return importlib.import_module(FAMILIES[config.model_type]).page_tokens(config, side)
+
+
+def longest_context(name: str) -> int:
+    """How many tokens a model can read and write together."""
+    if is_tiny(name):
+        return importlib.import_module(TINY[name][0]).TINY_CONTEXT
+    return int(read_config(name).text_config.max_position_embeddings)
+
+
 def load_adapter(name: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> ModelAdapter:
     """The model in float32 with its encoder (for a device, the one that does what the device does).
 

@@ -12,38 +12,28 @@ import torch
 from torch import nn
 
 from visiontune.errors import RecipeError
-
-
-@dataclass(frozen=True)
-class MoeDropout:
-    """What is left out in each forward of each layer, while it trains.
-
-    experts: the chance of each expert to be left out, for all tokens. keep_experts: so many stay at least. gates: the
-    chance of each entry of the gate, a token's share in one of its experts, to be left out. What stays is scaled up, so
-    that the mean is that of the whole layer.
-    """
-
-    experts: float = 0.0
-    gates: float = 0.0
-    keep_experts: int = 1
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.experts < 1 and 0 <= self.gates < 1 and self.keep_experts >= 1):
-            raise RecipeError(
-                f"There is no dropout like {self}.", fix="rates from 0 to below 1, and at least one expert that stays"
-            )
+from visiontune.recipe import MoeDropout
 
 
 def attach(dropout: MoeDropout, layers: Iterable[nn.Module]) -> None:
     """Apply dropout to expert layers, called as transformers calls them: (hidden states, chosen experts, their gates).
 
-    A rate of zero draws nothing; two of them leave the layers as they are. Raises RecipeError if more experts are to
-    stay than there are.
+    In each forward of each layer, while it trains, whole experts are left out for all tokens, and single entries of the
+    gate, a token's share in one of its experts. What stays is scaled up, so that the mean is that of the whole layer. A
+    rate of zero draws nothing; two of them leave the layers as they are. Raises RecipeError where there are no experts,
+    or fewer than are to stay.
     """
+    layers = list(layers)
+    if not layers and (dropout.experts or dropout.gates):
+        raise RecipeError("The model has no experts to leave out.", where="moe_dropout", fix="leave moe_dropout at 0")
     for layer in layers:
         experts: Any = layer.num_experts
         if dropout.keep_experts > experts:
-            raise RecipeError(f"{dropout.keep_experts} experts are to stay; a layer has {experts}.")
+            raise RecipeError(
+                f"{dropout.keep_experts} experts are to stay; a layer has {experts}.",
+                where="moe_dropout.keep_experts",
+                fix=f"use {experts} or fewer",
+            )
         if dropout.experts or dropout.gates:
             layer.register_forward_pre_hook(_LeaveOut(dropout, experts))
 

@@ -9,8 +9,8 @@ import torch
 from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
-from visiontune.models.adapter import Encoded
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, Layout
+from visiontune.models.adapter import Batch, Encoded, Layout
+from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
 from visiontune.models.parts import Part
 from visiontune.models.tiny_tokenizer import train_byte_level
 from visiontune.recipe import Data
@@ -24,11 +24,24 @@ PARTS = (
 
 CUTS_INTO_TILES = True
 TINY_IMAGE_SIZE = 32
+TINY_PATCHES_PER_SIDE, TINY_SCALE = 4, 2
+TINY_CONTEXT = 2048
 
 
 def native_image_size(config: Any) -> int:
     """Pixels a side of a tile."""
     return int(config.vision_config.image_size)
+
+
+def page_tokens(config: Any, side: int) -> int:
+    """The image tokens of one tile."""
+    vision = config.vision_config
+    return (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+
+
+def tiny_page_tokens(name: str, side: int) -> int:
+    """The same of the tiny model."""
+    return (TINY_PATCHES_PER_SIDE // TINY_SCALE) ** 2
 
 
 class SmolVLMEncoder(GenerativeEncoder):
@@ -54,6 +67,9 @@ class SmolVLMEncoder(GenerativeEncoder):
         """Rows and columns of tiles of an image of this size in pixels; 0 and 0 for one that is not cut."""
         _, rows, columns = self.processor.image_processor.get_number_of_image_patches(height, width)
         return rows, columns
+
+    def views(self, layout: Layout) -> int:
+        return sum(rows * columns + 1 if rows else 1 for rows, columns in layout)
 
     def placeholder(self, layout: Layout, image: int) -> str:
         rows, columns = [[row for row, _ in layout]], [[column for _, column in layout]]
@@ -81,6 +97,13 @@ class SmolVLMAdapter(GenerativeAdapter):
 
     family = "smolvlm"
     parts = PARTS
+
+    def images_of(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {name: batch.tensors[name] for name in ("pixel_values", "pixel_attention_mask") if name in batch.tensors}
+
+    def projected(self, features: torch.Tensor) -> list[torch.Tensor]:
+        network: Any = self.network
+        return list(network.model.connector(features))
 
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> SmolVLMAdapter:
@@ -127,7 +150,7 @@ def build_tiny(
     image_size: int = 32,
     width: int = 96,
     layers: int = 3,
-    patches_per_side: int = 4,
+    patches_per_side: int = TINY_PATCHES_PER_SIDE,
 ) -> None:
     """Write a small SmolVLM with random weights to `folder`: the real classes, a tokenizer trained on `texts`.
 
@@ -139,7 +162,7 @@ def build_tiny(
     from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
     tokenizer = _train_tokenizer(texts)
-    scale_factor = 2
+    scale_factor = TINY_SCALE
     config = SmolVLMConfig(
         text_config={
             "model_type": "llama",
@@ -153,7 +176,7 @@ def build_tiny(
             "head_dim": 32,
             "rms_norm_eps": 1e-5,
             "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": TINY_CONTEXT,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
@@ -206,7 +229,7 @@ def _train_tokenizer(texts: Sequence[str]) -> Any:
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
         additional_special_tokens=special[4:],
-        model_max_length=2048,
+        model_max_length=TINY_CONTEXT,
         clean_up_tokenization_spaces=False,
     )
 

@@ -74,6 +74,9 @@ class SmolVLMDeviceEncoder(SmolVLMEncoder):
     def layout(self, height: int, width: int) -> tuple[int, int]:
         return 1, 1
 
+    def views(self, layout: tuple[tuple[int, int], ...]) -> int:
+        return TILES
+
     def label_tokens(self, label: str) -> tuple[int, ...]:
         return self._answer_ids(label)
 

@@ -5,7 +5,7 @@ blank pages, the model shown another document's pages, and the same decoder give
 cut to as many tokens as its pages take. Each comes with the paired difference to the model's ROUGE-L.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +13,17 @@ import regex
 import torch
 
 from visiontune.data.sample import Document, Images, Prediction, Sample, Text
-from visiontune.errors import DataError
 from visiontune.metrics.intervals import Metric, mean
 from visiontune.metrics.rouge import NAMES, rouge
 from visiontune.models.adapter import ModelAdapter
 from visiontune.progress import progress
 from visiontune.recipe import Recipe
-from visiontune.training.precision import autocast
+from visiontune.training.answers import replies
 
 SENTENCES = 3
 JUDGED_BY = "rougeL"
+LEAD, BLANK, EXCHANGED = "first three sentences", "blank page", "exchanged pages"
+TEXT, TRUNCATED = "text input", "truncated text"
 
 # A sentence ends with its stop and what closes behind it, before a blank; CJK stops need none; so does a blank line.
 _SENTENCE = regex.compile(r".+?(?:[.!?…]+[\p{Pe}\p{Pf}\"']*(?=\s|$)|[。！？｡]+|(?=\n\s*\n)|$)", regex.S)
@@ -36,7 +37,8 @@ def lead(text: str, sentences: int = SENTENCES) -> str:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What stands beside the model: ROUGE of `n` samples, and the model's ROUGE-L minus its own on the same samples.
+    """What stands beside the model: ROUGE of the samples that it answered, and the model's ROUGE-L minus its own on
+    those of them that the model answered too.
 
     `left_out` counts the samples that it could not answer, such as texts longer than the context.
     """
@@ -48,8 +50,12 @@ class Baseline:
 
     def to_json(self) -> dict[str, Any]:
         """{"name", "metrics", "ahead", "left_out"}."""
-        metrics = {name: metric.to_json() for name, metric in self.metrics.items()}
-        return {"name": self.name, "metrics": metrics, "ahead": self.ahead.to_json(), "left_out": self.left_out}
+        return {
+            "name": self.name,
+            "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
+            "ahead": self.ahead.to_json(),
+            "left_out": self.left_out,
+        }
 
 
 def compare(
@@ -60,56 +66,64 @@ def compare(
     device: torch.device,
 ) -> list[Baseline]:
     """The baselines of samples whose predictions, in the same order, are the model's own."""
-    own = [rouge(s.target.answer, p.target.answer)[JUDGED_BY] for s, p in zip(samples, predictions, strict=True)]
     others = [*samples[1:], *samples[:1]]
-    asked: dict[str, Callable[[int], Sample]] = {
-        "blank page": lambda i: replace(samples[i], seen=Document(" ")),
-        "exchanged pages": lambda i: replace(samples[i], seen=others[i].seen),
-        "text input": lambda i: _as_text(adapter, samples[i], recipe, cut=False),
-        "truncated text": lambda i: _as_text(adapter, samples[i], recipe, cut=True),
+    asked: dict[str, Iterable[Sample]] = {
+        BLANK: (blank(sample) for sample in samples),
+        EXCHANGED: (replace(sample, seen=other.seen) for sample, other in zip(samples, others, strict=True)),
+        TEXT: (as_text(sample, recipe) for sample in samples),
+        TRUNCATED: (_cut_as_its_pages(adapter, sample, recipe) for sample in samples),
     }
-    answers: dict[str, list[str | None]] = {"first three sentences": [lead(_text(sample)) for sample in samples]}
+    answers: dict[str, list[str | None]] = {LEAD: [lead(text_of(sample)) for sample in samples]}
     with progress("baselines", len(asked) * len(samples), "answers") as advance:
         for name, made in asked.items():
-            answers[name] = []
-            for i in range(len(samples)):
-                answers[name].append(_answer(adapter, made(i), recipe, device))
-                advance(1)
+            found = replies(adapter, adapter.encoder, made, recipe, device, advance)
+            answers[name] = [reply.text for reply in found]
     truths = [sample.target.answer for sample in samples]
-    return [_baseline(name, truths, found, own) for name, found in answers.items()]
+    own = [prediction.target.answer for prediction in predictions]
+    return [baseline(name, truths, found, own) for name, found in answers.items()]
 
 
-def _baseline(name: str, truths: Sequence[str], answers: Sequence[str | None], own: Sequence[float]) -> Baseline:
-    both = [(rouge(truth, a), mine) for truth, a, mine in zip(truths, answers, own, strict=True) if a is not None]
-    metrics = {kind: mean([scores[kind] for scores, _ in both]) for kind in NAMES}
-    # Differences lie in [-1, 1]; halved and moved they are values in [0, 1], as the bootstrap wants them.
-    moved = mean([(mine - scores[JUDGED_BY] + 1) / 2 for scores, mine in both])
-    ahead = Metric(_apart(moved.value), _apart(moved.low), _apart(moved.high), moved.n)
-    return Baseline(name, metrics, ahead, len(answers) - len(both))
+def baseline(name: str, truths: Sequence[str], answers: Sequence[str | None], own: Sequence[str | None]) -> Baseline:
+    """What the answers of a baseline are worth beside the model's own, one a sample; None where there is none."""
+    metrics = {kind: mean(scores) for kind, scores in rouges(truths, answers).items()}
+    return Baseline(name, metrics, ahead(truths, own, answers), sum(answer is None for answer in answers))
 
 
-def _apart(moved: float | None) -> float | None:
-    return None if moved is None else 2 * moved - 1
+def rouges(truths: Sequence[str], answers: Sequence[str | None]) -> dict[str, list[float]]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L of each answer that there is."""
+    found = [rouge(truth, answer) for truth, answer in zip(truths, answers, strict=True) if answer is not None]
+    return {kind: [scores[kind] for scores in found] for kind in NAMES}
 
 
-def _text(sample: Sample) -> str:
+def ahead(truths: Sequence[str], first: Sequence[str | None], second: Sequence[str | None]) -> Metric:
+    """By how much the ROUGE-L of `first` is above that of `second`, in [-1, 1], on the samples that both answered."""
+    differences = [
+        rouge(truth, one)[JUDGED_BY] - rouge(truth, other)[JUDGED_BY]
+        for truth, one, other in zip(truths, first, second, strict=True)
+        if one is not None and other is not None
+    ]
+    return mean(differences, bounds=(-1, 1))
+
+
+def text_of(sample: Sample) -> str:
+    """The text of a document."""
     assert isinstance(sample.seen, Document)
     return sample.seen.text
 
 
-def _as_text(adapter: ModelAdapter, sample: Sample, recipe: Recipe, *, cut: bool) -> Sample:
-    """The sample with its text in the question and nothing to see; cut to as many tokens as its pages take."""
-    question, text = sample.target.prompt or recipe.data.prompt, _text(sample)
-    if cut:
-        text = adapter.encoder.cut(text, adapter.encoder.encode(sample, with_answer=False).image_features)
+def blank(sample: Sample) -> Sample:
+    """The sample with one page that shows nothing."""
+    return replace(sample, seen=Document(" "))
+
+
+def as_text(sample: Sample, recipe: Recipe, text: str | None = None) -> Sample:
+    """The sample with its text (or the one given) in front of its question, and nothing to see."""
+    question = sample.target.prompt or recipe.data.prompt
+    text = text_of(sample) if text is None else text
     return replace(sample, seen=Images(()), target=Text(sample.target.answer, f"{text}\n\n{question}"))
 
 
-def _answer(adapter: ModelAdapter, sample: Sample, recipe: Recipe, device: torch.device) -> str | None:
-    try:
-        batch = adapter.encoder.collate([adapter.encoder.encode(sample, with_answer=False)], pad_left=True)
-    except DataError:
-        return None  # longer than the context: counted as left out
-    with torch.no_grad(), autocast(device, recipe.machine.precision):
-        ((text, _),) = adapter.generate(batch.to(device), recipe.evaluation.max_new_tokens)
-    return text
+def _cut_as_its_pages(adapter: ModelAdapter, sample: Sample, recipe: Recipe) -> Sample:
+    """The sample as text of as many tokens as its pages take."""
+    tokens = adapter.encoder.encode(sample, with_answer=False).image_features
+    return as_text(sample, recipe, adapter.encoder.cut(text_of(sample), tokens))

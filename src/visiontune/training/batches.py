@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from visiontune.data.order import Draws, Order, key, permute
 from visiontune.errors import VisiontuneError
 from visiontune.models.adapter import Batch, Encoder
 from visiontune.recipe import Batch as BatchRecipe
+
+if TYPE_CHECKING:
+    from visiontune.training.features import FeatureStore
 
 DRAWN_AT_ONCE = 65536
 SHORTEST_SHARE = 0.8  # a sample shorter than this share of the longest one starts a new micro-batch
@@ -125,7 +129,8 @@ class _Work:
 class Reading:
     """How samples become batches: from which split, with their answers (to learn) or without (to be asked).
 
-    With a seed, images are augmented, the same sample otherwise in each epoch.
+    With a seed, images are augmented, the same sample otherwise in each epoch, or in `augmented_views` ways in turn.
+    With `features`, those are read instead of images.
     """
 
     datasets: Sequence[Dataset]
@@ -133,14 +138,22 @@ class Reading:
     split: str = "train"
     with_answer: bool = True
     augment_seed: int | None = None
+    augmented_views: int | None = None
+    features: "FeatureStore | None" = None
 
     def batch(self, refs: Sequence[SampleRef]) -> Batch:
         """The samples as one batch; padded on the left when they are to be answered. Raises DataError."""
         encoded = []
-        for dataset, index, epoch in refs:
+        for ref in refs:
+            if self.features is not None:
+                sample, features = self.features.sample(ref)
+                encoded.append(self.encoder.encode(sample, with_answer=self.with_answer, features=features))
+                continue
+            dataset, index, epoch = ref
             sample = self.datasets[dataset].sample(self.split, index)
             seed = self.augment_seed
-            number = None if seed is None else augmentation_key(seed, sample.id, epoch)
+            view = epoch if self.augmented_views is None else epoch % self.augmented_views
+            number = None if seed is None else augmentation_key(seed, sample.id, view)
             encoded.append(self.encoder.encode(sample, with_answer=self.with_answer, augmentation=number))
         batch = self.encoder.collate(encoded, pad_left=not self.with_answer)
         batch.origins = list(refs)

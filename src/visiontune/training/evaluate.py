@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +14,10 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Document, ImageFile, Images, LabelProbabilities, Prediction, Sample, Text
 from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_json, written_whole
+from visiontune.metrics.bertscore import Embedder
 from visiontune.metrics.calibration import Calibration, calibrate
-from visiontune.metrics.text import TextScores, score_texts
+from visiontune.metrics.rouge import NAMES as ROUGE_NAMES
+from visiontune.metrics.text import DOCUMENT_CHARACTERS, TextScores, score_texts
 from visiontune.models.adapter import Batch, ModelAdapter
 from visiontune.models.labels import LabelTree
 from visiontune.progress import note, progress
@@ -69,6 +73,14 @@ def tree_to_score(adapter: ModelAdapter, labels: Sequence[str] | None, recipe: R
     return label_tree(adapter, labels, recipe)
 
 
+def first_rows(
+    datasets: Sequence[Dataset], split: str, *, limit: int | None = None, rows: int | None = None
+) -> list[tuple[int, int]]:
+    """(dataset, row) of the samples that an evaluation takes: first rows first, from all datasets in turn."""
+    counts = [min(dataset.count(split), rows or dataset.count(split)) for dataset in datasets]
+    return [(d, i) for i in range(max(counts)) for d, count in enumerate(counts) if i < count][:limit]
+
+
 def predict_split(
     adapter: ModelAdapter,
     datasets: Sequence[Dataset],
@@ -84,8 +96,7 @@ def predict_split(
 
     `limit` takes so many samples, first rows first, from all datasets in turn; `rows` takes the first rows of each.
     """
-    counts = [min(dataset.count(split), rows or dataset.count(split)) for dataset in datasets]
-    refs = [(d, i, 0) for i in range(max(counts)) for d, count in enumerate(counts) if i < count][:limit]
+    refs = [(d, i, 0) for d, i in first_rows(datasets, split, limit=limit, rows=rows)]
     indexes = [dataset.index(split) for dataset in datasets]
     lengths = [adapter.encoder.lengths(index) for index in indexes]
     longest_first = sorted(refs, key=lambda ref: (-lengths[ref[0]][ref[1]], ref))
@@ -112,6 +123,8 @@ def predict_split(
     for (d, i), (text, confidence, labels) in sorted(ranks.gathered(answers), key=lambda answer: answer[0]):
         prompt, truth = indexes[d].prompts[i], Text(indexes[d].answers[i], indexes[d].prompts[i])
         scores, sample = {"confidence": confidence}, indexes[d].ids[i]
+        if indexes[d].documents:
+            scores[DOCUMENT_CHARACTERS] = indexes[d].documents[i]
         predictions.append(Prediction(sample, (sample,), Text(text, prompt), scores, truth, labels))
     return predictions
 
@@ -135,10 +148,12 @@ def _answer(
 def evaluate_split(
     run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, ranks: Ranks, step: int,
     *, limit: int | None = None, rows: int | None = None, fit_confidence: bool = False,
+    embedder: Embedder | None = None,
 ) -> TextScores:  # fmt: skip
     """Answer a split, score the answers, and write evaluations/SPLIT/{metrics.json, predictions.jsonl}.
 
     With `fit_confidence` the scored labels' confidence is calibrated on this split first, and calibration.json written.
+    With an `embedder` the scores hold its BERTScore.
     """
     started = time.monotonic()
     predictions = predict_split(adapter, datasets, split, recipe, ranks, limit=limit, rows=rows, show=True)
@@ -151,28 +166,49 @@ def evaluate_split(
     if calibration is not None:
         predictions = [calibration.applied(prediction) for prediction in predictions]
     scores = score_texts(predictions, closed_labels(datasets))
+    facts: dict[str, Any] = {"split": split, "step": step}
+    if embedder is not None:
+        truths = [p.truth.answer for p in predictions if p.truth is not None]
+        found = embedder.scores(truths, [p.target.answer for p in predictions if p.truth is not None])
+        scores = replace(scores, metrics=scores.metrics | found.metrics())
+        facts["bertscore"] = {"model": embedder.name, "layer": embedder.layer, "texts_cut": found.cut}
     if ranks.is_first:
         folder = run.path / "evaluations" / split
         with written_whole(folder / "predictions.jsonl") as aside:
             lines = (json.dumps(p.to_json(), ensure_ascii=False) for p in predictions)
             aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
         seconds = round(time.monotonic() - started, 3)
-        write_json(folder / "metrics.json", {**scores.to_json(), "split": split, "step": step, "seconds": seconds})
+        write_json(folder / "metrics.json", {**scores.to_json(), **facts, "seconds": seconds})
         note(f"evaluation of {len(predictions)} {split} samples: {folder}")
     return scores
 
 
+def answered(
+    run: Run, datasets: Sequence[Dataset], split: str, *, limit: int | None, most: int
+) -> tuple[list[Sample], list[Prediction]]:
+    """The first `most` samples that `evaluate_split` answered with this limit, and its predictions of them."""
+    refs = first_rows(datasets, split, limit=limit)
+    lines = (run.path / "evaluations" / split / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    line_of = dict(zip(sorted(refs), lines, strict=True))
+    samples = [datasets[d].sample(split, i) for d, i in refs[:most]]
+    return samples, [Prediction.from_json(json.loads(line_of[ref])) for ref in refs[:most]]
+
+
 def evaluate_baselines(
-    run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, device: torch.device
-) -> list[Baseline]:
+    run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, device: torch.device,
+    step: int, *, limit: int | None = None,
+) -> list[Baseline]:  # fmt: skip
     """What stands beside a split's predictions on its first documents; writes evaluations/SPLIT/baselines.json."""
-    folder = run.path / "evaluations" / split
-    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    written = {p.id: p for p in (Prediction.from_json(json.loads(line)) for line in lines)}
-    samples = [dataset.sample(split, i) for dataset in datasets for i in range(dataset.count(split))]
-    kept = [sample for sample in samples if sample.id in written][:COMPARED]
-    found = compare(adapter, kept, [written[sample.id] for sample in kept], recipe, device)
-    write_json(folder / "baselines.json", {"n": len(kept), "baselines": [one.to_json() for one in found]})
+    samples, predictions = answered(run, datasets, split, limit=limit, most=COMPARED)
+    found = compare(adapter, samples, predictions, recipe, device)
+    own = score_texts(predictions).metrics
+    written = {
+        "n": len(samples),
+        "step": step,
+        "own": {name: own[name].to_json() for name in ROUGE_NAMES},
+        "baselines": [one.to_json() for one in found],
+    }
+    write_json(run.path / "evaluations" / split / "baselines.json", written)
     return found
 
 

@@ -3,7 +3,7 @@
 from visiontune.errors import ReceiptError
 from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, trained_tensors
 from visiontune.progress import progress
-from visiontune.training import checkpoint, receipts
+from visiontune.training import checkpoint, features, receipts
 from visiontune.training.batches import promised
 from visiontune.training.evaluate import evaluate_split
 from visiontune.training.session import Session, probe_losses
@@ -57,6 +57,7 @@ def finish(session: Session) -> None:
             fix="do not ship this model before the reason is understood; report.html shows the numbers",
         )
     if ranks.is_first:
+        features.forget(run)
         run.set_state("finished", step=at.step, best_step=best, seconds=round(at.seconds, 3))
 
 

@@ -1,6 +1,7 @@
 """A run's model put together: base weights, parts as the recipe says, trained weights of a checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from visiontune.data.pages import load_fonts
 from visiontune.errors import DataError, RunError
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.load import is_tiny, load_adapter
+from visiontune.models.moe_dropout import attach
 from visiontune.models.parts import apply_states, train_in_float32
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -58,8 +60,12 @@ def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
 
 def adapt(adapter: ModelAdapter, recipe: Recipe) -> None:
     """Freeze and adapt the parts as the recipe says; the new weights follow from the recipe's seed."""
+    attach(recipe.moe_dropout, adapter.expert_layers)
     adapter.peft = apply_states(adapter.network, adapter.parts, recipe.parts, recipe.lora, key(recipe.seed, 4))
     train_in_float32(adapter.trained_module)
+    if recipe.machine.recompute:
+        network: Any = adapter.network
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def load_trained(run: Run, recipe: Recipe, device: torch.device, step: int | None = None) -> tuple[ModelAdapter, int]:

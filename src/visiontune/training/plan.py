@@ -1,5 +1,6 @@
 """From data, model and machine to a recipe with a reason for each choice, and the run folder that holds it."""
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ import numpy as np
 from visiontune.contract import contract_for
 from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
-from visiontune.data.pages import PageSpec
+from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, resize_scale, x_height
+from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, RunError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
@@ -20,7 +22,9 @@ from visiontune.models.load import (
     chat_prompt,
     cuts_into_tiles,
     is_tiny,
+    longest_context,
     native_image_size,
+    page_tokens,
     read_config,
     tiny_image_size,
 )
@@ -35,6 +39,8 @@ TINY_STEPS = 1200
 TINY_EPOCHS_AT_MOST = 60.0
 TINY_PAGE = 512  # pixels; print of usual size is still legible, and a CPU can follow
 PAGE_UNIT = 64
+PAGE_FRAME = 8  # tokens
+MAX_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,9 @@ class DataFacts:
     every_row_has_a_prompt: bool
     median_long_side: int
     pages: PageSpec | None
+    fonts: Fonts | None = None
+    most_pages: int = 0
+    longest_text: int = 0  # bytes of question and answer together
 
 
 def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
@@ -57,9 +66,15 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
     answers: Counter[str] = Counter()
     prompts: Counter[str] = Counter()
     rows = 0
+    most_pages = longest_text = 0
     sides: list[int] = []
     for dataset in datasets:
-        index = dataset.index("train")
+        indexes = {split: dataset.index(split) for split in SPLITS}
+        for index in indexes.values():
+            most_pages = max([most_pages, *index.pages])
+            texts = zip(index.prompts, index.answers, strict=True)
+            longest_text = max([longest_text, *(_bytes(prompt or "") + _bytes(answer) for prompt, answer in texts)])
+        index = indexes["train"]
         rows += min(len(index.ids), limit or len(index.ids))
         answers.update(index.answers)
         prompts.update(prompt for prompt in index.prompts if prompt)
@@ -78,7 +93,14 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
         every_row_has_a_prompt=sum(prompts.values()) >= rows,
         median_long_side=max(spec.width, spec.height) if spec else int(np.median(sides)) if sides else 0,
         pages=spec,
+        fonts=None if spec is None else datasets[0].fonts(),
+        most_pages=most_pages,
+        longest_text=longest_text,
     )
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _page_spec(datasets: Sequence[Dataset]) -> PageSpec | None:
@@ -173,7 +195,7 @@ def derive(
                 if tiny
                 else "the vision encoder is frozen",
             ),
-            "max_tokens": choose("data.max_tokens", 2048, "the room that images and answers share"),
+            "max_tokens": choose("data.max_tokens", *_max_tokens(model, facts, tile)),
         },
         "parts": _parts(tiny, why),
         "lora": {
@@ -241,12 +263,48 @@ def _prompt_reason(facts: DataFacts) -> str:
 
 def _tile(model: str, tiny: bool, facts: DataFacts) -> int:
     """Pixels of the square that the vision encoder takes."""
-    if tiny and facts.pages is not None:
-        return min(TINY_PAGE, max(1, facts.median_long_side // PAGE_UNIT) * PAGE_UNIT)
+    if facts.pages is not None and facts.fonts is not None:
+        return page_side(model, facts.pages, facts.fonts)
     if tiny:
         least = tiny_image_size(model)
         return least if facts.median_long_side <= least else 2 * least
     return native_image_size(read_config(model))
+
+
+def page_side(model: str, spec: PageSpec, fonts: Fonts) -> int:
+    """Pixels a side of the square that the model fits a page into. A tiny model is built for it: TINY_PAGE, or more
+    where letters need it, and no more than the page has."""
+    if not is_tiny(model):
+        return native_image_size(read_config(model))
+    whole = max(1, max(spec.width, spec.height) // PAGE_UNIT) * PAGE_UNIT
+    needed = LEGIBLE_X_HEIGHT / x_height(spec, fonts) * max(spec.width, spec.height)
+    return min(whole, max(TINY_PAGE, math.ceil(needed / PAGE_UNIT) * PAGE_UNIT))
+
+
+def _max_tokens(model: str, facts: DataFacts, side: int) -> tuple[int, str]:
+    """The longest sequence, and why: of documents the one with the most pages, as far as the model reads."""
+    if facts.pages is None:
+        return MAX_TOKENS, "the room that images and answers share"
+    # A token is at least a byte; each page is framed by a few more, and so is the question.
+    needed = facts.most_pages * (page_tokens(model, side) + PAGE_FRAME) + facts.longest_text + PAGE_FRAME
+    context = longest_context(model)
+    return min(context, max(MAX_TOKENS, needed)), f"{facts.most_pages} pages at most; the model reads {context} tokens"
+
+
+def refuse_illegible(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise DataError where letters are lower than `data.least_x_height` pixels after the model's resize."""
+    spec, side = recipe.data.pages, recipe.data.image_longest_edge
+    if spec is None:
+        return
+    fonts = dataset.fonts()
+    seen = x_height(spec, fonts) * resize_scale(spec, side)
+    if seen < recipe.data.least_x_height:
+        raise DataError(
+            f"The model sees the pages at {side} pixels a side, letters with an x-height of {seen:.1f} pixels; below "
+            f"{recipe.data.least_x_height:g} they run together.",
+            where=str(dataset.path),
+            fix=f"prepare anew: {remedy(spec, fonts, side)}; or lower --data.least_x_height if you mean it",
+        )
 
 
 def _parts(tiny: bool, why: dict[str, str]) -> dict[str, str]:
@@ -277,6 +335,7 @@ def refuse_taken(run: Run) -> None:
 def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
     """Write a new run folder: the recipe, and the tiny model where one was asked for. Raises RunError if one stands."""
     refuse_taken(run)
+    refuse_illegible(recipe, datasets[0])
     run.path.mkdir(parents=True, exist_ok=True)
     if is_tiny(recipe.model.name):
         facts = data_facts(datasets, recipe.data.limit)

@@ -96,7 +96,7 @@ def supervised(reading: Reading, refs: Sequence[SampleRef], answers: Sequence[st
 
 def check_placeholders(book: ReceiptBook, batch: Batch) -> None:
     """Raise ReceiptError unless a micro-batch's image tokens equal the features of the tiles that it carries."""
-    pixels = batch.tensors.get("pixel_values")
+    pixels = batch.tensors.get("features", batch.tensors.get("pixel_values"))
     # A tile without any value is one that the model would drop. Every 97th pixel tells as well as all of them.
     carried = 0 if pixels is None else int((pixels.flatten(2)[..., ::97] != 0).any(-1).sum())
     if batch.image_tokens == batch.image_features and carried == batch.tiles:

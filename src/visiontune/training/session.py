@@ -9,11 +9,12 @@ import torch
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.order import Order
-from visiontune.errors import RunError
+from visiontune.data.split import SPLITS
+from visiontune.errors import DataError, RunError
 from visiontune.files import write_json
 from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
-from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, trained_tensors
+from visiontune.models.parts import frozen_tensors, set_training_mode, summarise, tensors_sha256, trained_tensors
 from visiontune.progress import note, warn
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -22,6 +23,7 @@ from visiontune.training import optimizer as optimizers
 from visiontune.training.batches import Reading, plan_window
 from visiontune.training.checkpoint import Progress
 from visiontune.training.evaluate import closed_labels, tree_to_score
+from visiontune.training.features import FeatureStore, features_of
 from visiontune.training.memory import predicted_peak, ran_out
 from visiontune.training.model import adapt, load_base, open_datasets
 from visiontune.training.precision import loss_scaler
@@ -50,6 +52,7 @@ class Session:
     start: dict[str, Any]
     predicted_bytes: int = 0
     peak_bytes: int = 0
+    features: FeatureStore | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -58,7 +61,8 @@ class Session:
 
     @property
     def reading(self) -> Reading:
-        return Reading(self.datasets, self.adapter.encoder, augment_seed=self.recipe.seed)
+        views = self.recipe.data.augmented_views
+        return Reading(self.datasets, self.adapter.encoder, "train", True, self.recipe.seed, views, self.features)
 
 
 def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
@@ -85,6 +89,7 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
         write_json(run.path / "parts.json", [summary.to_json() for summary in summaries])
         for s in summaries:
             note(f"  {s.part:16} {s.state:8} {s.parameters:>14,} parameters, {s.trainable:,} trained")
+    session.features = features_of(run, recipe, ranks, adapter, datasets)
     _continue_from_checkpoint(session)
     _check_before_first_step(session)
     if ranks.is_first:
@@ -146,6 +151,7 @@ def _continue_from_checkpoint(session: Session) -> None:
 def _check_before_first_step(session: Session) -> None:
     recipe, adapter = session.recipe, session.adapter
     tree_to_score(adapter, closed_labels(session.datasets), recipe)  # what cannot be scored is said before training
+    _refuse_too_long(session)
     steps = plan_window(session.order, session.lengths, recipe.batch, 0)
     refs = [ref for step in steps for micro_batch in step for ref in micro_batch.samples]
     answers = {d: session.datasets[d].index("train").answers for d in {ref[0] for ref in refs[:SUPERVISED_SHOWN]}}
@@ -155,7 +161,7 @@ def _check_before_first_step(session: Session) -> None:
         (m for step in steps for m in step),
         key=lambda m: len(m.samples) * max(int(session.lengths[d][i]) for d, i, _ in m.samples),
     )
-    adapter.trained_module.eval()
+    set_training_mode(session.module, adapter.network, adapter.parts, recipe.parts)  # it decides what a step keeps
     try:
         batch = session.reading.batch(largest.samples)
         receipts.check_placeholders(session.book, batch)
@@ -168,4 +174,22 @@ def _check_before_first_step(session: Session) -> None:
         warn(
             f"a step has {len(steps[0])} micro-batches for {session.ranks.count} ranks; some are idle. "
             f"Lower batch.tokens (now {recipe.batch.tokens})"
+        )
+
+
+def _refuse_too_long(session: Session) -> None:
+    """Raise DataError where images and question leave no room for an answer: images are never cut."""
+    most = session.recipe.data.max_tokens
+    found = []
+    for dataset in session.datasets:
+        for split in SPLITS:
+            index = dataset.index(split)
+            lengths = session.adapter.encoder.lengths(index)
+            found += [f"{split} {index.ids[i]}" for i in np.flatnonzero(lengths > most)[:1000]]
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise DataError(
+            f"{len(found)} samples leave no room for an answer: images and question take the {most} tokens allowed.",
+            where=", ".join(found[:5]) + more,
+            fix="prepare with --max-pages, raise --data.max_tokens, or lower --data.image_longest_edge",
         )

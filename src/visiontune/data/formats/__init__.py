@@ -34,7 +34,11 @@ def read(source: Path, columns: Mapping[str, str] | None = None) -> Listing:
     prompt, id and split.
     """
     if not source.exists():
-        raise DataError("there is no such folder or file", where=str(source), fix="check the path")
+        raise DataError(
+            "there is no such folder or file",
+            where=str(source),
+            fix="check the path; `visiontune prepare --list` names the known corpora",
+        )
     if not source.is_dir() and not text_table.detect(source):
         raise DataError(
             "this is a file, not a folder, and no table of texts",

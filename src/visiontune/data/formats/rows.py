@@ -12,7 +12,8 @@ class SourceRow:
     """One sample as its author wrote it. `is_label`: the answer is a class name of a closed set.
 
     `names` are the paths of the images for people: relative to the source, with forward slashes. `document` is the text
-    that is seen instead of images.
+    that is seen instead of images. `source` names the one of several sources that the row is from: the id starts with
+    it; with one source it is empty.
     """
 
     id: str
@@ -23,6 +24,12 @@ class SourceRow:
     is_label: bool
     split: str | None
     document: str | None = None
+    source: str = ""
+
+    @property
+    def own_id(self) -> str:
+        """The id that the row has in its source, whatever other sources are prepared with it."""
+        return self.id.removeprefix(f"{self.source}/") if self.source else self.id
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from visiontune.errors import DataError
 # rows.
 LEGIBLE_X_HEIGHT = 6.0
 SMALLEST, LARGEST = 4, 96  # font sizes in pixels among which `solve` chooses
+SIDES = (512, 640, 768, 1024, 1280)  # longer sides in pixels that published models resize a page to
 
 Resize = tuple[int, int] | int | Callable[[int, int], tuple[int, int]]
 
@@ -44,14 +45,17 @@ class Solution:
 
 
 def resize_scale(spec: PageSpec, resize_to: Resize) -> float:
-    """The factor by which a page shrinks to fit a (width, height) or a longest side, or what a function makes of it."""
+    """The factor by which a page shrinks to fit a (width, height) or a longest side, or what a function makes of it.
+
+    At most 1: letters do not become more legible when a small page is enlarged.
+    """
     if callable(resize_to):
         width, height = resize_to(spec.width, spec.height)
     elif isinstance(resize_to, tuple):
         width, height = resize_to
     else:
         width = height = resize_to
-    return min(width / spec.width, height / spec.height)
+    return min(1.0, width / spec.width, height / spec.height)
 
 
 def x_height(spec: PageSpec, fonts: Fonts) -> float:
@@ -151,7 +155,7 @@ def solve(
         raise DataError(
             f"A ratio of {ratio:g} needs letters of {best.x_height:.1f} px x-height after the model's resize "
             f"(font size {best.spec.font_size}), and below {least_x_height:g} px they run together.",
-            fix=f"ask for a ratio of at most {reached:.1f} (font size {readable}), or set least_x_height",
+            fix=f"ask for a ratio of at most {reached:.1f} (font size {readable})",
         )
     return best
 
@@ -159,3 +163,23 @@ def solve(
 def x_height_at(spec: PageSpec, fonts: Fonts, size: int) -> float:
     """`x_height` of the spec at another font size."""
     return x_height(spec.model_copy(update={"font_size": size}), fonts)
+
+
+def x_heights(spec: PageSpec, fonts: Fonts) -> dict[int, float]:
+    """The x-height in pixels after the page's longer side is resized to each of SIDES that is not larger than it."""
+    drawn = x_height(spec, fonts)
+    return {side: drawn * resize_scale(spec, side) for side in SIDES if side <= max(spec.width, spec.height)}
+
+
+def remedy(spec: PageSpec, fonts: Fonts, resize_to: Resize) -> str:
+    """What to type so that letters are legible after a resize of the page, for one where they are not."""
+    scale = resize_scale(spec, resize_to)
+    sizes = range(spec.font_size + 1, min(spec.room) // 2 + 1)
+    found = next((size for size in sizes if x_height_at(spec, fonts, size) * scale >= LEGIBLE_X_HEIGHT), None)
+    larger = [] if found is None else [f"use --font-size {found} or larger"]
+    # On a smaller page the same letters shrink less; where they are too low as drawn, no page helps.
+    share = x_height(spec, fonts) * scale / LEGIBLE_X_HEIGHT
+    width, height = int(spec.width * share), int(spec.height * share)
+    if x_height(spec, fonts) >= LEGIBLE_X_HEIGHT:
+        larger.append(f"use smaller pages (--page {width}x{height})")
+    return ", or ".join(larger) or "use larger pages and a larger font"

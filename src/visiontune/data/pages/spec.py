@@ -5,10 +5,11 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 import uharfbuzz as hb
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from visiontune.data.pages.fonts import FontRef, Fonts
 from visiontune.data.pages.properties import unicode_version
@@ -70,6 +71,21 @@ class PageSpec(BaseModel):
         fields["fonts"] = [(font.sha256, font.face) for font in self.fonts]
         fields["layout_version"] = LAYOUT_VERSION
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def with_changes(self, fields: Mapping[str, object]) -> "PageSpec":
+        """The same spec with other values in some fields; DataError for a field or a value that no spec has."""
+        try:
+            return PageSpec(**{**self.model_dump(), **fields})  # pyright: ignore[reportArgumentType]  # checked by it
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"pages cannot be laid out so: {first['msg'].removeprefix('Value error, ')}",
+                where=f"{name} = {first['input']}" if name else "the page spec",
+                fix="use a larger page or a smaller font"
+                if not name
+                else f"fields: {', '.join(PageSpec.model_fields)}",
+            ) from error
 
     def check(self, fonts: Fonts) -> None:
         """Raise DataError unless the loaded fonts are the ones that the spec names."""

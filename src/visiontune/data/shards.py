@@ -1,0 +1,108 @@
+"""The rows of a survey as Parquet files: cut to size, each named by a hash of what is in it, written in parallel."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visiontune.data.dataset import StoredRow, write_shard
+from visiontune.data.dataset_info import SCHEMA_VERSION, ShardInfo
+from visiontune.data.pages import PageSpec
+from visiontune.data.split import SPLITS, keyed
+from visiontune.data.survey import Survey
+from visiontune.data.workers import Engine, parallel
+from visiontune.errors import DataError
+from visiontune.files import file_sha256
+from visiontune.progress import progress
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file to write: its path and, row by row, what goes in and the hashes that the images must have."""
+
+    path: Path
+    rows: list[tuple[StoredRow, tuple[Path, ...], list[str]]]
+
+
+def write_shards(
+    found: Survey,
+    spec: PageSpec | None,
+    out: Path,
+    seed: int,
+    shard_bytes: int,
+    workers: int,
+    engine: Engine = "processes",
+) -> dict[str, ShardInfo]:
+    """Write the rows into the folder `out`, files of about `shard_bytes` of what is seen; what stands is kept."""
+    cuts = {split: _cuts(found, split, seed, shard_bytes) for split in SPLITS}
+    shards = (
+        _shard(found, spec, out, f"{split}-{number:05d}-of-{len(cuts[split]):05d}", cut)
+        for split in SPLITS
+        for number, cut in enumerate(cuts[split])
+    )
+    files: dict[str, ShardInfo] = {}
+    with progress("writing the dataset", len(found.rows), "rows") as advance:
+        for name, info in parallel(_write, shards, workers, engine):
+            files[name] = info
+            advance(info.rows)
+    return files
+
+
+def _cuts(found: Survey, split: str, seed: int, shard_bytes: int) -> list[list[int]]:
+    """The rows of a split in the order of a keyed hash of their ids, cut where images or documents fill a shard."""
+    sizes = found.facts["bytes"].to_pylist()
+    members = [i for i, name in enumerate(found.splits) if name == split]
+    members.sort(key=lambda i: (keyed(seed, found.rows[i].id), found.rows[i].id))
+    cuts: list[list[int]] = []
+    room = 0
+    for i in members:
+        size = sizes[i] if isinstance(sizes[i], int) else sum(sizes[i])
+        if not cuts or size > room:
+            cuts.append([])
+            room = shard_bytes
+        cuts[-1].append(i)
+        room -= size
+    return cuts
+
+
+def _shard(found: Survey, spec: PageSpec | None, out: Path, name: str, members: list[int]) -> _Shard:
+    digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, None if spec is None else spec.hash]).encode())
+    rows = []
+    for i, facts in zip(members, found.facts.take(pa.array(members)).to_pylist(), strict=True):
+        row, content = found.rows[i], found.contents[i]
+        digest.update(json.dumps([row.id, row.names, content], ensure_ascii=False).encode("utf-8"))
+        no_images_yet = [(b"", shown) for shown in row.names]
+        if row.document is None:
+            stored = StoredRow(row.id, no_images_yet, row.prompt, row.answer, facts["width"], facts["height"], content)
+            rows.append((stored, row.paths, facts["sha256"]))
+        else:
+            document, pages = row.document, facts["pages"]
+            stored = StoredRow(row.id, [], row.prompt, row.answer, [], [], content, document=document, pages=pages)
+            rows.append((stored, (), []))
+    return _Shard(out / f"{name}-{digest.hexdigest()[:8]}.parquet", rows)
+
+
+def _write(shard: _Shard) -> tuple[str, ShardInfo]:
+    """Write one shard, or take the one that an interrupted preparation wrote: its name says that it is the same."""
+    if shard.path.is_file():
+        try:
+            rows = pq.read_metadata(shard.path).num_rows
+        except (pa.ArrowInvalid, OSError):  # damaged since: write it again
+            rows = -1
+        if rows == len(shard.rows):
+            size = shard.path.stat().st_size
+            return shard.path.name, ShardInfo(rows=rows, bytes=size, sha256=file_sha256(shard.path))
+    return shard.path.name, write_shard(shard.path, (_loaded(*row) for row in shard.rows))
+
+
+def _loaded(row: StoredRow, paths: tuple[Path, ...], sha256s: list[str]) -> StoredRow:
+    images = []
+    for path, (_, name), sha256 in zip(paths, row.images, sha256s, strict=True):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DataError("a file changed while it was prepared", where=str(path), fix="run the same command again")
+        images.append((data, name))
+    return replace(row, images=images)
