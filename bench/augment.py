@@ -28,9 +28,9 @@ from visiontune.progress import progress
 from visiontune.training.answers import replies
 from visiontune.training.model import load_trained
 
-STRENGTH = 0.5
-TESTED = (0.0, 0.5, 1.0)
-STEPS = 1200
+STRENGTH = 0.25
+TESTED = (0.0, 0.25, 0.5)
+STEPS = 2400
 OTHER_SEED = 1  # the runs have seed 0
 
 

@@ -8,12 +8,14 @@ step. The same recipe, the same losses; only `features.cache` differs.
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
 import visiontune
 from visiontune.data.dataset import Dataset
+from visiontune.data.pages import pages
 from visiontune.errors import ReceiptError
 from visiontune.machine import hardware
 from visiontune.models.deepseek_ocr_tiny import build_first, build_second
@@ -46,6 +48,8 @@ def main() -> None:
                 f"{json.loads((read.path / 'features.json').read_text())['reason']}",
                 flush=True,
             )
+            drawing = SAMPLES * _seconds_a_page(data)
+            print(f"  drawing {SAMPLES} pages takes {1000 * drawing:.1f} ms, {drawing / seconds[0]:.1%} of such a step")
 
 
 def _documents(folder: Path, side: int) -> Dataset:
@@ -56,6 +60,15 @@ def _documents(folder: Path, side: int) -> Dataset:
     folder.mkdir()
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return visiontune.prepare(folder / "texts.jsonl", folder / "data", pages={"width": side, "height": side})
+
+
+def _seconds_a_page(data: Dataset) -> float:
+    """How long one core draws a page that it has not seen, the loading of fonts left out."""
+    fonts, spec = data.fonts(), data.info.pages
+    texts = [sample.seen.text for sample in (data.sample("train", i) for i in range(data.count("train")))]
+    started = time.perf_counter()
+    drawn = sum(len(pages(text, spec, fonts)) for text in texts)
+    return (time.perf_counter() - started) / drawn
 
 
 def _trained(data: Dataset, folder: Path, side: int, cache: str) -> Run:

@@ -46,7 +46,7 @@ class Answer:
 
 @app.command
 def inspect(
-    data: Path,
+    data: str,
     *,
     limit: Limit = None,
     columns: Columns = None,
@@ -61,7 +61,7 @@ def inspect(
     Parameters
     ----------
     data
-        a folder of images, a table of long texts (JSONL, CSV, Parquet), or a prepared dataset
+        a folder of images, a table of long texts (JSONL, CSV, Parquet), or a prepared dataset, also at a URL
     """
     pages = _pages(page, font_size, line_spacing)
     options: dict[str, Any] = {"limit": limit, "columns": _columns(columns), "pages": pages, "fonts": font}
@@ -143,7 +143,7 @@ def _counts(labels: dict[str, int], most: int = 20) -> str:
 @app.command
 def prepare(
     *data: Path,
-    out: Path | None = None,
+    out: str | None = None,
     listed: Annotated[bool, Parameter(name="--list", negative="", help="show the known corpora instead")] = False,
     seed: int = 0,
     limit: Limit = None,
@@ -157,6 +157,15 @@ def prepare(
     max_pages: MaxPages = None,
     ratio: Ratio = None,
     model: Annotated[str | None, Parameter(help="the model that --ratio is for: hub id or folder")] = None,
+    engine: Annotated[
+        Literal["processes", "ray"], Parameter(help="whose processes: this machine's, or Ray's (extra [ray])")
+    ] = "processes",
+    materialise: Annotated[
+        Literal["png", "webp"] | None, Parameter(help="also write the pages of documents as image files")
+    ] = None,
+    staging: Annotated[Path | None, Parameter(help="local folder to prepare in, where --out is a URL")] = None,
+    push: Annotated[str | None, Parameter(help="hub repository ORG/NAME to upload the dataset to, private")] = None,
+    public: Annotated[bool, Parameter(help="make the hub repository public")] = False,
 ) -> Answer:
     """One clean dataset on disk: split, hashed, with what was left out and why.
 
@@ -166,7 +175,8 @@ def prepare(
         a folder of images, a table of long texts (JSONL, CSV, Parquet; a file or a folder of them), or the name of a
         known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of them
     out
-        folder of the dataset; an earlier one there is extended, its rows keep their split
+        folder of the dataset, or a URL such as s3://bucket/data; an earlier one there is extended, its rows keep their
+        split
     seed
         seed of the split
     strict
@@ -181,6 +191,7 @@ def prepare(
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
     pages = _pages(page, font_size, line_spacing)
     options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
+    options |= {"engine": engine, "materialise": materialise, "staging": staging, "push": push, "public": public}
     dataset = visiontune.prepare(data, out, columns=_columns(columns), **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
@@ -204,7 +215,7 @@ def _corpora() -> Answer:
 
 @app.command
 def train(
-    *data: Path,
+    *data: str,
     model: str,
     out: Path,
     weights: Annotated[str | None, Parameter(help="share of the draws of each dataset, as 2,1")] = None,
@@ -227,7 +238,7 @@ def train(
     Parameters
     ----------
     data
-        prepared datasets, or folders of images
+        prepared datasets, also at a URL, or folders of images
     model
         hub id, folder of a checkpoint, or tiny/smolvlm, tiny/deepseek-ocr, tiny/deepseek-ocr2
     out

@@ -23,11 +23,13 @@ class _Model(BaseModel):
 class Provenance(_Model):
     """Where a dataset came from. `source` is the folder's name alone; `fingerprint` covers names, sizes and times.
 
-    `sources` has the rows that each of them gave; of several, `source` lists the names.
+    `sources` has the rows that each of them gave; of several, `source` lists the names. `corpora` are those among them
+    that are known corpora.
     """
 
     source: str
     sources: dict[str, int] = {}
+    corpora: tuple[str, ...] = ()
     format: str
     created_by: str
     fingerprint: str

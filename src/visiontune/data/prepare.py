@@ -122,6 +122,7 @@ def prepare(
             provenance = Provenance(
                 source=", ".join(sorted(names(sources))),
                 sources=_rows_of_each(found, names(sources)),
+                corpora=tuple(sorted(one.called for one in sources if one.called is not None)),
                 format=listing.format,
                 created_by=f"visiontune {version('visiontune')}",
                 fingerprint=fingerprint,

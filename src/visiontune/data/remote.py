@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from visiontune.data.dataset_info import INFO_NAME, DatasetInfo, parse_info, read_info
 from visiontune.data.folder import PAGES_NAME, hashes, is_written
@@ -73,8 +72,7 @@ def is_url(place: object) -> bool:
 
 def without_password(url: str) -> str:
     """The URL as it may be shown: who logs in is left out."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def local_name(url: str) -> str:
@@ -187,7 +185,7 @@ def _place(url: str) -> _Place:
     try:
         files, root = url_to_fs(url)
     except (ImportError, ValueError) as error:
-        scheme = urlsplit(url).scheme
+        scheme = url.partition("://")[0]
         raise MachineError(
             f"nothing here speaks {scheme}://: {error}",
             where=without_password(url),

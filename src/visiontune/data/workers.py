@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from visiontune.errors import DataError, MachineError
@@ -93,10 +94,11 @@ def parallel(
 def _on_ray(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     with started("ray"):
         import ray.data
-        from ray import cloudpickle as travel
+        from ray import cloudpickle
         from ray.exceptions import RayError
 
-        folder = os.getcwd()  # noqa: PTH109
+        travel: Any = cloudpickle  # it has no types
+        folder = Path.cwd()
 
         # Tasks and results travel as bytes, since Ray Data's rows are those of a table. An error travels as a result:
         # it is the function's own, and Ray need neither log it nor try again.

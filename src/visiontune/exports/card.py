@@ -173,7 +173,12 @@ def _front_matter(run: Run) -> dict[str, Any]:
         card = Path(cached)
     if not card.is_file():
         return {}
-    parts = re.split(r"^---\s*$", card.read_text(encoding="utf-8", errors="replace"), maxsplit=2, flags=re.MULTILINE)
+    return front_matter(card.read_text(encoding="utf-8", errors="replace"))
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """What a card says between its lines of three dashes; {} where it says nothing that can be read."""
+    parts = re.split(r"^---\s*$", card, maxsplit=2, flags=re.MULTILINE)
     try:
         front = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else None
     except yaml.YAMLError:

@@ -1,13 +1,22 @@
-"""Exports to a model hub."""
+"""Exports and datasets to a hub."""
 
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from visiontune.data.dataset import Dataset
+from visiontune.data.dataset_info import INFO_NAME
+from visiontune.data.folder import hashes, is_written
 from visiontune.errors import VisiontuneError
-from visiontune.progress import note
+from visiontune.exports.card import CARD_NAME, UNKNOWN, front_matter
+from visiontune.exports.dataset_card import dataset_card, published_fonts
+from visiontune.progress import note, warn
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, RepoUrl
 
 ADAPTER_CONFIG = "adapter_config.json"
 REFUSALS = (401, 403, 404)  # the hub shows what one may not see as missing
@@ -25,17 +34,8 @@ def push_folders(
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint)
-    try:
-        address = api.create_repo(repository, private=private, exist_ok=True)
-        is_public = private and api.repo_info(address.repo_id).private is False
-    except Exception as error:  # the client's own errors, and those of what it sends with, which change by version
-        raise _not_taken(error, folders, repository) from error
-    if is_public:
-        raise VisiontuneError(
-            "This repository is there already, and it is public.",
-            where=str(address),
-            fix="push with --public, or to another repository",
-        )
+    stands = f"the export stands in {', '.join(map(str, folders.values()))}"
+    address = _repository(api, repository, "model", private, stands)
     for form, folder in folders.items():
         inside = form if len(folders) > 1 else None
         message = f"{form} export by visiontune"
@@ -45,9 +45,67 @@ def push_folders(
                     repo_id=address.repo_id, folder_path=sent, path_in_repo=inside, commit_message=message
                 )
         except Exception as error:
-            raise _not_taken(error, folders, repository) from error
+            raise _not_taken(error, stands, repository) from error
         note(f"uploaded {folder} to {address}" + (f", folder {inside}" if inside else ""))
     return str(address)
+
+
+def push_dataset(dataset: Dataset, repository: str, *, private: bool = True, endpoint: str | None = None) -> str:
+    """Upload a prepared dataset with its fonts and a card, in one commit, to a dataset repository (made if needed).
+
+    Only files that are not there yet are sent; those of an earlier state of the dataset are removed. Licence and
+    language that the card there names are kept where this dataset does not know its own. Pages as image files stay
+    here. Returns the repository's address; raises as `push_folders` does.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(endpoint=endpoint)
+    stands = f"the dataset stands in {dataset.path}"
+    address = _repository(api, repository, "dataset", private, stands)
+    # The package's own font does not travel: whoever has visiontune has it.
+    names = [name for name in (INFO_NAME, *hashes(dataset.info)) if (dataset.path / name).is_file()]
+    try:
+        there = api.list_repo_files(address.repo_id, repo_type="dataset")
+        card = dataset_card(dataset, address.repo_id, _known_front(api, address.repo_id) if CARD_NAME in there else {})
+        operations = [
+            CommitOperationAdd(CARD_NAME, card.encode()),
+            *(CommitOperationAdd(name, dataset.path / name) for name in names),
+            *(CommitOperationDelete(name) for name in there if is_written(name) and name not in names),
+        ]
+        message = f"dataset {dataset.info.content_hash[:16]} by visiontune"
+        api.create_commit(address.repo_id, operations, commit_message=message, repo_type="dataset")
+    except Exception as error:
+        raise _not_taken(error, stands, repository) from error
+    note(f"uploaded {dataset.path} to {address}")
+    if fonts := published_fonts(dataset):
+        warn(f"fonts were uploaded with it, see that you may pass them on: {', '.join(font.name for font in fonts)}")
+    if front_matter(card)["license"] == UNKNOWN:
+        warn(f"the card names no licence: set it in {CARD_NAME} there, and later pushes keep it")
+    return str(address)
+
+
+def _known_front(api: "HfApi", repository: str) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(prefix="visiontune-push-") as temporary:
+        card = api.hf_hub_download(repository, CARD_NAME, repo_type="dataset", local_dir=temporary)
+        return front_matter(Path(card).read_text(encoding="utf-8", errors="replace"))
+
+
+def _repository(
+    api: "HfApi", repository: str, kind: Literal["model", "dataset"], private: bool, stands: str
+) -> "RepoUrl":
+    """The repository, made where there is none; refused where `private` is asked for and it is public."""
+    try:
+        address = api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        is_public = private and api.repo_info(address.repo_id, repo_type=kind).private is False
+    except Exception as error:  # the client's own errors, and those of what it sends with, which change by version
+        raise _not_taken(error, stands, repository) from error
+    if is_public:
+        raise VisiontuneError(
+            "This repository is there already, and it is public.",
+            where=str(address),
+            fix="push with --public, or to another repository",
+        )
+    return address
 
 
 @contextmanager
@@ -70,10 +128,9 @@ def _without_local_base(folder: Path) -> Iterator[Path]:
         yield copy
 
 
-def _not_taken(error: Exception, folders: Mapping[str, Path], repository: str) -> VisiontuneError:
+def _not_taken(error: Exception, stands: str, repository: str) -> VisiontuneError:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    stands = f"the export stands in {', '.join(map(str, folders.values()))}"
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if isinstance(error, HFValidationError):
         return VisiontuneError(f"This is no name of a repository: {said}", where=repository, fix="give USER/NAME")

@@ -32,6 +32,7 @@ from visiontune.run import Run
 from visiontune.training.batches import MicroBatch, Reading, SampleRef, load_steps
 from visiontune.training.precision import DTYPES, autocast
 from visiontune.training.ranks import Ranks
+from visiontune.training.receipts import ReceiptBook, check_placeholders
 
 FEATURES_VERSION = 1
 DECISION_NAME = "features.json"
@@ -97,11 +98,12 @@ def _opened(path: Path) -> tuple[Any, list[int]]:
 
 
 def features_of(
-    run: Run, recipe: Recipe, ranks: Ranks, adapter: ModelAdapter, datasets: Sequence[Dataset]
+    run: Run, recipe: Recipe, ranks: Ranks, adapter: ModelAdapter, datasets: Sequence[Dataset], book: ReceiptBook
 ) -> FeatureStore | None:
     """The features of a run's training rows, computed where they are missing; None where images are seen anew.
 
-    Raises RecipeError where the recipe insists on features that cannot be kept.
+    Raises RecipeError where the recipe insists on features that cannot be kept, ReceiptError where an image does not
+    reach the encoder.
     """
     if why := _forbidden(recipe):
         if recipe.features.cache == "always":
@@ -113,7 +115,7 @@ def features_of(
     decision = ranks.from_first(_decision(run, recipe, adapter, datasets, store) if ranks.is_first else None)
     if not decision.kept:
         return None
-    _fill(store, recipe, ranks, adapter, datasets)
+    _fill(store, recipe, ranks, adapter, datasets, book)
     return store
 
 
@@ -213,7 +215,12 @@ def _computed(adapter: ModelAdapter, batch: Any, recipe: Recipe) -> list[torch.T
 
 
 def _fill(
-    store: FeatureStore, recipe: Recipe, ranks: Ranks, adapter: ModelAdapter, datasets: Sequence[Dataset]
+    store: FeatureStore,
+    recipe: Recipe,
+    ranks: Ranks,
+    adapter: ModelAdapter,
+    datasets: Sequence[Dataset],
+    book: ReceiptBook,
 ) -> None:
     """Compute the chunks that are not there, each rank its share."""
     missing = [(path, refs) for path, refs in store.chunks() if not path.is_file()][ranks.rank :: ranks.count]
@@ -234,6 +241,8 @@ def _fill(
     rows = sum(len(refs) for _, refs in missing)
     with progress("features of the vision encoder", rows, "samples", show=ranks.is_first and rows > 0) as advance:
         for chunk, batches in load_steps(plan, reading, workers=recipe.machine.workers if len(plan) > 1 else 0):
+            for _, batch in batches:
+                check_placeholders(book, batch)
             made = [one for _, batch in batches for one in _computed(adapter, batch, recipe)]
             _write(missing[chunk][0], made)
             advance(len(made))

@@ -69,6 +69,7 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
     """Data, model and state as the latest checkpoint has them, and the facts that receipts compare with at the end."""
     datasets = open_datasets(recipe)
     adapter = load_base(run, recipe, ranks.device)
+    _refuse_too_long(adapter, datasets, recipe)
     book = receipts.ReceiptBook(run, write=ranks.is_first)
     probe = probe_losses(adapter, datasets, recipe, ranks.device, book)
     adapt(adapter, recipe)
@@ -89,7 +90,7 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
         write_json(run.path / "parts.json", [summary.to_json() for summary in summaries])
         for s in summaries:
             note(f"  {s.part:16} {s.state:8} {s.parameters:>14,} parameters, {s.trainable:,} trained")
-    session.features = features_of(run, recipe, ranks, adapter, datasets)
+    session.features = features_of(run, recipe, ranks, adapter, datasets, book)
     _continue_from_checkpoint(session)
     _check_before_first_step(session)
     if ranks.is_first:
@@ -151,7 +152,6 @@ def _continue_from_checkpoint(session: Session) -> None:
 def _check_before_first_step(session: Session) -> None:
     recipe, adapter = session.recipe, session.adapter
     tree_to_score(adapter, closed_labels(session.datasets), recipe)  # what cannot be scored is said before training
-    _refuse_too_long(session)
     steps = plan_window(session.order, session.lengths, recipe.batch, 0)
     refs = [ref for step in steps for micro_batch in step for ref in micro_batch.samples]
     answers = {d: session.datasets[d].index("train").answers for d in {ref[0] for ref in refs[:SUPERVISED_SHOWN]}}
@@ -177,19 +177,20 @@ def _check_before_first_step(session: Session) -> None:
         )
 
 
-def _refuse_too_long(session: Session) -> None:
+def _refuse_too_long(adapter: ModelAdapter, datasets: Sequence[Dataset], recipe: Recipe) -> None:
     """Raise DataError where images and question leave no room for an answer: images are never cut."""
-    most = session.recipe.data.max_tokens
+    most = recipe.data.max_tokens
     found = []
-    for dataset in session.datasets:
+    for dataset in datasets:
         for split in SPLITS:
             index = dataset.index(split)
-            lengths = session.adapter.encoder.lengths(index)
-            found += [f"{split} {index.ids[i]}" for i in np.flatnonzero(lengths > most)[:1000]]
+            lengths = adapter.encoder.lengths(index)
+            found += [f"{split} {index.ids[i]}" for i in np.flatnonzero(lengths[: recipe.data.limit] > most)[:1000]]
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise DataError(
-            f"{len(found)} samples leave no room for an answer: images and question take the {most} tokens allowed.",
+            f"{len(found)} samples leave no room for an answer: images and question take the {most} tokens allowed, and "
+            "images are never cut.",
             where=", ".join(found[:5]) + more,
             fix="prepare with --max-pages, raise --data.max_tokens, or lower --data.image_longest_edge",
         )

@@ -1,0 +1,235 @@
+"""Pages as image files: the pixels that training sees, in a form that other tools read."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+import visiontune
+from visiontune.data import materialise
+from visiontune.data.dataset import Dataset
+from visiontune.data.materialise import file_stem, write_pages
+from visiontune.data.pages import pages
+from visiontune.data.prepare import prepare
+from visiontune.data.sample import Document
+from visiontune.data.split import SPLITS
+from visiontune.errors import DataError
+
+SMALL_PAGES = {"width": 256, "height": 128, "margins": (8, 8, 8, 8), "font_size": 12}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(materialise, "CHUNK_ROWS", 2)
+
+
+@pytest.fixture
+def articles(tmp_path: Path) -> Callable[..., Path]:
+    """`articles(20)`: a table of so many different texts of one to four pages, some asked about."""
+
+    def make(count: int) -> Path:
+        rows = []
+        for i in range(count):
+            draw = random.Random(i)
+            words = ("".join(draw.choices("aeioulmnrst", k=draw.randint(2, 9))) for _ in range(20 + 40 * (i % 4)))
+            question = {"question": f"Which {i}?"} if i % 2 else {}
+            rows.append({"id": f"Doc/{i}", "text": " ".join(words), "answer": f"Answer “{i}”", **question})
+        path = tmp_path / "articles.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return make
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def drawn(dataset: Dataset) -> dict[tuple[str, str, int], np.ndarray]:
+    """The pages as training draws them, by split, id and number."""
+    spec, found = dataset.info.pages, {}
+    assert spec is not None
+    for split in SPLITS:
+        for i in range(dataset.count(split)):
+            sample = dataset.sample(split, i)
+            assert isinstance(sample.seen, Document)
+            for number, page in enumerate(pages(sample.seen.text, spec, dataset.fonts()), start=1):
+                found[split, sample.id, number] = page
+    return found
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_the_files_have_the_pixels_and_the_texts_of_the_dataset(
+    articles: Callable[..., Path], tmp_path: Path, kind: materialise.ImageFormat
+) -> None:
+    dataset = prepare(articles(20), tmp_path / "out", pages=SMALL_PAGES, materialise=kind)
+    expected = drawn(dataset)
+    found = {}
+    for split in SPLITS:
+        for line in (tmp_path / f"out/pages/{split}/metadata.jsonl").read_text().splitlines():
+            facts = json.loads(line)
+            image = Image.open(tmp_path / "out/pages" / split / facts["file_name"])
+            assert (image.format or "").lower() == kind
+            assert image.mode == ("L" if kind == "png" else "RGB")
+            found[split, facts["id"], facts["page"]] = np.asarray(image.convert("L"))
+            sample = dataset.sample(split, dataset.index(split).ids.index(facts["id"]))
+            assert (facts["prompt"], facts["answer"]) == (sample.target.prompt, sample.target.answer)
+            assert facts["pages"] == sum(key[:2] == (split, facts["id"]) for key in expected)
+    assert found.keys() == expected.keys() and len(found) > 30
+    assert all(np.array_equal(found[key], page) for key, page in expected.items())
+
+
+def test_datasets_reads_the_folder_as_images(articles: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = prepare(articles(20), tmp_path / "out", pages=SMALL_PAGES, materialise="png")
+    expected = drawn(dataset)
+    cache = str(tmp_path / "cache")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out/pages"), cache_dir=cache)
+    rows = [(split, row) for split in loaded for row in loaded[split]]
+    assert len(rows) == len(expected)
+    for split, row in rows:
+        assert np.array_equal(np.asarray(row["image"]), expected[split, row["id"], row["page"]])
+
+
+def test_pages_as_files_change_nothing_else(articles: Callable[..., Path], tmp_path: Path) -> None:
+    plain = prepare(articles(9), tmp_path / "plain", pages=SMALL_PAGES)
+    both = prepare(articles(9), tmp_path / "both", pages=SMALL_PAGES, materialise="png")
+    own = {name: data for name, data in files(both.path).items() if not name.startswith("pages/")}
+    assert own == files(plain.path)
+    later = prepare(articles(9), tmp_path / "plain", materialise="png")
+    assert later.info.content_hash == plain.info.content_hash and files(later.path) == files(both.path)
+    assert files(prepare(articles(9), tmp_path / "plain").path) == files(both.path)  # they stay
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_changes_no_file(articles: Callable[..., Path], tmp_path: Path, workers: int) -> None:
+    dataset = prepare(articles(9), tmp_path / "out", pages=SMALL_PAGES)
+    write_pages(dataset, "png", 1)
+    expected = files(dataset.path / "pages")
+    other = prepare(articles(9), tmp_path / "other", pages=SMALL_PAGES, materialise="png", workers=workers)
+    assert files(other.path / "pages") == expected
+
+
+def test_pages_that_are_there_are_not_drawn_again(
+    articles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = prepare(articles(9), tmp_path / "out", pages=SMALL_PAGES, materialise="png")
+    before = files(dataset.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(materialise, "pages", None)
+        prepare(articles(9), tmp_path / "out", materialise="png")
+    lost = next((dataset.path / "pages/train").glob("*.png"))
+    lost.unlink()
+    (dataset.path / "pages/test/stray.png").write_bytes(b"x")
+    prepare(articles(9), tmp_path / "out", materialise="png")
+    assert files(dataset.path) == before
+
+
+def test_pages_of_another_state_of_the_dataset_do_not_stay(
+    articles: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(articles(9), tmp_path / "out", pages=SMALL_PAGES, materialise="webp")
+    extended = prepare(articles(14), tmp_path / "out", pages={"font_size": 14}, materialise="png")
+    fresh = prepare(articles(14), tmp_path / "fresh", pages={**SMALL_PAGES, "font_size": 14}, materialise="png")
+    pixels = [set(files(dataset.path / "pages").values()) for dataset in (extended, fresh)]
+    assert len([name for name in files(extended.path / "pages") if name.endswith("png")]) == len(drawn(extended))
+    assert not list(extended.path.rglob("*.webp")) and len(pixels[0] & pixels[1]) >= len(drawn(extended))
+    prepare(articles(20), tmp_path / "out")
+    assert not (tmp_path / "out/pages").exists()
+    assert "did not show the dataset as it is now" in capsys.readouterr().err
+
+
+def killed(count: int, source: Path, out: Path) -> bool:
+    """Prepare in a child that dies by SIGKILL at its count-th change of the disk; whether it did not get that far."""
+
+    def child() -> None:
+        left = count
+
+        def counted(function: Callable[..., object]) -> Callable[..., object]:
+            def call(*arguments: object, **named: object) -> object:
+                nonlocal left
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+                return function(*arguments, **named)
+
+            return call
+
+        for name in ("replace", "unlink", "mkdir"):
+            setattr(Path, name, counted(getattr(Path, name)))
+        Image.Image.save = counted(Image.Image.save)
+        prepare(source, out, pages=SMALL_PAGES, materialise="png", workers=1)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode == 0
+
+
+def test_killed_again_and_again_it_ends_the_same(articles: Callable[..., Path], tmp_path: Path) -> None:
+    source = articles(7)
+    expected = prepare(source, tmp_path / "expected", pages=SMALL_PAGES, materialise="png", workers=1)
+    attempts = 1
+    while not killed(30, source, tmp_path / "out"):
+        attempts += 1
+        assert attempts < 20
+    assert attempts > 2
+    assert files(tmp_path / "out") == files(expected.path)
+
+
+def test_killed_while_other_pages_are_drawn_it_ends_the_same(articles: Callable[..., Path], tmp_path: Path) -> None:
+    prepare(articles(4), tmp_path / "expected", pages=SMALL_PAGES, workers=1)
+    prepare(articles(6), tmp_path / "expected", materialise="png", workers=1)
+    for moment in range(20, 80, 7):
+        out = tmp_path / f"out {moment}"
+        prepare(articles(4), out, pages=SMALL_PAGES, materialise="webp", workers=1)
+        killed(moment, articles(6), out)
+        prepare(articles(6), out, materialise="png", workers=1)
+        assert files(out) == files(tmp_path / "expected")
+
+
+def test_names_of_files_are_safe_and_never_meet() -> None:
+    ids = [
+        "a",
+        "A",
+        "a.",
+        ".a",
+        "..",
+        "a/b",
+        "a_b",
+        "a\\b",
+        "a b",
+        "é",
+        "e\u0301",
+        "x" * 100,
+        "x" * 101,
+        "x" * 300,
+        "a~b",
+    ]
+    ids += ["laws.jsonl/17", "laws.jsonl_17", "con", "a\n", "", " ", "a-001", "ſ", "s", "ß", "ẞ"]
+    names = [file_stem(id) for id in ids]
+    assert len({name.casefold() for name in names}) == len(ids)
+    assert all(len(name) < 120 and name.isascii() and not set(name) & set('/\\:*?"<>| \n') for name in names)
+    assert not any(name.startswith(".") for name in names) and file_stem("a") == "a"
+    assert all(file_stem(name) != name for name in names if "~" in name)  # so no plain id is called like another's hash
+
+
+def test_images_and_unknown_formats_are_refused(
+    classes: Callable[..., Path], articles: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="these are images"):
+        visiontune.prepare(classes({"cat": 3}), tmp_path / "out", materialise="png")
+    with pytest.raises(DataError, match="not written as 'gif'") as caught:
+        visiontune.prepare(articles(3), tmp_path / "out", materialise="gif")  # pyright: ignore[reportArgumentType]
+    assert caught.value.fix == "formats: png, webp" and not (tmp_path / "out").exists()
+    wide = prepare(articles(3), tmp_path / "wide", pages={"width": 16384, "height": 64, "margins": (0, 0, 0, 0)})
+    with pytest.raises(DataError, match="at most 16383 pixels"):
+        write_pages(wide, "webp")
