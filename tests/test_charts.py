@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visiontune.charts import LONGEST_SERIES, Line, line_chart, smoothed, stacked_bar, thinned, tick_label, ticks
+from visiontune.charts import (
+    LONGEST_SERIES,
+    Line,
+    line_chart,
+    precision_recall_chart,
+    smoothed,
+    stacked_bar,
+    thinned,
+    tick_label,
+    ticks,
+)
 
 numbers = st.floats(-1e12, 1e12, allow_nan=False)
 
@@ -118,3 +128,22 @@ def test_colours_are_left_to_the_page() -> None:
         [Line([1, 2], [1.0, 2.0], low=[0.0, 1.0], high=[2.0, 3.0])], name="x", x_label="step", best=(1, 1.0)
     )
     assert not re.search(r"#[0-9a-f]{3}|fill=|stroke=|style=", svg)
+
+
+def test_a_precision_recall_chart_runs_from_recall_0_to_1_and_names_its_classes() -> None:
+    svg = precision_recall_chart(
+        [1.0, 0.5, 0.0], [("cat & dog", [0.5, 0.25, 0.0]), ("tram", [None, None, None])], name="Boxes at IoU 0.5"
+    )
+    chart = parsed(svg)
+    assert chart.attrib["aria-label"] == "Boxes at IoU 0.5: mean of the classes; beside it cat & dog, tram"
+    drawn = {e.attrib["class"]: places(e) for e in chart.iter() if e.tag == "polyline"}
+    assert list(drawn) == ["line-beside-0", "line-main"], "the mean is drawn last, on top"
+    frame = next(e for e in chart.iter() if e.attrib.get("class") == "frame")
+    (x0, y0), (x1, y1), (x2, y2) = drawn["line-main"]
+    assert (x0, x2, y2) == tuple(float(frame.attrib[end]) for end in ("x1", "x2", "y1"))
+    assert (x1, y1) == (pytest.approx((x0 + x2) / 2), pytest.approx((y0 + y2) / 2))
+    assert drawn["line-beside-0"][0] == (x0, pytest.approx(y1)), "precision 0.5"
+
+
+def test_classes_that_were_never_seen_give_no_precision_recall_chart() -> None:
+    assert precision_recall_chart([], [], name="Boxes") == ""

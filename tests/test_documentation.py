@@ -1,5 +1,6 @@
 """The documentation is true: its commands and code run, its tables are made from the code."""
 
+import json
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ def test_the_commands_and_the_code_of_the_readme_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(digits_folder, tmp_path / "photos")
+    _write_articles(tmp_path)
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) >= 13
     for name, *arguments in commands:
@@ -36,6 +38,17 @@ def test_the_commands_and_the_code_of_the_readme_run(
         exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "runs/a/report.html").is_file() and (tmp_path / "merged/config.json").is_file()
     assert (tmp_path / "ship/certificate.html").is_file()
+    ratios = json.loads((tmp_path / "runs/s/evaluations/test/ratios.json").read_text())
+    assert len(ratios["points"]) + len(ratios["unreachable"]) == 3  # two asked for, and the run's own pages
+
+
+def _write_articles(folder: Path) -> None:
+    """30 paragraphs of the Universal Declaration of Human Rights, each with its first words as the summary."""
+    text = (ROOT / "tests/data/udhr/en.txt").read_text(encoding="utf-8")
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if len(paragraph) > 80][:30]
+    rows = [json.dumps({"text": one, "summary": " ".join(one.split()[:4])}) for one in paragraphs]
+    (folder / "articles.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "article.txt").write_text(paragraphs[0])
 
 
 def test_the_recipe_page_lists_every_field_as_it_is() -> None:

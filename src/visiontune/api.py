@@ -270,7 +270,7 @@ def evaluate(
     encoder (hub id or folder) for BERTScore, by its last layer or `bertscore_layer`.
     """
     from visiontune.metrics.bertscore import Embedder
-    from visiontune.metrics.text import parse_requirements
+    from visiontune.metrics.requirements import parse_requirements
     from visiontune.report import write_report
     from visiontune.run import Run
     from visiontune.training.evaluate import answered, evaluate_baselines, evaluate_split

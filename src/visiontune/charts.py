@@ -143,6 +143,21 @@ def line_chart(
     return "".join([*parts, "</svg>"])
 
 
+def precision_recall_chart(mean: Values, classes: Sequence[tuple[str, Values]], *, name: str) -> str:
+    """Precision by recall, values at evenly spaced recalls from 0 to 1, as SVG text; "" where there is none.
+
+    `mean` is the main line; each class, by its name and its values, has the style `beside-0`, `beside-1`, ...
+    """
+    lines = [(mean, "main"), *((values, f"beside-{c}") for c, (_, values) in enumerate(classes))]
+    beside = f"; beside it {', '.join(label for label, _ in classes)}" if classes else ""
+    return line_chart(
+        [Line(np.linspace(0, 1, len(values)).tolist(), values, style) for values, style in reversed(lines)],
+        name=f"{name}: mean of the classes{beside}",
+        x_label="recall",
+        y_range=(0, 1),
+    )
+
+
 def stacked_bar(parts: Sequence[tuple[str, float]], *, name: str) -> str:
     """Named amounts as one bar, SVG text; part i has the class `share-i`. "" where all are zero."""
     total = sum(amount for _, amount in parts)

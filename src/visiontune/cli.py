@@ -72,8 +72,21 @@ def inspect(
         lines.append(f"target: {target}" + (f", {len(labels)} classes: {_counts(labels)}" if labels else ""))
     lines += _document_lines(found["documents"])
     lines.append("trains: " + ("; ".join(f"{t['kind']} ({t['target']})" for t in found["trains"]) or "nothing yet"))
-    lines += [f"{f['severity']}: {f['found']}\n  where: {f['where']}\n  fix:   {f['fix']}" for f in found["faults"]]
-    return Answer(found, "\n".join([*lines, f"{len(found['faults'])} faults"]))
+    return Answer(found, "\n".join([*lines, *_fault_lines(found["faults"]), f"{len(found['faults'])} faults"]))
+
+
+def _fault_lines(found: list[dict[str, str]], shown: int = 3) -> list[str]:
+    """The faults of each kind together, the first few in full; --json and dataset.json have all of them."""
+    kinds: dict[str, list[dict[str, str]]] = {}
+    for fault in found:
+        kinds.setdefault(fault["code"], []).append(fault)
+    lines = []
+    for kind in kinds.values():
+        lines += [f"{f['severity']}: {f['found']}\n  where: {f['where']}\n  fix:   {f['fix']}" for f in kind[:shown]]
+        if rest := kind[shown:]:
+            where = ", ".join(f["where"] for f in rest[:10]) + (", ..." if len(rest) > 10 else "")
+            lines.append(f"{rest[0]['severity']}: {len(rest)} more of this kind: {where}")
+    return lines
 
 
 def _document_lines(facts: dict[str, Any] | None) -> list[str]:

@@ -27,7 +27,7 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
         for line in block.splitlines()
     ]
-    assert len(commands) == 4
+    assert len(commands) == 7
     for name, *arguments in commands:
         assert name == "visiontune"
         with pytest.raises(SystemExit) as stopped:

@@ -146,7 +146,7 @@ def test_pages_of_another_state_of_the_dataset_do_not_stay(
     assert "did not show the dataset as it is now" in capsys.readouterr().err
 
 
-def killed(count: int, source: Path, out: Path) -> bool:
+def killed(count: int, source: Path, out: Path, font_size: int = 12) -> bool:
     """Prepare in a child that dies by SIGKILL at its count-th change of the disk; whether it did not get that far."""
 
     def child() -> None:
@@ -165,7 +165,7 @@ def killed(count: int, source: Path, out: Path) -> bool:
         for name in ("replace", "unlink", "mkdir"):
             setattr(Path, name, counted(getattr(Path, name)))
         Image.Image.save = counted(Image.Image.save)
-        prepare(source, out, pages=SMALL_PAGES, materialise="png", workers=1)
+        prepare(source, out, pages={**SMALL_PAGES, "font_size": font_size}, materialise="png", workers=1)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
@@ -174,7 +174,10 @@ def killed(count: int, source: Path, out: Path) -> bool:
     return process.exitcode == 0
 
 
-def test_killed_again_and_again_it_ends_the_same(articles: Callable[..., Path], tmp_path: Path) -> None:
+def test_killed_again_and_again_it_ends_the_same(
+    articles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(materialise, "CHUNK_ROWS", 1)
     source = articles(7)
     expected = prepare(source, tmp_path / "expected", pages=SMALL_PAGES, materialise="png", workers=1)
     attempts = 1
@@ -185,15 +188,16 @@ def test_killed_again_and_again_it_ends_the_same(articles: Callable[..., Path], 
     assert files(tmp_path / "out") == files(expected.path)
 
 
-def test_killed_while_other_pages_are_drawn_it_ends_the_same(articles: Callable[..., Path], tmp_path: Path) -> None:
-    prepare(articles(4), tmp_path / "expected", pages=SMALL_PAGES, workers=1)
-    prepare(articles(6), tmp_path / "expected", materialise="png", workers=1)
-    for moment in range(20, 80, 7):
+def test_what_a_killed_preparation_drew_is_not_taken_for_other_pages(
+    articles: Callable[..., Path], tmp_path: Path
+) -> None:
+    expected = prepare(articles(6), tmp_path / "expected", pages=SMALL_PAGES, materialise="png", workers=1)
+    for moment in (30, 37, 44, 51):
         out = tmp_path / f"out {moment}"
-        prepare(articles(4), out, pages=SMALL_PAGES, materialise="webp", workers=1)
-        killed(moment, articles(6), out)
-        prepare(articles(6), out, materialise="png", workers=1)
-        assert files(out) == files(tmp_path / "expected")
+        assert not killed(moment, articles(6), out, font_size=13)
+        assert list(out.rglob("*.png"))
+        prepare(articles(6), out, pages=SMALL_PAGES, materialise="png", workers=1)
+        assert files(out / "pages") == files(expected.path / "pages")
 
 
 def test_names_of_files_are_safe_and_never_meet() -> None:

@@ -166,7 +166,9 @@ def killed(count: int, folder: Path, url: str) -> bool:
             return call
 
         def halves(self: LocalFileSystem, local: str, path: str, **_: object) -> None:
-            data = Path(local).read_bytes()
+            written(self, path, Path(local).read_bytes())
+
+        def written(self: LocalFileSystem, path: str, data: bytes) -> None:
             with Path(path).open("wb") as file:
                 file.write(data[: len(data) // 2])
                 file.flush()
@@ -175,7 +177,8 @@ def killed(count: int, folder: Path, url: str) -> bool:
 
         tick = counted(lambda: None)
         LocalFileSystem.put_file = halves
-        for name in ("makedirs", "pipe_file", "mv", "rm"):
+        LocalFileSystem.pipe_file = written
+        for name in ("makedirs", "mv", "rm"):
             setattr(LocalFileSystem, name, counted(getattr(LocalFileSystem, name)))
         send(folder, url)
 

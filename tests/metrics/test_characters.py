@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from visiontune.data.sample import Prediction, Text
 from visiontune.errors import RecipeError
-from visiontune.metrics.text import parse_requirements, score_texts
+from visiontune.metrics.requirements import parse_requirements
+from visiontune.metrics.text import score_texts
 
 WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
 

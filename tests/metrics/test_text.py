@@ -10,7 +10,8 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 
 from visiontune.data.sample import Prediction, Text
 from visiontune.errors import DataError, RecipeError
-from visiontune.metrics.text import Requirement, parse_requirements, score_texts
+from visiontune.metrics.requirements import Requirement, parse_requirements
+from visiontune.metrics.text import score_texts
 
 LABELS = ["cat", "dog", "قطة", "猫"]
 OUTSIDE = "none of them"

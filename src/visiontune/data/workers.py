@@ -6,6 +6,7 @@ The processes are this machine's, or those of a Ray cluster (`ray.data`).
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -116,12 +117,16 @@ def _on_ray(function: Callable[[Task], Result], tasks: Iterable[Task], workers: 
         waiting = iter(tasks)
         while some := [{"task": travel.dumps(task)} for task in islice(waiting, TASKS_A_WORKER * workers)]:
             try:
-                with ray.data.DataContext.current(context):
+                with ray.data.DataContext.current(context), warnings.catch_warnings():
+                    # Ray 2.64 is to have another way to limit how often a task is tried, and no version has it yet.
+                    warnings.filterwarnings("ignore", "`ray_remote_args`", DeprecationWarning)
                     rows = ray.data.from_items(some, override_num_blocks=len(some))
-                    rows = rows.map(call, compute=ray.data.TaskPoolStrategy(workers), max_retries=RETRIES)
+                    pool = ray.data.TaskPoolStrategy(min(workers, len(some)))
+                    rows = rows.map(call, compute=pool, max_retries=RETRIES)
                     outcomes = [travel.loads(row["outcome"]) for row in rows.iter_rows()]
             except RayError as error:
-                raise MachineError("a worker process of Ray ended unexpectedly", fix=_AGAIN) from error
+                said = str(error).strip().splitlines()
+                raise MachineError(f"Ray could not do the work: {said[-1] if said else error!r}", fix=_AGAIN) from error
             for result, error in outcomes:
                 if error is not None:
                     raise error

@@ -29,7 +29,8 @@ class Metric:
 
     It lies in [0, 1], a difference in [-1, 1], a `ratio` anywhere from 0 on.
 
-    With n = 0 there is nothing to say: value, low and high are None.
+    With n = 0 there is nothing to say: value, low and high are None. Low and high alone are None where no interval was
+    made.
     """
 
     value: float | None

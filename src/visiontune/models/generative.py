@@ -118,11 +118,10 @@ class GenerativeEncoder(Encoder):
         return [fromarray(page).convert("RGB") for page in drawn]
 
     def cut(self, text: str, tokens: int) -> str:
-        return self.tokenizer.decode(self.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens])
+        return self.tokenizer.decode(self._ids(text)[:tokens])
 
     def count(self, text: str) -> int:
-        # verbose: a text longer than the model's context is no mistake here.
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self._ids(text))
 
     def showing(self, pages: PageSpec) -> "GenerativeEncoder":
         other = copy.copy(self)  # tokenizer, fonts and remembered texts are shared
@@ -165,8 +164,7 @@ class GenerativeEncoder(Encoder):
                 fix=f"remove '{self.processor.image_token}' from the text",
             )
         text = pieces[0] + "".join(self.placeholder(layout, i) + piece for i, piece in enumerate(pieces[1:]))
-        prompt_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        answer_ids = self.tokenizer(answered[len(asked) :], add_special_tokens=False)["input_ids"]
+        prompt_ids, answer_ids = self._ids(text), self._ids(answered[len(asked) :])
         if self.end_token_id in answer_ids:
             answer_ids = answer_ids[: answer_ids.index(self.end_token_id)]
         if self.image_token_id in answer_ids:
@@ -178,6 +176,10 @@ class GenerativeEncoder(Encoder):
 
     def preprocessing(self) -> dict[str, Any]:
         return json.loads(self.processor.image_processor.to_json_string())
+
+    def _ids(self, text: str) -> list[int]:
+        # A text longer than the context is no mistake here, and not worth the tokenizer's warning.
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def layouts(self, index: Index) -> Iterator[Layout]:
         layout_of = functools.lru_cache(maxsize=REMEMBERED_TEXTS)(self.layout)

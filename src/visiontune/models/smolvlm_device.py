@@ -97,9 +97,6 @@ class SmolVLMDeviceEncoder(SmolVLMEncoder):
             raise DataError("An answer holds an image placeholder.", where=answer[:80], fix="remove it from the text")
         return (*ids, self.end_token_id)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def _one_picture(self, found: int) -> DataError:
         return DataError(
             f"A device is shown one picture at a time; a sample has {found}.",

@@ -189,7 +189,7 @@ def derive(
             "augment": choose(
                 "data.augment",
                 0.5 if tiny and facts.pages is None else 0.0,
-                "print must stay where it is"
+                "pages are drawn as clean in use as in training; 0.25 where they will come from a camera"
                 if facts.pages is not None
                 else "a vision encoder that starts from nothing sees few images"
                 if tiny

@@ -1,0 +1,1 @@
+"""Boxes and masks as people publish them: COCO, YOLO and Pascal VOC read, examined, mended and written."""

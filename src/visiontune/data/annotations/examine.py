@@ -1,0 +1,76 @@
+"""Annotations examined and mended, stage by stage: each stage sees the table as the stages before it have mended it.
+
+So that every finding is about data that can be judged: whether a box lies in its image is asked when ids, sizes and the
+way that boxes are written are known.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from visiontune.data.annotations.changes import Change, dropped
+from visiontune.data.annotations.conventions import convention_faults, told
+from visiontune.data.annotations.faults_areas import area_faults
+from visiontune.data.annotations.faults_boxes import box_faults
+from visiontune.data.annotations.faults_classes import class_faults
+from visiontune.data.annotations.faults_duplicates import duplicate_faults
+from visiontune.data.annotations.faults_ids import id_faults
+from visiontune.data.annotations.faults_masks import mask_faults
+from visiontune.data.annotations.faults_structure import structure_faults
+from visiontune.data.annotations.findings import Finding, ordered
+from visiontune.data.annotations.measures import Measures
+from visiontune.data.annotations.repairs_objects import mend_areas, mend_boxes, mend_duplicates, mend_masks
+from visiontune.data.annotations.repairs_records import mend_classes, mend_convention, mend_ids, mend_structure
+from visiontune.data.annotations.table import Table
+
+Find = Callable[[Table, Measures], list[Finding]]
+Mend = Callable[[Table, Measures], tuple[Table, list[Change]]]
+
+# In this order. `geometry`: the stage needs boxes in pixels.
+STAGES: tuple[tuple[Find, Mend, bool], ...] = (
+    (lambda table, _: structure_faults(table), lambda table, _: mend_structure(table), False),
+    (lambda table, _: id_faults(table), lambda table, _: mend_ids(table), False),
+    (lambda table, _: class_faults(table), lambda table, _: mend_classes(table), False),
+    (lambda table, _: convention_faults(table), lambda table, _: mend_convention(table), False),
+    (mask_faults, mend_masks, True),
+    (box_faults, mend_boxes, True),
+    (area_faults, mend_areas, True),
+    (lambda table, _: duplicate_faults(table), lambda table, _: mend_duplicates(table), False),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """The findings about a table, the worst first; the table mended, and each change that took."""
+
+    findings: list[Finding]
+    mended: Table
+    changes: list[Change]
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """How many annotations, images and lines `mended` lacks, by the code of the finding."""
+        return dropped(self.changes)
+
+
+def examine(table: Table) -> Examined:
+    """Find all faults of a table and mend what can be mended. The table itself stays as it is.
+
+    A file without one of its lists is not looked at further; where boxes are written in a way that is not certain,
+    boxes, masks and areas are left as they are. Mended twice is mended once.
+    """
+    findings: list[Finding] = []
+    changes: list[Change] = []
+    measures = Measures(table)
+    for find, mend, geometry in STAGES:
+        if geometry and not told(table).certain:
+            continue
+        found = find(table, measures)
+        findings += found
+        if any(finding.code == "missing-section" for finding in found):
+            break
+        if any(finding.severity in ("repair", "drop") for finding in found):
+            table, made = mend(table, measures)
+            changes += made
+            measures = Measures(table)
+    return Examined(ordered(findings), table, changes)

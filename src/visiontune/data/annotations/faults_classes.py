@@ -1,0 +1,60 @@
+"""Faults of class names."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from visiontune.data.annotations.findings import Finding, on_file
+from visiontune.data.annotations.table import Table
+
+# Detectors that are prompted with text take these as the end of a class's name.
+_SEPARATORS = ".?"
+
+
+def class_faults(table: Table) -> list[Finding]:
+    """All faults of class names."""
+    return [*alike_class_names(table), *separators_in_class_names(table), *unused_classes(table)]
+
+
+def name_key(name: str) -> str:
+    """A class name without what nobody means by it: case, and blanks but for one between words."""
+    return " ".join(name.casefold().split())
+
+
+def alike_class_names(table: Table) -> Iterator[Finding]:
+    """Classes of one name, or of names that differ in case or blanks alone."""
+    alike: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(table.categories.names):
+        if name.strip():
+            alike[name_key(name)].append(row)
+    for rows in alike.values():
+        names = [table.categories.names[row] for row in rows]
+        ids = [int(table.categories.ids[row]) for row in rows]
+        if len(set(ids)) < 2:
+            continue
+        code = "duplicate-class-name" if len(set(names)) == 1 else "similar-class-names"
+        found = ", ".join(f"{name!r} (id {number})" for name, number in zip(names, ids, strict=True))
+        yield on_file(table, code, "repair", found, f"they become one class, {names[0]!r}")
+
+
+def separators_in_class_names(table: Table) -> Iterator[Finding]:
+    """Names with a full stop or a question mark."""
+    for name in table.categories.names:
+        if set(name) & set(_SEPARATORS):
+            found = f"the class name {name!r} has a full stop or a question mark in it"
+            fix = "nothing, or a name without; where a model is prompted with names, it gets another spelling"
+            yield on_file(table, "separator-in-class-name", "warning", found, fix)
+
+
+def unused_classes(table: Table) -> Iterator[Finding]:
+    """Classes without an annotation, where there are annotations."""
+    used = np.bincount(table.category_rows[table.category_rows >= 0], minlength=len(table.categories))
+    if not len(table.annotations):
+        return
+    # Of several entries with one id the first has all annotations.
+    taken = {number for number, count in zip(table.categories.ids.tolist(), used.tolist(), strict=True) if count}
+    for number, name in zip(table.categories.ids.tolist(), table.categories.names, strict=True):
+        if number not in taken:
+            found = f"no annotation is of the class {name!r} (id {number})"
+            yield on_file(table, "unused-class", "warning", found, "add examples, or take the class out")

@@ -1,0 +1,150 @@
+"""Faults of form: lists, entries and fields that are not there or not of the kind that COCO asks for."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from visiontune.data.annotations.coco import ENTRY, SECTIONS
+from visiontune.data.annotations.findings import Finding, Severity, on_annotations, on_file, on_image, shown
+from visiontune.data.annotations.table import ABSENT, Table
+
+# What people write for 0 and 1.
+CROWD_VALUES: tuple[tuple[Any, int], ...] = ((False, 0), (True, 1), (0.0, 0), (1.0, 1), ("0", 0), ("1", 1), (None, 0))
+_IMAGE_FIELDS = {
+    "id": ("bad-image-id", "give each image a whole number from 0 as its id"),
+    "file_name": ("bad-file-name", "write the path of the image's file"),
+    "width": ("bad-image-size", "write width and height in pixels; they can be read from the image file"),
+    "height": ("bad-image-size", "write width and height in pixels; they can be read from the image file"),
+}
+_CATEGORY_FIELDS = {
+    "id": ("bad-category-id", "give each class a whole number from 0 as its id"),
+    "name": ("bad-class-name", "write the name of the class"),
+    "supercategory": ("bad-supercategory", "write a text, or leave it out"),
+}
+
+
+def structure_faults(table: Table) -> list[Finding]:
+    """All faults of form."""
+    return [
+        *missing_sections(table),
+        *broken_entries(table),
+        *bad_image_fields(table),
+        *bad_category_fields(table),
+        *bad_annotation_ids(table),
+        *bad_references(table),
+        *bad_crowd(table),
+        *unread_lines(table),
+    ]
+
+
+def missing_sections(table: Table) -> Iterator[Finding]:
+    """A COCO file without one of its three lists."""
+    for section in SECTIONS:
+        if section not in table.sections:
+            found = f"{section} is {shown(table.top[section])}" if section in table.top else f"there is no {section}"
+            yield on_file(table, "missing-section", "error", found, f"add the list {section!r}")
+
+
+def broken_entries(table: Table) -> Iterator[Finding]:
+    """Entries of the lists that are no JSON objects."""
+    for section, part in (
+        ("images", table.images),
+        ("categories", table.categories),
+        ("annotations", table.annotations),
+    ):
+        for (row, name), value in part.odd.items():
+            if name == ENTRY:
+                found = f"entry {row} of {section} is {shown(value)}, not an object"
+                yield on_file(table, "not-an-object", "drop", found, "take the entry out")
+
+
+def bad_image_fields(table: Table) -> Iterator[Finding]:
+    """Images whose id, file name, width or height is missing or of the wrong kind."""
+    for (row, name), value in table.images.odd.items():
+        if name in _IMAGE_FIELDS:
+            code, fix = _IMAGE_FIELDS[name]
+            yield on_image(table, row, code, "error", f"{_written(name, value)} ({_image_name(table, row)})", fix)
+
+
+def bad_category_fields(table: Table) -> Iterator[Finding]:
+    """Classes whose id or name is missing or of the wrong kind."""
+    for (row, name), value in table.categories.odd.items():
+        if name in _CATEGORY_FIELDS:
+            code, fix = _CATEGORY_FIELDS[name]
+            severity: Severity = "warning" if name == "supercategory" else "error"
+            yield on_file(table, code, severity, f"{_written(name, value)} (class {row + 1} of the list)", fix)
+
+
+def bad_annotation_ids(table: Table) -> list[Finding]:
+    """Annotation ids that are missing or no whole number from 0: nothing refers to them, so they get a new one."""
+    odd = table.annotations.odd
+    return on_annotations(
+        table,
+        _odd_rows(table, "id"),
+        "bad-annotation-id",
+        "repair",
+        lambda row: f"{_written('id', odd[row, 'id'])} (entry {row} of annotations)",
+        "it gets an id of its own",
+    )
+
+
+def bad_references(table: Table) -> list[Finding]:
+    """Annotations whose image_id or category_id is missing or no whole number."""
+    odd = table.annotations.odd
+    return [
+        finding
+        for name, code in (("image_id", "bad-image-reference"), ("category_id", "bad-category-reference"))
+        for finding in on_annotations(
+            table,
+            _odd_rows(table, name),
+            code,
+            "drop",
+            lambda row, name=name: _written(name, odd[row, name]),
+            f"write the id of {'an image' if name == 'image_id' else 'a class'} as a whole number, or take it out",
+        )
+    ]
+
+
+def bad_crowd(table: Table) -> list[Finding]:
+    """Values of iscrowd other than 0 and 1. True, "1" and their like are mended, others are for a person to decide."""
+    odd = table.annotations.odd
+    return on_annotations(
+        table,
+        _odd_rows(table, "iscrowd"),
+        "bad-crowd",
+        lambda row: "error" if crowd_of(odd[row, "iscrowd"]) is None else "repair",
+        lambda row: _written("iscrowd", odd[row, "iscrowd"]),
+        lambda row: f"write {'0 or 1' if crowd_of(odd[row, 'iscrowd']) is None else crowd_of(odd[row, 'iscrowd'])}",
+    )
+
+
+def crowd_of(value: Any) -> int | None:
+    """What iscrowd was meant to be, None where nobody can tell."""
+    return next((crowd for known, crowd in CROWD_VALUES if type(value) is type(known) and value == known), None)
+
+
+def unread_lines(table: Table) -> Iterator[Finding]:
+    """Lines of YOLO labels and objects of VOC files that say no object."""
+    for unread in table.unread:
+        yield Finding(
+            "broken-line",
+            "drop",
+            f"{table.name}, {unread.where}",
+            None,
+            None,
+            unread.found,
+            "correct it, or take it out",
+        )
+
+
+def _odd_rows(table: Table, name: str) -> np.ndarray:
+    return np.array([row for row, field in table.annotations.odd if field == name], np.int64)
+
+
+def _written(name: str, value: Any) -> str:
+    return f"there is no {name}" if value is ABSENT else f"{name} is {shown(value)}"
+
+
+def _image_name(table: Table, row: int) -> str:
+    return table.images.file_names[row] or f"entry {row} of images"

@@ -1,0 +1,126 @@
+"""95 % intervals of average precision: a bootstrap over images.
+
+Images are drawn with replacement and the precision-recall curves counted again, which needs no new matching: whether a
+detection is right depends on its own image alone. An image that is drawn twice counts twice.
+
+The interval is the standard one (Efron and Tibshirani 1993, chapter 13): the value and 1.96 standard deviations of the
+resamples to either side. AP takes the best precision at or beyond a recall, so that resamples come out above the value,
+and percentiles of them would lie too high: `bench/evaluate_boxes.py` counts how often each holds the true AP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontune.metrics.average_precision import IOU_THRESHOLDS, MOST_DETECTIONS, RECALLS, CocoPair
+from visiontune.metrics.intervals import NOTHING_COUNTED, Metric, widest_error_rate
+
+RESAMPLES = 200
+DEVIATIONS = 1.96
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RankedDetections:
+    """The d detections of one class in all n images, best first, and what they found.
+
+    image: (d,) int64. right, wrong: (10 IoU thresholds, d) bool; a detection that is ignored is neither. truths: (n,)
+    int64, the true objects of each image.
+    """
+
+    image: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    wrong: NDArray[np.bool_]
+    truths: NDArray[np.int64]
+
+
+def ranked_detections(pair: CocoPair) -> list[RankedDetections]:
+    """The detections of each class, matched at each IoU threshold, of objects of all sizes."""
+    evaluator = pair.evaluator()
+    parameters = evaluator.params
+    parameters.area_rng, parameters.area_rng_lbl = [parameters.area_rng[0]], ["all"]
+    parameters.max_dets = [MOST_DETECTIONS[-1]]
+    evaluator.evaluate()
+    of_class: list[list[dict]] = [[] for _ in range(pair.classes)]
+    for found in evaluator.eval_imgs:
+        if found is not None:
+            of_class[found["category_id"] - 1].append(found)
+    return [_ranked(found, pair.images) for found in of_class]
+
+
+def average_precisions(ranked: RankedDetections, draws: NDArray[np.int64]) -> Floats:
+    """AP of a class at each IoU threshold, in each resample: (resamples, 10), NaN where no truth was drawn.
+
+    draws: (resamples, images), how often each image was drawn.
+    """
+    found = np.full((len(draws), len(IOU_THRESHOLDS)), np.nan)
+    for resample, weights in enumerate(draws):
+        truths = int(weights @ ranked.truths)
+        if truths == 0:
+            continue
+        weight = weights[ranked.image]
+        right = np.cumsum(ranked.right * weight, axis=1)
+        wrong = np.cumsum(ranked.wrong * weight, axis=1)
+        precision = right / np.maximum(right + wrong, 1)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        # COCO reads each recall at the first detection that reaches it; precision is 0 where none does.
+        reached = np.concatenate([precision, np.zeros((len(precision), 1))], axis=1)
+        for threshold, hits in enumerate(right):
+            found[resample, threshold] = reached[threshold, np.searchsorted(hits / truths, RECALLS)].mean()
+    return found
+
+
+def ap_intervals(
+    pair: CocoPair, values: Sequence[tuple[float | None, float | None]], resamples: int, seed: int
+) -> list[tuple[Metric, Metric]]:
+    """AP and AP50 with their 95 % intervals: of all classes, then of each.
+
+    `values` are the figures themselves, in that order. A figure's `n` is the number of images. Takes about 2 s for 200
+    resamples of 1,000 images with 60,000 detections.
+    """
+    draws = np.random.default_rng(seed).multinomial(pair.images, np.full(pair.images, 1 / pair.images), resamples)
+    of_class = np.stack([average_precisions(ranked, draws) for ranked in ranked_detections(pair)])
+    everything = np.concatenate([_mean_over_classes(of_class)[None], of_class])
+    return [
+        (_metric(ap, drawn.mean(axis=1), pair.images), _metric(ap50, drawn[:, 0], pair.images))
+        for (ap, ap50), drawn in zip(values, everything, strict=True)
+    ]
+
+
+def _ranked(found: list[dict], images: int) -> RankedDetections:
+    image = np.concatenate([np.zeros(0, np.int64), *(np.full(len(f["dtScores"]), f["image_id"] - 1) for f in found)])
+    scores = np.concatenate([np.zeros(0), *(np.asarray(f["dtScores"], np.float64) for f in found)])
+    matched, ignored = (_joined([f[name] for f in found]) for name in ("dtMatched", "dtIgnore"))
+    truths = np.zeros(images, np.int64)
+    for f in found:
+        truths[f["image_id"] - 1] = f["gtIgnore"].count(False)
+    order = np.argsort(-scores, kind="stable")
+    return RankedDetections(image[order], (matched & ~ignored)[:, order], (~matched & ~ignored)[:, order], truths)
+
+
+def _joined(parts: list[list[list[bool]]]) -> NDArray[np.bool_]:
+    rows = len(IOU_THRESHOLDS)
+    return np.concatenate([np.zeros((rows, 0), np.bool_), *(np.array(p, np.bool_).reshape(rows, -1) for p in parts)], 1)
+
+
+def _mean_over_classes(of_class: Floats) -> Floats:
+    """The mean over the classes that have a truth: (classes, resamples, 10) to (resamples, 10)."""
+    known = ~np.isnan(of_class[..., 0]).all(axis=0)
+    found = np.full(of_class.shape[1:], np.nan)
+    found[known] = np.nanmean(of_class[:, known], axis=0)
+    return found
+
+
+def _metric(value: float | None, drawn: Floats, images: int) -> Metric:
+    if value is None:
+        return NOTHING_COUNTED
+    drawn = drawn[~np.isnan(drawn)]
+    if len(drawn) == 0 or drawn.min() == drawn.max():
+        # Resamples that never vary claim no certainty: a share of the images could still be anything (intervals.mean).
+        share = widest_error_rate(images)
+        return Metric(value, value - share * value, value + share * (1 - value), images)
+    reach = DEVIATIONS * float(drawn.std(ddof=1))
+    return Metric(value, max(0.0, value - reach), min(1.0, value + reach), images)

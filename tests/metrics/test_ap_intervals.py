@@ -1,0 +1,101 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.coco_scenes import Scene, objects, random_scene
+from visiontune.metrics.ap_intervals import ap_intervals, average_precisions, ranked_detections
+from visiontune.metrics.average_precision import CocoPair, coco_pair, curves
+from visiontune.metrics.intervals import Metric
+
+
+def pair_of(scene: Scene, images: Any = None) -> CocoPair:
+    chosen = range(len(scene.truths)) if images is None else images
+    truths, predictions, sizes = (
+        [column[i] for i in chosen] for column in (scene.truths, scene.predictions, scene.sizes)
+    )
+    return coco_pair(truths, predictions, sizes, scene.class_names, "boxes")
+
+
+def intervals(pair: CocoPair, resamples: int = 200, seed: int = 0) -> list[tuple[Metric, Metric]]:
+    counted = curves(pair)
+    figures = [counted.figures(), *(counted.figures(c) for c in range(pair.classes))]
+    return ap_intervals(pair, [(one["ap"], one["ap50"]) for one in figures], resamples, seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), images=st.integers(1, 6), detections=st.sampled_from([0, 2, 20]))
+def test_a_draw_of_images_has_the_ap_of_a_set_in_which_they_stand_as_often(
+    seed: int, images: int, detections: float
+) -> None:
+    scene = random_scene(seed, images=images, classes=2, most_objects=6, detections=detections)
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), 3)
+    drawn = [average_precisions(ranked, draws) for ranked in ranked_detections(pair_of(scene))]
+    for resample, draw in enumerate(draws):
+        repeated = curves(pair_of(scene, np.repeat(np.arange(images), draw)))
+        for c in range(2):
+            expected = repeated.precision[:, :, c, 0].mean(axis=1)
+            np.testing.assert_allclose(drawn[c][resample], expected, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), levels=st.sampled_from([0, 2]))
+def test_every_image_drawn_once_gives_the_ap_of_coco(seed: int, levels: int) -> None:
+    pair = pair_of(random_scene(seed, images=5, classes=3, most_objects=8, detections=4, score_levels=levels))
+    counted = curves(pair)
+    for c, ranked in enumerate(ranked_detections(pair)):
+        once = average_precisions(ranked, np.ones((1, 5), np.int64))[0]
+        np.testing.assert_allclose(once, counted.precision[:, :, c, 0].mean(axis=1), rtol=1e-12)
+
+
+def found_by_chance(images: int, seed: int = 0) -> Scene:
+    """Objects of which 85 % are found, more or less exactly, and false alarms with lower scores."""
+    random = np.random.default_rng(seed)
+    truths, predictions = [], []
+    for _ in range(images):
+        n, alarms = int(random.integers(0, 8)), int(random.poisson(1))
+        boxes = np.concatenate([random.uniform(0, 400, (n, 2)), 2.0 ** random.uniform(3, 7, (n, 2))], axis=1)
+        classes, seen = random.integers(0, 2, n), random.random(n) < 0.85
+        near = boxes + np.tile(boxes[:, 2:], (1, 2)) * random.normal(0, 0.06, (n, 4))
+        alarm = np.concatenate([random.uniform(0, 400, (alarms, 2)), np.full((alarms, 2), 40.0)], axis=1)
+        scores = np.concatenate([random.normal(0.7, 0.2, int(seen.sum())), random.normal(0.4, 0.2, alarms)])
+        labels = np.concatenate([classes[seen], random.integers(0, 2, alarms)])
+        truths.append(objects(boxes, classes.tolist()))
+        predictions.append(objects(np.concatenate([near[seen], alarm]), labels.tolist(), scores=scores.tolist()))
+    return Scene(truths, predictions, [(600, 600)] * images, ["cat", "dog"])
+
+
+def test_the_interval_of_60_images_holds_the_ap_of_6000_about_as_often_as_it_says() -> None:
+    scene = found_by_chance(6000)
+    truth = curves(pair_of(scene)).figures()["ap"]
+    assert truth is not None
+    held = 0
+    for part in range(100):
+        ap, _ = intervals(pair_of(scene, range(60 * part, 60 * part + 60)), resamples=60)[0]
+        assert ap.low is not None and ap.high is not None
+        held += ap.low <= truth <= ap.high
+    assert 88 <= held <= 99
+
+
+def test_more_images_give_a_narrower_interval_and_the_seed_chooses_the_draws() -> None:
+    few, many = (pair_of(found_by_chance(images)) for images in (30, 300))
+    (narrow, _), (wide, _) = intervals(many)[0], intervals(few)[0]
+    assert wide.low is not None and wide.high is not None and narrow.low is not None and narrow.high is not None
+    assert narrow.high - narrow.low < (wide.high - wide.low) / 2
+    assert intervals(few) == intervals(few) != intervals(few, seed=1)
+    assert (wide.n, narrow.n) == (30, 300)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_images_without_an_error_or_without_a_hit_claim_no_certainty(right: bool) -> None:
+    truth = objects([[10, 10, 30, 30]], [0])
+    found = objects([[10, 10, 30, 30] if right else [60, 60, 30, 30]], [0], scores=[0.9])
+    pair = pair_of(Scene([truth] * 20, [found] * 20, [(100, 100)] * 20, ["cat", "dog"]))
+    everything, cat, dog = intervals(pair)
+    exact_bound = 1 - 0.025 ** (1 / 20)
+    expected = (1.0, 1 - exact_bound, 1.0) if right else (0.0, 0.0, exact_bound)
+    for ap, ap50 in (everything, cat):
+        assert (ap.value, ap.low, ap.high) == (ap50.value, ap50.low, ap50.high) == pytest.approx(expected)
+    assert dog[0] == Metric(None, None, None, 0), "a class without truths"
