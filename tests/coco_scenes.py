@@ -156,8 +156,8 @@ def reference_results(scene: Scene, kind: str) -> list[dict[str, Any]]:
     return results
 
 
-def reference_evaluator(scene: Scene, kind: str) -> COCOeval:
-    """pycocotools' evaluator of the scene, evaluated, accumulated and summarised."""
+def reference_evaluator(scene: Scene, kind: str, only_class: int | None = None) -> COCOeval:
+    """pycocotools' evaluator of the scene, or of one of its classes, evaluated, accumulated and summarised."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = reference_dataset(scene, kind)  # pyright: ignore
@@ -170,6 +170,8 @@ def reference_evaluator(scene: Scene, kind: str) -> COCOeval:
             found.dataset = {**reference_dataset(scene, kind), "annotations": []}  # pyright: ignore
             found.createIndex()
         evaluator = COCOeval(truth, found, "bbox" if kind == "boxes" else "segm")
+        if only_class is not None:
+            evaluator.params.catIds = [only_class + 1]
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()

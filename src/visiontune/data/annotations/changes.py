@@ -1,4 +1,4 @@
-"""What a repair changed: one entry a field, so that a person can check it and a second repair can be seen to do nothing."""
+"""What a repair changed: one entry a field, for a person to check."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -33,7 +33,7 @@ class Told:
 
 def told(table: Table) -> Told:
     """How the boxes of a file are written."""
-    rows = np.flatnonzero(np.isfinite(table.annotations.boxes).all(axis=1) & (table.sizes > 0).all(axis=1))
+    rows = np.flatnonzero(np.isfinite(table.annotations.boxes).all(axis=1) & table.sized)
     boxes, sizes = table.annotations.boxes[rows], table.sizes[rows]
     if not len(rows):
         return Told("pixels", True, 0)

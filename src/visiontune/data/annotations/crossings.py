@@ -38,7 +38,7 @@ def _seen_from_centre(rings: Rings) -> NDArray[np.bool_]:
     following = away[rings.next]
     cross = away[:, 0] * following[:, 1] - away[:, 1] * following[:, 0]
     turns = np.arctan2(cross, (away * following).sum(axis=1))
-    once = np.abs(np.abs(np.add.reduceat(turns, starts)) - 2 * np.pi) < 1e-3
+    once = np.asarray(np.abs(np.abs(np.add.reduceat(turns, starts)) - 2 * np.pi) < 1e-3)
     positive = np.minimum.reduceat(turns, starts) > -1e-9
     negative = np.maximum.reduceat(turns, starts) < 1e-9
     return once & (positive | negative)
@@ -52,4 +52,4 @@ def _crossing(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     apart = points[:, None, :, :] - points[:, :, None, :]
     side = np.sign(step[:, :, None, 0] * apart[..., 1] - step[:, :, None, 1] * apart[..., 0]).astype(np.int8)
     parts = side * np.roll(side, -1, axis=2) < 0
-    return (parts & parts.transpose(0, 2, 1)).any(axis=(1, 2))
+    return np.asarray((parts & parts.transpose(0, 2, 1)).any(axis=(1, 2)))

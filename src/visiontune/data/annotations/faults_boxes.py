@@ -35,7 +35,7 @@ def box_faults(table: Table, measures: Measures) -> list[Finding]:
 
 def known(table: Table) -> NDArray[np.bool_]:
     """(n,) bool: there is a box of four finite numbers."""
-    return ~np.isnan(table.annotations.boxes).any(axis=1)
+    return np.asarray(~np.isnan(table.annotations.boxes).any(axis=1))
 
 
 def without_area(table: Table) -> NDArray[np.bool_]:
@@ -56,14 +56,14 @@ def outside(table: Table) -> NDArray[np.bool_]:
     """(n,) bool: no part of the box lies in the image."""
     boxes = table.annotations.boxes
     beyond = (boxes[:, :2] >= table.sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0)
-    return known(table) & ~without_area(table) & (table.sizes > 0).all(axis=1) & beyond.any(axis=1)
+    return known(table) & ~without_area(table) & table.sized & beyond.any(axis=1)
 
 
 def past_edge(table: Table) -> NDArray[np.bool_]:
     """(n,) bool: a part of the box lies outside the image."""
     boxes = table.annotations.boxes
     beyond = (boxes[:, :2] < -EDGE) | (boxes[:, :2] + boxes[:, 2:] > table.sizes + EDGE)
-    sized = (table.sizes > 0).all(axis=1)
+    sized = table.sized
     return known(table) & ~without_area(table) & ~outside(table) & sized & beyond.any(axis=1)
 
 
@@ -164,7 +164,7 @@ def overlaps(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray
 def boxes_of_whole_images(table: Table) -> list[Finding]:
     """Boxes of the whole image."""
     area = table.annotations.boxes[:, 2:].prod(axis=1)
-    rows = known(table) & ~past_edge(table) & (table.sizes > 0).all(axis=1)
+    rows = known(table) & ~past_edge(table) & table.sized
     rows &= ~outside(table) & (area >= WHOLE * table.sizes.prod(axis=1))
     fix = "look at it: is it one object?"
     return on_annotations(table, rows, "box-of-whole-image", "warning", "the box is the whole image", fix)

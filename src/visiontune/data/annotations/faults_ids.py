@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from visiontune.data.annotations.faults_structure import odd_rows, written_as
 from visiontune.data.annotations.findings import Finding, on_annotations, on_file, on_image
 from visiontune.data.annotations.table import Table
 
@@ -16,6 +17,7 @@ def id_faults(table: Table) -> list[Finding]:
         *duplicate_image_ids(table),
         *duplicate_file_names(table),
         *duplicate_category_ids(table),
+        *bad_annotation_ids(table),
         *duplicate_annotation_ids(table),
         *unknown_images(table),
         *unknown_categories(table),
@@ -90,6 +92,19 @@ def duplicate_category_ids(table: Table) -> Iterator[Finding]:
             found = f"the id {number} is given to {', '.join(map(repr, names))}"
             fix = "give each class an id of its own, and its annotations too"
             yield on_file(table, "duplicate-category-id", "error", found, fix)
+
+
+def bad_annotation_ids(table: Table) -> list[Finding]:
+    """Annotation ids that are missing or no whole number from 0: nothing refers to them, so they get a new one."""
+    odd = table.annotations.odd
+    return on_annotations(
+        table,
+        odd_rows(table, "id"),
+        "bad-annotation-id",
+        "repair",
+        lambda row: f"{written_as('id', odd[row, 'id'])} (entry {row} of annotations)",
+        "it gets an id of its own",
+    )
 
 
 def duplicate_annotation_ids(table: Table) -> list[Finding]:

@@ -103,15 +103,17 @@ def polygons_past_edge(table: Table, measures: Measures) -> list[Finding]:
 
 def ring_outside(table: Table, measures: Measures) -> NDArray[np.bool_]:
     """(rings,) bool: no part of the ring lies in the image."""
-    boxes, sizes = measures.rings.boxes(), table.sizes[measures.rings.annotation]
-    return (sizes > 0).all(axis=1) & ((boxes[:, :2] >= sizes) | (boxes[:, 2:] <= 0)).any(axis=1)
+    rows = measures.rings.annotation
+    boxes, sizes = measures.rings.boxes(), table.sizes[rows]
+    return table.sized[rows] & ((boxes[:, :2] >= sizes) | (boxes[:, 2:] <= 0)).any(axis=1)
 
 
 def ring_past_edge(table: Table, measures: Measures) -> NDArray[np.bool_]:
     """(rings,) bool: points lie outside the image, by more than `EDGE` pixels."""
-    boxes, sizes = measures.rings.boxes(), table.sizes[measures.rings.annotation]
+    rows = measures.rings.annotation
+    boxes, sizes = measures.rings.boxes(), table.sizes[rows]
     beyond = ((boxes[:, :2] < -EDGE) | (boxes[:, 2:] > sizes + EDGE)).any(axis=1)
-    return beyond & (sizes > 0).all(axis=1) & ~ring_outside(table, measures)
+    return beyond & table.sized[rows] & ~ring_outside(table, measures)
 
 
 def self_crossing_polygons(table: Table, measures: Measures) -> list[Finding]:
@@ -155,7 +157,7 @@ def broken_run_lengths(table: Table, measures: Measures) -> list[Finding]:
 
 
 def transposed_masks(table: Table, measures: Measures) -> list[Finding]:
-    """Run lengths row by row where COCO goes column by column, or with width and height exchanged; the box proves it."""
+    """Run lengths that go row by row, or have width and height exchanged, as their box proves."""
     rows = np.array([row for row, _ in transposed_rows(table, measures)], np.int64)
     found = "the mask agrees with its box if rows and columns are exchanged"
     return on_annotations(table, rows, "rle-transposed", "repair", found, "rows and columns are exchanged")

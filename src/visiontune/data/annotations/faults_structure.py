@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visiontune.data.annotations.coco import ENTRY, SECTIONS
 from visiontune.data.annotations.findings import Finding, Severity, on_annotations, on_file, on_image, shown
@@ -31,7 +32,6 @@ def structure_faults(table: Table) -> list[Finding]:
         *broken_entries(table),
         *bad_image_fields(table),
         *bad_category_fields(table),
-        *bad_annotation_ids(table),
         *bad_references(table),
         *bad_crowd(table),
         *unread_lines(table),
@@ -64,7 +64,7 @@ def bad_image_fields(table: Table) -> Iterator[Finding]:
     for (row, name), value in table.images.odd.items():
         if name in _IMAGE_FIELDS:
             code, fix = _IMAGE_FIELDS[name]
-            yield on_image(table, row, code, "error", f"{_written(name, value)} ({_image_name(table, row)})", fix)
+            yield on_image(table, row, code, "error", f"{written_as(name, value)} ({_image_name(table, row)})", fix)
 
 
 def bad_category_fields(table: Table) -> Iterator[Finding]:
@@ -73,20 +73,7 @@ def bad_category_fields(table: Table) -> Iterator[Finding]:
         if name in _CATEGORY_FIELDS:
             code, fix = _CATEGORY_FIELDS[name]
             severity: Severity = "warning" if name == "supercategory" else "error"
-            yield on_file(table, code, severity, f"{_written(name, value)} (class {row + 1} of the list)", fix)
-
-
-def bad_annotation_ids(table: Table) -> list[Finding]:
-    """Annotation ids that are missing or no whole number from 0: nothing refers to them, so they get a new one."""
-    odd = table.annotations.odd
-    return on_annotations(
-        table,
-        _odd_rows(table, "id"),
-        "bad-annotation-id",
-        "repair",
-        lambda row: f"{_written('id', odd[row, 'id'])} (entry {row} of annotations)",
-        "it gets an id of its own",
-    )
+            yield on_file(table, code, severity, f"{written_as(name, value)} (class {row + 1} of the list)", fix)
 
 
 def bad_references(table: Table) -> list[Finding]:
@@ -97,10 +84,10 @@ def bad_references(table: Table) -> list[Finding]:
         for name, code in (("image_id", "bad-image-reference"), ("category_id", "bad-category-reference"))
         for finding in on_annotations(
             table,
-            _odd_rows(table, name),
+            odd_rows(table, name),
             code,
             "drop",
-            lambda row, name=name: _written(name, odd[row, name]),
+            lambda row, name=name: written_as(name, odd[row, name]),
             f"write the id of {'an image' if name == 'image_id' else 'a class'} as a whole number, or take it out",
         )
     ]
@@ -111,10 +98,10 @@ def bad_crowd(table: Table) -> list[Finding]:
     odd = table.annotations.odd
     return on_annotations(
         table,
-        _odd_rows(table, "iscrowd"),
+        odd_rows(table, "iscrowd"),
         "bad-crowd",
         lambda row: "error" if crowd_of(odd[row, "iscrowd"]) is None else "repair",
-        lambda row: _written("iscrowd", odd[row, "iscrowd"]),
+        lambda row: written_as("iscrowd", odd[row, "iscrowd"]),
         lambda row: f"write {'0 or 1' if crowd_of(odd[row, 'iscrowd']) is None else crowd_of(odd[row, 'iscrowd'])}",
     )
 
@@ -138,11 +125,13 @@ def unread_lines(table: Table) -> Iterator[Finding]:
         )
 
 
-def _odd_rows(table: Table, name: str) -> np.ndarray:
+def odd_rows(table: Table, name: str) -> NDArray[np.int64]:
+    """The rows of annotations whose field `name` is missing or of the wrong kind."""
     return np.array([row for row, field in table.annotations.odd if field == name], np.int64)
 
 
-def _written(name: str, value: Any) -> str:
+def written_as(name: str, value: Any) -> str:
+    """What a field says that cannot be used."""
     return f"there is no {name}" if value is ABSENT else f"{name} is {shown(value)}"
 
 

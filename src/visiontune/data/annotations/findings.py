@@ -1,4 +1,4 @@
-"""What is wrong with annotations: each finding with its image, its annotation, its fix, and whether it can be mended."""
+"""What is wrong with annotations: each finding with its image, its annotation and its fix."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass

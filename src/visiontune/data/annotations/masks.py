@@ -191,7 +191,7 @@ def packed(kind: int, value: Any, height: int, width: int) -> Rle:
     written = value if kind == Kind.POLYGONS else {"size": [height, width], "counts": value["counts"]}
     found = cast(Any, coco_mask).frPyObjects(written, height, width)
     if kind == Kind.POLYGONS:
-        found = coco_mask.merge(found) if len(found) > 1 else found[0]
+        found = cast(Any, coco_mask).merge(found) if len(found) > 1 else found[0]
     return Rle(height, width, found["counts"])
 
 

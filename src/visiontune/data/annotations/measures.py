@@ -72,11 +72,10 @@ class Measures:
     @cached_property
     def sound(self) -> NDArray[np.bool_]:
         """(n,) bool: there is a mask, it can be drawn, and it is as large as its image; it may still be empty."""
-        known = (self.table.sizes > 0).all(axis=1)
-        sound = (self.ring_count > 0) & (self.ring_count == self.part_count) & known
+        sound = (self.ring_count > 0) & (self.ring_count == self.part_count) & self.table.sized
         as_image = (self.rle_sizes[:, ::-1] == self.table.sizes[self.rle_rows]).all(axis=1)
         fills = self.runs.pixels() == self.rle_sizes.prod(axis=1)
-        sound[self.rle_rows] = as_image & fills & self.runs.sound & known[self.rle_rows]
+        sound[self.rle_rows] = as_image & fills & self.runs.sound & self.table.sized[self.rle_rows]
         return sound
 
     @cached_property

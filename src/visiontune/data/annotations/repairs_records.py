@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visiontune.data.annotations.changes import (
     Change,
@@ -26,22 +26,22 @@ Mended = tuple[Table, list[Change]]
 
 
 def mend_structure(table: Table) -> Mended:
-    """Entries that are no objects go; references that say nothing go; ids and crowd flags are written anew."""
+    """Entries that are no objects go; references that say nothing go; crowd flags are written anew."""
     changes = [
         Change("broken-line", f"{table.name}, {unread.where}", None, None, "line", unread.found, None)
         for unread in table.unread
     ]
     table = replace(table, unread=()) if table.unread else table
-    for step in (_without_broken_entries, _without_bad_references, _with_known_crowd, _with_annotation_ids):
+    for step in (_without_broken_entries, _without_bad_references, _with_known_crowd):
         table, more = step(table)
         changes += more
     return table, changes
 
 
 def mend_ids(table: Table) -> Mended:
-    """Images and classes listed twice become one, annotations of nothing go."""
+    """Images and classes listed twice become one, annotations of nothing go; others get ids of their own."""
     changes: list[Change] = []
-    for step in (_with_images_once, _with_files_once, _with_categories_once, _without_unknown):
+    for step in (_with_images_once, _with_files_once, _with_categories_once, _without_unknown, _with_annotation_ids):
         table, more = step(table)
         changes += more
     return table, changes
@@ -198,29 +198,18 @@ def _without_unknown(table: Table) -> Mended:
     )
 
 
-def _merged_classes(table: Table, becomes: Mapping[int, int], keep: Any) -> Mended:
+def _merged_classes(table: Table, becomes: Mapping[int, int], keep: NDArray[np.bool_]) -> Mended:
     categories, columns = table.categories, table.annotations
     category_ids = columns.category_ids.copy()
-    changes = [
-        Change(
-            "duplicate-class-name"
-            if categories.names[row] == categories.names[becomes[int(categories.ids[row])]]
-            else "similar-class-names",
-            table.name,
-            None,
-            None,
-            "class",
-            f"{categories.names[row]} (id {categories.ids[row]})",
-            f"{categories.names[becomes[int(categories.ids[row])]]} (id {categories.ids[becomes[int(categories.ids[row])]]})",
-        )
-        for row in np.flatnonzero(~keep).tolist()
-    ]
-    for old, kept in becomes.items():
-        rows = np.flatnonzero(columns.category_ids == old)
-        category_ids[rows] = categories.ids[kept]
-        changes += [
-            on_annotation(table, row, "similar-class-names", "category_id", old, int(categories.ids[kept]))
-            for row in rows.tolist()
-        ]
+    changes: list[Change] = []
+    for row in np.flatnonzero(~keep).tolist():
+        old, kept = int(categories.ids[row]), becomes[int(categories.ids[row])]
+        new = int(categories.ids[kept])
+        name, kept_name = categories.names[row], categories.names[kept]
+        code = "duplicate-class-name" if name == kept_name else "similar-class-names"
+        changes.append(Change(code, table.name, None, None, "class", f"{name} (id {old})", f"{kept_name} (id {new})"))
+        of_class = np.flatnonzero(columns.category_ids == old)
+        category_ids[of_class] = new
+        changes += [on_annotation(table, place, code, "category_id", old, new) for place in of_class.tolist()]
     table = replace(table, categories=categories.take(np.flatnonzero(keep)))
     return table.with_annotations(category_ids=category_ids), changes

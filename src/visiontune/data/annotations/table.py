@@ -42,8 +42,8 @@ class Kind(IntEnum):
 class Images:
     """n images.
 
-    ids: (n,) int64, -1 where there is no usable id. widths, heights: (n,) int64 in pixels, 0 where unknown. file_names: ""
-    where there is none. splits: the split that the author gave, or None.
+    ids: (n,) int64, -1 where there is no usable id. widths, heights: (n,) int64 in pixels, 0 where unknown. file_names:
+    "" where there is none. splits: the split that the author gave, or None.
     """
 
     ids: NDArray[np.int64]
@@ -177,6 +177,11 @@ class Table:
         sizes = known[self.image_rows]
         sizes[(sizes <= 0).any(axis=1)] = 0
         return sizes
+
+    @cached_property
+    def sized(self) -> NDArray[np.bool_]:
+        """(annotations,) bool: the size of the annotation's image is known."""
+        return np.asarray((self.sizes > 0).all(axis=1))
 
     @cached_property
     def _by_image(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,145 +1,22 @@
-"""The verbs, as Python functions. Torch and transformers are imported only by those that need them."""
+"""`train`, `resume`, `pause`, `evaluate`, `predict`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visiontune.errors import CertificateError, DataError, RecipeError, RequirementError, VisiontuneError
+from visiontune.api.data_verbs import Source, prepare
+from visiontune.errors import DataError, RecipeError, RequirementError
 from visiontune.progress import note, warn
 
 if TYPE_CHECKING:
     from visiontune.data.dataset import Dataset
-    from visiontune.data.inspect import Inspection
-    from visiontune.data.materialise import ImageFormat
-    from visiontune.data.pages import PageSpec
     from visiontune.data.sample import Prediction
-    from visiontune.data.workers import Engine
-    from visiontune.exports.certificate import Check
-    from visiontune.exports.weights import DataType
     from visiontune.machine import Device
     from visiontune.metrics.intervals import Metric
     from visiontune.metrics.text import TextScores
     from visiontune.run import Run
-
-Source = str | Path
-
-
-def inspect(
-    source: Source,
-    *,
-    limit: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    pages: PageSpec | Mapping[str, object] | None = None,
-    fonts: Sequence[Source] | None = None,
-    model: str | None = None,
-) -> Inspection:
-    """What the data are, what would be trained, and what is wrong with them. Raises DataError.
-
-    `columns`, `pages` and `fonts` are those of `prepare`. `model` (hub id, folder, tiny/...) adds what that model makes
-    of documents: the size at which it sees the letters, tokens, compression; raises ModelError.
-    """
-    from visiontune.data.dataset import Dataset
-    from visiontune.data.inspect import inspect as inspect_data
-    from visiontune.data.remote import is_url
-
-    place = Dataset.open(source).path if is_url(source) else Path(source)
-    found = inspect_data(place, limit=limit, columns=columns, pages=pages, fonts=_paths(fonts))
-    if model is None:
-        return found
-    from visiontune.training.reading import read_by
-
-    return read_by(model, found)
-
-
-def prepare(
-    source: Source | Sequence[Source],
-    out: Source,
-    *,
-    seed: int = 0,
-    limit: int | None = None,
-    strict: bool = False,
-    workers: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    pages: PageSpec | Mapping[str, object] | None = None,
-    fonts: Sequence[Source] | None = None,
-    max_pages: int | None = None,
-    ratio: float | None = None,
-    model: str | None = None,
-    engine: Engine = "processes",
-    materialise: ImageFormat | None = None,
-    staging: Source | None = None,
-    push: str | None = None,
-    public: bool = False,
-) -> Dataset:
-    """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row.
-
-    A source is a folder of images, a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
-    (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first; several of one kind make one dataset, and
-    the ids of rows then start with their source's name. `columns` names the tables' columns where their names do not
-    say what they are: {"document": "body", "answer": "tldr"}.
-
-    Documents are shown as `pages` says (a spec, or some of its fields: {"font_size": 24}), in `fonts`, in order of
-    fallback. With `ratio`, the font size is the one at which they take so many times fewer vision tokens of `model`
-    than text tokens. Documents of more than `max_pages` are left out, or cut to a window around the answer to a
-    question about them. `materialise` also writes their pages as image files, "png" or "webp".
-
-    `workers` are processes of this machine or, with the `engine` "ray", of a Ray cluster. Where `out` is a URL of a
-    file system that fsspec knows ("s3://bucket/data"), the dataset is prepared in the local folder `staging` (by
-    default one named after the URL, in the current folder) and copied; what is returned stands there. `push` uploads it
-    to a hub repository, private unless `public`.
-    """
-    from visiontune.data.corpora import known_corpus, open_corpus
-    from visiontune.data.prepare import prepare as prepare_data
-    from visiontune.data.remote import fetch_earlier, is_url, local_name, send, without_password
-    from visiontune.data.sources import Source as Named
-
-    url = str(out) if is_url(out) else None
-    if url is None and staging is not None:
-        raise DataError("A staging folder is for an --out that is a URL.", where="--staging", fix="leave it out")
-    if push is None and public:
-        raise DataError("Only what is pushed can be public.", where="--public", fix="--push ORG/NAME --public")
-    folder = Path(out) if url is None else Path(staging or local_name(url))
-    fit = None
-    if ratio is not None or model is not None:
-        if ratio is None or model is None:
-            raise DataError(
-                "Pages are fitted to a ratio for a model: one is given without the other.", fix="--ratio 8 --model NAME"
-            )
-        if isinstance(pages, Mapping) and "font_size" in pages:
-            raise DataError("A ratio decides the font size, and one is given.", fix="give one of the two")
-        from visiontune.training.reading import fitted
-
-        fit = fitted(model, ratio)
-    given = [source] if isinstance(source, str | Path) else list(source)
-    corpora = [None if Path(one).exists() else known_corpus(str(one)) for one in given]
-    for one, corpus in zip(given, corpora, strict=True):
-        if corpus is None and not Path(one).exists():
-            fix = "check the path; `visiontune prepare --list` names the known corpora"
-            raise DataError("there is no such folder, file or known corpus", where=str(one), fix=fix)
-    fetched = folder.with_name(f"{folder.name}.corpora")
-    sources = [
-        Named(Path(one), columns) if corpus is None else Named(open_corpus(corpus, fetched, limit=limit), None, corpus)
-        for one, corpus in zip(given, corpora, strict=True)
-    ]
-    options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers, "engine": engine}
-    options |= {"pages": pages, "fonts": _paths(fonts), "max_pages": max_pages, "fit": fit, "materialise": materialise}
-    if url is not None:
-        note(f"preparing in {folder}, then copying to {without_password(url)}")
-        fetch_earlier(url, folder)
-    dataset = prepare_data(sources, folder, **options)
-    if url is not None:
-        send(folder, url)
-    if push is not None:
-        from visiontune.exports.hub import push_dataset
-
-        push_dataset(dataset, push, private=not public)
-    return dataset
-
-
-def _paths(sources: Sequence[Source] | None) -> list[Path] | None:
-    return None if sources is None else [Path(source) for source in sources]
 
 
 def train(
@@ -364,92 +241,3 @@ def _on_device(run: Run, device: Device | None) -> Any:
     precision = recipe.machine.precision if chosen.device == recipe.machine.device else "fp32"
     machine = recipe.machine.model_copy(update={"device": chosen.device, "precision": precision})
     return recipe.model_copy(update={"machine": machine})
-
-
-FORMS = ("adapter", "merged", "gguf")
-
-
-def export(
-    run: Source,
-    *,
-    to: Sequence[str] | str,
-    out: Source | None = None,
-    quantisation: str = "q8_0",
-    dtype: DataType | None = None,
-    step: int | None = None,
-    samples: int = 64,
-    limit: int | None = None,
-    with_inputs: bool = False,
-    push: str | None = None,
-    public: bool = False,
-) -> dict[str, Path]:
-    """Write the trained model as `adapter` (plain PEFT), `merged` (plain transformers), `gguf` (llama.cpp), or several.
-
-    One form goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder
-    `exports`. A GGUF export runs `samples` inputs through model and file and writes the certificate; CertificateError
-    where they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads
-    to a hub repository, private unless `public`. Returns the folders.
-    """
-    from visiontune.run import Run
-
-    opened = Run.open(run)
-    forms = [form.strip() for form in (to.split(",") if isinstance(to, str) else to)]
-    if unknown := [form for form in forms if form not in FORMS] or [f for f in forms if forms.count(f) > 1]:
-        raise VisiontuneError(
-            f"'{unknown[0]}' is no export form, or asked for twice.", fix=f"forms: {', '.join(FORMS)}"
-        )
-    base = opened.path / "exports" if out is None else Path(out)
-    folders = {form: base if out is not None and len(forms) == 1 else base / form for form in forms}
-    if plain := [form for form in forms if form != "gguf"]:
-        from visiontune.exports.weights import export_weights
-
-        export_weights(opened, plain, [folders[form] for form in plain], step, dtype)
-    if "gguf" in forms:
-        from visiontune.exports.ship import ship
-        from visiontune.report import write_report
-
-        options: dict[str, Any] = {"samples": samples, "limit": limit, "with_inputs": with_inputs}
-        try:
-            ship(opened, folders["gguf"], quantisation, step=step, **options)
-        finally:
-            write_report(opened)
-    if push is not None:
-        from visiontune.exports.hub import push_folders
-
-        push_folders(folders, push, private=not public)
-    return folders
-
-
-def verify(path: Source, *, run: Source | None = None, data: Source | None = None) -> list[Check]:
-    """Run the certificate of a shipped folder again, or check that a run is what its folder says.
-
-    `run` (the run that was shipped) or `data` (its prepared dataset) give what did not travel with the files. Raises
-    CertificateError where a check fails.
-    """
-    from visiontune.data.dataset import Dataset
-    from visiontune.exports.certificate import failures
-    from visiontune.exports.shipment import is_shipment
-    from visiontune.run import Run
-
-    path = Path(path)
-    if is_shipment(path) or not (path / "recipe.yaml").is_file():
-        from visiontune.exports.verify import verify_shipment
-
-        opened = None if run is None else Run.open(run)
-        checks = verify_shipment(path, opened, None if data is None else Dataset.open(Path(data)))
-    else:
-        from visiontune.exports.verify_run import verify_run
-
-        checks = verify_run(Run.open(path))
-    if failed := failures(checks):
-        for check in checks:
-            note(f"{check.status:11} {check.name}: {check.found}")
-        raise CertificateError(f"Not what it should be. {failed}", where=str(path), fix="export or train it again")
-    return checks
-
-
-def doctor() -> dict[str, Any]:
-    """This machine: devices, memory, disk, versions, and what is missing for what."""
-    from visiontune.machine import doctor as examine
-
-    return examine()

@@ -1,0 +1,16 @@
+"""The verbs, as Python functions. Torch and transformers are imported only by those that need them."""
+
+from typing import Any
+
+from visiontune.api.data_verbs import inspect, prepare
+from visiontune.api.export_verbs import export, verify
+from visiontune.api.run_verbs import evaluate, pause, predict, resume, train
+
+__all__ = ["doctor", "evaluate", "export", "inspect", "pause", "predict", "prepare", "resume", "train", "verify"]
+
+
+def doctor() -> dict[str, Any]:
+    """This machine: devices, memory, disk, versions, and what is missing for what."""
+    from visiontune.machine import doctor as examine
+
+    return examine()

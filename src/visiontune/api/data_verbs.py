@@ -1,0 +1,135 @@
+"""`inspect` and `prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visiontune.errors import DataError
+from visiontune.progress import note
+
+if TYPE_CHECKING:
+    from visiontune.data.dataset import Dataset
+    from visiontune.data.inspect import Inspection
+    from visiontune.data.materialise import ImageFormat
+    from visiontune.data.pages import PageSpec
+    from visiontune.data.workers import Engine
+
+Source = str | Path
+
+
+def inspect(
+    source: Source,
+    *,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    pages: PageSpec | Mapping[str, object] | None = None,
+    fonts: Sequence[Source] | None = None,
+    model: str | None = None,
+) -> Inspection:
+    """What the data are, what would be trained, and what is wrong with them. Raises DataError.
+
+    `columns`, `pages` and `fonts` are those of `prepare`. `model` (hub id, folder, tiny/...) adds what that model makes
+    of documents: the size at which it sees the letters, tokens, compression; raises ModelError.
+    """
+    from visiontune.data.dataset import Dataset
+    from visiontune.data.inspect import inspect as inspect_data
+    from visiontune.data.remote import is_url
+
+    place = Dataset.open(source).path if is_url(source) else Path(source)
+    found = inspect_data(place, limit=limit, columns=columns, pages=pages, fonts=_paths(fonts))
+    if model is None:
+        return found
+    from visiontune.training.reading import read_by
+
+    return read_by(model, found)
+
+
+def prepare(
+    source: Source | Sequence[Source],
+    out: Source,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    pages: PageSpec | Mapping[str, object] | None = None,
+    fonts: Sequence[Source] | None = None,
+    max_pages: int | None = None,
+    ratio: float | None = None,
+    model: str | None = None,
+    engine: Engine = "processes",
+    materialise: ImageFormat | None = None,
+    staging: Source | None = None,
+    push: str | None = None,
+    public: bool = False,
+) -> Dataset:
+    """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row.
+
+    A source is a folder of images, a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
+    (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first; several of one kind make one dataset, and
+    the ids of rows then start with their source's name. `columns` names the tables' columns where their names do not
+    say what they are: {"document": "body", "answer": "tldr"}.
+
+    Documents are shown as `pages` says (a spec, or some of its fields: {"font_size": 24}), in `fonts`, in order of
+    fallback. With `ratio`, the font size is the one at which they take so many times fewer vision tokens of `model`
+    than text tokens. Documents of more than `max_pages` are left out, or cut to a window around the answer to a
+    question about them. `materialise` also writes their pages as image files, "png" or "webp".
+
+    `workers` are processes of this machine or, with the `engine` "ray", of a Ray cluster. Where `out` is a URL of a
+    file system that fsspec knows ("s3://bucket/data"), the dataset is prepared in the local folder `staging` (by
+    default one named after the URL, in the current folder) and copied; what is returned stands there. `push` uploads it
+    to a hub repository, private unless `public`.
+    """
+    from visiontune.data.corpora import known_corpus, open_corpus
+    from visiontune.data.prepare import prepare as prepare_data
+    from visiontune.data.remote import fetch_earlier, is_url, local_name, send, without_password
+    from visiontune.data.sources import Source as Named
+
+    url = str(out) if is_url(out) else None
+    if url is None and staging is not None:
+        raise DataError("A staging folder is for an --out that is a URL.", where="--staging", fix="leave it out")
+    if push is None and public:
+        raise DataError("Only what is pushed can be public.", where="--public", fix="--push ORG/NAME --public")
+    folder = Path(out) if url is None else Path(staging or local_name(url))
+    fit = None
+    if ratio is not None or model is not None:
+        if ratio is None or model is None:
+            raise DataError(
+                "Pages are fitted to a ratio for a model: one is given without the other.", fix="--ratio 8 --model NAME"
+            )
+        if isinstance(pages, Mapping) and "font_size" in pages:
+            raise DataError("A ratio decides the font size, and one is given.", fix="give one of the two")
+        from visiontune.training.reading import fitted
+
+        fit = fitted(model, ratio)
+    given = [source] if isinstance(source, str | Path) else list(source)
+    corpora = [None if Path(one).exists() else known_corpus(str(one)) for one in given]
+    for one, corpus in zip(given, corpora, strict=True):
+        if corpus is None and not Path(one).exists():
+            fix = "check the path; `visiontune prepare --list` names the known corpora"
+            raise DataError("there is no such folder, file or known corpus", where=str(one), fix=fix)
+    fetched = folder.with_name(f"{folder.name}.corpora")
+    sources = [
+        Named(Path(one), columns) if corpus is None else Named(open_corpus(corpus, fetched, limit=limit), None, corpus)
+        for one, corpus in zip(given, corpora, strict=True)
+    ]
+    options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers, "engine": engine}
+    options |= {"pages": pages, "fonts": _paths(fonts), "max_pages": max_pages, "fit": fit, "materialise": materialise}
+    if url is not None:
+        note(f"preparing in {folder}, then copying to {without_password(url)}")
+        fetch_earlier(url, folder)
+    dataset = prepare_data(sources, folder, **options)
+    if url is not None:
+        send(folder, url)
+    if push is not None:
+        from visiontune.exports.hub import push_dataset
+
+        push_dataset(dataset, push, private=not public)
+    return dataset
+
+
+def _paths(sources: Sequence[Source] | None) -> list[Path] | None:
+    return None if sources is None else [Path(source) for source in sources]

@@ -1,0 +1,97 @@
+"""`export` and `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visiontune.api.data_verbs import Source
+from visiontune.errors import CertificateError, VisiontuneError
+from visiontune.progress import note
+
+if TYPE_CHECKING:
+    from visiontune.exports.certificate import Check
+    from visiontune.exports.weights import DataType
+
+
+FORMS = ("adapter", "merged", "gguf")
+
+
+def export(
+    run: Source,
+    *,
+    to: Sequence[str] | str,
+    out: Source | None = None,
+    quantisation: str = "q8_0",
+    dtype: DataType | None = None,
+    step: int | None = None,
+    samples: int = 64,
+    limit: int | None = None,
+    with_inputs: bool = False,
+    push: str | None = None,
+    public: bool = False,
+) -> dict[str, Path]:
+    """Write the trained model as `adapter` (plain PEFT), `merged` (plain transformers), `gguf` (llama.cpp), or several.
+
+    One form goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder
+    `exports`. A GGUF export runs `samples` inputs through model and file and writes the certificate; CertificateError
+    where they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads
+    to a hub repository, private unless `public`. Returns the folders.
+    """
+    from visiontune.run import Run
+
+    opened = Run.open(run)
+    forms = [form.strip() for form in (to.split(",") if isinstance(to, str) else to)]
+    if unknown := [form for form in forms if form not in FORMS] or [f for f in forms if forms.count(f) > 1]:
+        raise VisiontuneError(
+            f"'{unknown[0]}' is no export form, or asked for twice.", fix=f"forms: {', '.join(FORMS)}"
+        )
+    base = opened.path / "exports" if out is None else Path(out)
+    folders = {form: base if out is not None and len(forms) == 1 else base / form for form in forms}
+    if plain := [form for form in forms if form != "gguf"]:
+        from visiontune.exports.weights import export_weights
+
+        export_weights(opened, plain, [folders[form] for form in plain], step, dtype)
+    if "gguf" in forms:
+        from visiontune.exports.ship import ship
+        from visiontune.report import write_report
+
+        options: dict[str, Any] = {"samples": samples, "limit": limit, "with_inputs": with_inputs}
+        try:
+            ship(opened, folders["gguf"], quantisation, step=step, **options)
+        finally:
+            write_report(opened)
+    if push is not None:
+        from visiontune.exports.hub import push_folders
+
+        push_folders(folders, push, private=not public)
+    return folders
+
+
+def verify(path: Source, *, run: Source | None = None, data: Source | None = None) -> list[Check]:
+    """Run the certificate of a shipped folder again, or check that a run is what its folder says.
+
+    `run` (the run that was shipped) or `data` (its prepared dataset) give what did not travel with the files. Raises
+    CertificateError where a check fails.
+    """
+    from visiontune.data.dataset import Dataset
+    from visiontune.exports.certificate import failures
+    from visiontune.exports.shipment import is_shipment
+    from visiontune.run import Run
+
+    path = Path(path)
+    if is_shipment(path) or not (path / "recipe.yaml").is_file():
+        from visiontune.exports.verify import verify_shipment
+
+        opened = None if run is None else Run.open(run)
+        checks = verify_shipment(path, opened, None if data is None else Dataset.open(Path(data)))
+    else:
+        from visiontune.exports.verify_run import verify_run
+
+        checks = verify_run(Run.open(path))
+    if failed := failures(checks):
+        for check in checks:
+            note(f"{check.status:11} {check.name}: {check.found}")
+        raise CertificateError(f"Not what it should be. {failed}", where=str(path), fix="export or train it again")
+    return checks

@@ -1,0 +1,107 @@
+"""From the arguments of the command line to a verb, and from its answer or error to what is printed."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from visiontune.cli.answer import Answer
+from visiontune.cli.data_verbs import inspect, prepare
+from visiontune.cli.run_verbs import demo, doctor, evaluate, export, pause, predict, resume, train, verify
+from visiontune.errors import RecipeError, VisiontuneError
+from visiontune.machine import is_first_process
+
+USAGE_ERROR = 2
+
+app = App(
+    name="visiontune",
+    help="Turn your own images and annotations into a fine-tuned vision model, and prove each step.\n\n"
+    "Every verb takes --json (one object on standard output) and --debug (the traceback of an error).",
+    help_format="plaintext",
+    result_action="return_value",
+)
+for verb in (inspect, prepare, train, resume, pause, evaluate, predict, export, verify, demo, doctor):
+    app.command(verb)
+
+
+def recipe_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `--section.field VALUE` out of the arguments; values are read as YAML: 8, true, null have types."""
+    import yaml
+
+    rest: list[str] = []
+    overrides: dict[str, Any] = {}
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(argument)
+            continue
+        if not equals:
+            if not waiting:
+                raise RecipeError(f"'{name}' has no value.", fix=f"{name} VALUE")
+            value = waiting.pop(0)
+        parsed = yaml.safe_load(value)
+        # YAML 1.1 reads 1e-3 as text; a person means the number.
+        overrides[name.removeprefix("--").replace("-", "_")] = _number(parsed) if isinstance(parsed, str) else parsed
+    return rest, overrides
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 0, or with the exit code of the error."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json, debug = "--json" in given, "--debug" in given
+    given = [argument for argument in given if argument not in ("--json", "--debug")]
+    sys.exit(_run(given, as_json, debug))
+
+
+def _run(given: list[str], as_json: bool, debug: bool) -> int:
+    try:
+        rest, overrides = recipe_options(given)
+        command, bound, _ = app.parse_args(rest, print_error=False, exit_on_error=False)
+        if overrides:
+            if command is not train:
+                raise RecipeError(f"'--{next(iter(overrides))}' is a recipe field; only `train` takes those.")
+            bound.arguments["overrides"] = overrides
+        answer = command(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        _complain({"found": str(error), "where": None, "fix": "visiontune --help"}, as_json)
+        return USAGE_ERROR
+    except VisiontuneError as error:
+        if debug:
+            traceback.print_exc()
+        _complain({"found": error.found, "where": error.where, "fix": error.fix}, as_json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        found = f"visiontune met an error it did not expect: {type(error).__name__}: {error}"
+        _complain({"found": found, "where": None, "fix": "run again with --debug and report what it prints"}, as_json)
+        return 70
+    if isinstance(answer, Answer) and is_first_process():
+        text = json.dumps(answer.value, ensure_ascii=False, allow_nan=False) if as_json else answer.text
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _complain(error: dict[str, str | None], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": error}, ensure_ascii=False))
+    print(f"error: {VisiontuneError(error['found'] or '', where=error['where'], fix=error['fix'])}", file=sys.stderr)

@@ -1,0 +1,48 @@
+"""The format of annotations found from a path, and read."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from visiontune.data.annotations import coco, voc, yolo
+from visiontune.data.annotations.table import Table
+from visiontune.errors import DataError
+
+Format = Literal["coco", "yolo", "voc"]
+
+_SHOWN = 6
+
+
+def detect(source: Path) -> Format:
+    """The format of a file or folder; DataError that says what was found there instead.
+
+    A folder with files of several formats is the first of COCO, YOLO and VOC that it holds.
+    """
+    if not source.exists():
+        raise DataError("there is no such file or folder", where=str(source), fix="check the path")
+    if coco.files(source):
+        return "coco"
+    if yolo.detect(source):
+        return "yolo"
+    if voc.files(source):
+        return "voc"
+    fix = f"COCO: {coco.LAYOUTS}. YOLO: {yolo.LAYOUTS}. Pascal VOC: {voc.LAYOUTS}"
+    raise DataError(f"this is no annotation of a known format: {_contents(source)}", where=str(source), fix=fix)
+
+
+def read(source: Path) -> tuple[Table, ...]:
+    """The tables of a source: one a file of COCO, one in all for YOLO and VOC. See `table.merged` for one of many."""
+    found = detect(source)
+    if found == "coco":
+        return coco.read(source)
+    return (yolo.read(source) if found == "yolo" else voc.read(source),)
+
+
+def _contents(source: Path) -> str:
+    if source.is_file():
+        return f"a file {source.suffix or 'without a suffix'} of {source.stat().st_size:,} bytes"
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in source.rglob("*") if path.is_file())
+    if not kinds:
+        return "an empty folder"
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common(_SHOWN))
+    return f"files by suffix: {listed}{', ...' if len(kinds) > _SHOWN else ''}"
