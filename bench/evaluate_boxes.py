@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as reference_mask
 
 from visiontune.data.objects import Objects, Rle
-from visiontune.metrics.ap_intervals import average_precisions, ranked_detections
+from visiontune.metrics.ap_intervals import HALVES, ap_intervals
 from visiontune.metrics.average_precision import Kind, coco_pair, curves
 from visiontune.metrics.mask_iou import filled_box, prompted_mask_iou
 from visiontune.metrics.object_scores import score_objects
@@ -68,7 +68,7 @@ def ellipse(box: Sequence[float]) -> Rle:
     turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     left, top, width, height = box
     corners = np.stack([left + width * (1 + np.cos(turns)) / 2, top + height * (1 + np.sin(turns)) / 2], axis=1)
-    drawn: Any = reference_mask.frPyObjects([corners.ravel().tolist()], HEIGHT, WIDTH)
+    drawn: Any = reference_mask.frPyObjects([corners.ravel().tolist()], HEIGHT, WIDTH)  # pyright: ignore
     return Rle(HEIGHT, WIDTH, drawn[0]["counts"])
 
 
@@ -171,26 +171,42 @@ def _version(name: str) -> str:
     return version({"visiontune (hotcoco)": "hotcoco"}.get(name, name))
 
 
-def coverage(images: int, sets: int = 200, population: int = 10_000) -> None:
-    """How often the interval of `images` images holds the AP of the population that they are drawn from."""
-    made = scene(population, seed=1, alarms=2)
-    true = curves(coco_pair(*made, NAMES, "boxes")).figures()["ap"]
+def coverage(images: int, sets: int = 200) -> None:
+    """How often the intervals of `images` images hold the AP of the 10,000 that they are drawn from."""
+    truths, predictions, sizes = scene(10_000, seed=1, alarms=2)
+    true = curves(coco_pair(truths, predictions, sizes, NAMES, "boxes")).figures()["ap"]
     assert true is not None
-    held = {"1.96 standard deviations (visiontune)": 0, "percentiles": 0}
+    halves = bootstrap = 0
+    too_high = []
     random = np.random.default_rng(2)
     for _ in range(sets):
-        chosen = random.choice(population, images, replace=False)
-        pair = coco_pair(*([column[i] for i in chosen] for column in made), NAMES, "boxes")
-        value = curves(pair).figures()["ap"]
-        assert value is not None
-        draws = random.multinomial(images, np.full(images, 1 / images), 200)
-        drawn = np.stack([average_precisions(ranked, draws) for ranked in ranked_detections(pair)])
-        drawn = np.nanmean(drawn, axis=0).mean(axis=1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        held["percentiles"] += low <= true <= high
-        held["1.96 standard deviations (visiontune)"] += abs(value - true) <= 1.96 * drawn.std(ddof=1)
-    for name, times in held.items():
-        print(f"| {name} | {images} | {times / sets:.1%} |")
+        chosen = random.choice(len(truths), images, replace=False)
+        drawn = [truths[i] for i in chosen], [predictions[i] for i in chosen], [sizes[i] for i in chosen]
+        pair = coco_pair(*drawn, NAMES, "boxes")
+        figures = curves(pair).figures()
+        ap, _ = ap_intervals(pair, [(figures["ap"], None)] + [(None, None)] * CLASSES, HALVES, seed=0)[0]
+        assert ap.value is not None and ap.low is not None and ap.high is not None
+        halves += ap.low <= true <= ap.high
+        low, high = bootstrapped(drawn, random)
+        bootstrap += low <= true <= high
+        too_high.append(ap.value - true)
+    print(f"| {images} | {np.mean(too_high):.4f} | {halves / sets:.1%} | {bootstrap / sets:.1%} |")
+
+
+def bootstrapped(drawn: Scene, random: np.random.Generator) -> tuple[float, float]:
+    """The percentile bootstrap of AP: images drawn with replacement, each draw evaluated anew."""
+    found = []
+    for _ in range(100):
+        draw = random.integers(0, len(drawn[0]), len(drawn[0]))
+        repeated = [drawn[0][i] for i in draw], [drawn[1][i] for i in draw], [drawn[2][i] for i in draw]
+        found.append(curves(coco_pair(*repeated, NAMES, "boxes")).figures()["ap"])
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def from_coco(segmentation: dict[str, Any]) -> Rle:
+    height, width = segmentation["size"]
+    return Rle(height, width, segmentation["counts"].encode())
 
 
 def filling(path: Path) -> None:
@@ -201,12 +217,15 @@ def filling(path: Path) -> None:
         of_image[annotation["image_id"]].append(annotation)
     truths = []
     for rows in of_image.values():
-        masks = tuple(Rle(*row["segmentation"]["size"], row["segmentation"]["counts"].encode()) for row in rows)
+        masks = tuple(from_coco(row["segmentation"]) for row in rows)
         boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
         crowd = np.array([row["iscrowd"] for row in rows], np.bool_)
         truths.append(Objects(boxes, np.zeros(len(rows), np.int64), masks, crowd, tuple(row["id"] for row in rows)))
-    filled = [
-        [None if mask is None else filled_box(box, mask.height, mask.width) for box, mask in zip(one.boxes, one.masks)]
+    filled: list[list[Rle | None]] = [
+        [
+            None if mask is None else filled_box(box, mask.height, mask.width)
+            for box, mask in zip(one.boxes.tolist(), one.masks, strict=True)
+        ]
         for one in truths
     ]
     scores = prompted_mask_iou(truths, filled)
@@ -217,7 +236,8 @@ def main(annotations: Sequence[str]) -> None:
     print(f"{platform.platform()}, Python {platform.python_version()}, numpy {np.__version__}")
     compare("Boxes", scene(1000), "boxes")
     compare("Masks", scene(200, masks=True), "masks")
-    print("\n| 95 % interval of AP | images | holds the true AP |\n|---|---|---|")
+    print("\n| images | AP too high by | interval of halves holds the true AP | percentile bootstrap does |")
+    print("|---|---|---|---|")
     for images in (20, 50, 200):
         coverage(images)
     for path in annotations:

@@ -19,61 +19,61 @@ def pair_of(scene: Scene, images: Any = None) -> CocoPair:
     return coco_pair(truths, predictions, sizes, scene.class_names, "boxes")
 
 
-def intervals(pair: CocoPair, resamples: int = 200, seed: int = 0) -> list[tuple[Metric, Metric]]:
+def intervals(pair: CocoPair, halves: int = 200, seed: int = 0) -> list[tuple[Metric, Metric]]:
     counted = curves(pair)
     figures = [counted.figures(), *(counted.figures(c) for c in range(pair.classes))]
-    return ap_intervals(pair, [(one["ap"], one["ap50"]) for one in figures], resamples, seed)
+    return ap_intervals(pair, [(one["ap"], one["ap50"]) for one in figures], halves, seed)
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), images=st.integers(1, 6), detections=st.sampled_from([0, 2, 20]))
-def test_a_draw_of_images_has_the_ap_of_a_set_in_which_they_stand_as_often(
+def test_some_of_the_images_have_the_ap_of_an_evaluation_of_them_alone(
     seed: int, images: int, detections: float
 ) -> None:
     scene = random_scene(seed, images=images, classes=2, most_objects=6, detections=detections)
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), 3)
-    drawn = [average_precisions(ranked, draws) for ranked in ranked_detections(pair_of(scene))]
-    for resample, draw in enumerate(draws):
-        repeated = curves(pair_of(scene, np.repeat(np.arange(images), draw)))
+    chosen = np.random.default_rng(seed).random((3, images)) < 0.5
+    of_class = [average_precisions(ranked, chosen) for ranked in ranked_detections(pair_of(scene))]
+    for resample in np.flatnonzero(chosen.any(axis=1)):
+        alone = curves(pair_of(scene, np.flatnonzero(chosen[resample])))
         for c in range(2):
-            expected = repeated.precision[:, :, c, 0].mean(axis=1)
-            np.testing.assert_allclose(drawn[c][resample], expected, atol=1e-9)
+            expected = alone.precision[:, :, c, 0].mean(axis=1)
+            np.testing.assert_allclose(of_class[c][resample], expected, rtol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), levels=st.sampled_from([0, 2]))
-def test_every_image_drawn_once_gives_the_ap_of_coco(seed: int, levels: int) -> None:
+def test_all_images_have_the_ap_of_coco_ties_included(seed: int, levels: int) -> None:
     pair = pair_of(random_scene(seed, images=5, classes=3, most_objects=8, detections=4, score_levels=levels))
     counted = curves(pair)
     for c, ranked in enumerate(ranked_detections(pair)):
-        once = average_precisions(ranked, np.ones((1, 5), np.int64))[0]
-        np.testing.assert_allclose(once, counted.precision[:, :, c, 0].mean(axis=1), rtol=1e-12)
+        found = average_precisions(ranked, np.ones((1, 5), np.bool_))[0]
+        np.testing.assert_allclose(found, counted.precision[:, :, c, 0].mean(axis=1), rtol=1e-12)
 
 
-def found_by_chance(images: int, seed: int = 0) -> Scene:
+def found_by_chance(images: int, classes: int = 2) -> Scene:
     """Objects of which 85 % are found, more or less exactly, and false alarms with lower scores."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     truths, predictions = [], []
     for _ in range(images):
         n, alarms = int(random.integers(0, 8)), int(random.poisson(1))
         boxes = np.concatenate([random.uniform(0, 400, (n, 2)), 2.0 ** random.uniform(3, 7, (n, 2))], axis=1)
-        classes, seen = random.integers(0, 2, n), random.random(n) < 0.85
+        labels, seen = random.integers(0, classes, n), random.random(n) < 0.85
         near = boxes + np.tile(boxes[:, 2:], (1, 2)) * random.normal(0, 0.06, (n, 4))
         alarm = np.concatenate([random.uniform(0, 400, (alarms, 2)), np.full((alarms, 2), 40.0)], axis=1)
         scores = np.concatenate([random.normal(0.7, 0.2, int(seen.sum())), random.normal(0.4, 0.2, alarms)])
-        labels = np.concatenate([classes[seen], random.integers(0, 2, alarms)])
-        truths.append(objects(boxes, classes.tolist()))
-        predictions.append(objects(np.concatenate([near[seen], alarm]), labels.tolist(), scores=scores.tolist()))
-    return Scene(truths, predictions, [(600, 600)] * images, ["cat", "dog"])
+        found = np.concatenate([labels[seen], random.integers(0, classes, alarms)])
+        truths.append(objects(boxes, labels.tolist()))
+        predictions.append(objects(np.concatenate([near[seen], alarm]), found.tolist(), scores=scores.tolist()))
+    return Scene(truths, predictions, [(600, 600)] * images, [f"class {c}" for c in range(classes)])
 
 
 def test_the_interval_of_60_images_holds_the_ap_of_6000_about_as_often_as_it_says() -> None:
-    scene = found_by_chance(6000)
+    scene = found_by_chance(6000, classes=8)  # with many classes AP is too high by as much as it varies
     truth = curves(pair_of(scene)).figures()["ap"]
     assert truth is not None
     held = 0
     for part in range(100):
-        ap, _ = intervals(pair_of(scene, range(60 * part, 60 * part + 60)), resamples=60)[0]
+        ap, _ = intervals(pair_of(scene, range(60 * part, 60 * part + 60)), halves=60)[0]
         assert ap.low is not None and ap.high is not None
         held += ap.low <= truth <= ap.high
     assert 88 <= held <= 99

@@ -14,14 +14,14 @@ SIZE = (100, 100)
 BOX, OTHER = [10, 10, 40, 40], [60, 60, 30, 30]
 
 
-def scored(scene: Scene, prompts: Prompts = "none", resamples: int = 20, **options: float) -> ObjectScores:
+def scored(scene: Scene, prompts: Prompts = "none", halves: int = 20, **options: float) -> ObjectScores:
     return score_objects(
         scene.truths,
         scene.predictions,
         scene.sizes,
         scene.class_names,
         prompts=prompts,
-        resamples=resamples,
+        halves=halves,
         **options,  # pyright: ignore
     )
 
@@ -117,7 +117,7 @@ def test_intervals_stand_around_ap_and_ap50_and_can_be_left_out() -> None:
     ap = metrics["box_ap"]
     assert ap.low is not None and ap.value is not None and ap.high is not None and ap.low < ap.value < ap.high
     assert scored(some(), seed=1).metrics["box_ap"] != ap == scored(some()).metrics["box_ap"]
-    plain = scored(some(), resamples=0).metrics
+    plain = scored(some(), halves=0).metrics
     assert {name: metric.value for name, metric in plain.items()} == {name: m.value for name, m in metrics.items()}
     assert plain["box_ap"].low is None
 

@@ -55,6 +55,7 @@ def prepare(
     strict: bool = False,
     workers: int | None = None,
     columns: Mapping[str, str] | None = None,
+    repair: bool = False,
     pages: PageSpec | Mapping[str, object] | None = None,
     fonts: Sequence[Source] | None = None,
     max_pages: int | None = None,
@@ -71,7 +72,8 @@ def prepare(
     A source is a folder of images, a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
     (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first; several of one kind make one dataset, and
     the ids of rows then start with their source's name. `columns` names the tables' columns where their names do not
-    say what they are: {"document": "body", "answer": "tldr"}.
+    say what they are: {"document": "body", "answer": "tldr"}. Or it holds boxes and masks (COCO, YOLO, Pascal VOC):
+    their faults are refused, or mended with `repair`, each change listed in repairs.jsonl.
 
     Documents are shown as `pages` says (a spec, or some of its fields: {"font_size": 24}), in `fonts`, in order of
     fallback. With `ratio`, the font size is the one at which they take so many times fewer vision tokens of `model`
@@ -113,7 +115,9 @@ def prepare(
             raise DataError("there is no such folder, file or known corpus", where=str(one), fix=fix)
     fetched = folder.with_name(f"{folder.name}.corpora")
     sources = [
-        Named(Path(one), columns) if corpus is None else Named(open_corpus(corpus, fetched, limit=limit), None, corpus)
+        Named(Path(one), columns, repair)
+        if corpus is None
+        else Named(open_corpus(corpus, fetched, limit=limit), called=corpus)
         for one, corpus in zip(given, corpora, strict=True)
     ]
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers, "engine": engine}

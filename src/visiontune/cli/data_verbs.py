@@ -34,7 +34,8 @@ def inspect(
     Parameters
     ----------
     data
-        a folder of images, a table of long texts (JSONL, CSV, Parquet), or a prepared dataset, also at a URL
+        a folder of images, a table of long texts (JSONL, CSV, Parquet), annotations of objects (COCO, YOLO, Pascal
+        VOC), or a prepared dataset, also at a URL
     """
     pages = _pages(page, font_size, line_spacing)
     options: dict[str, Any] = {"limit": limit, "columns": _columns(columns), "pages": pages, "fonts": font}
@@ -43,7 +44,7 @@ def inspect(
     for target, facts in found["targets"].items():
         labels = facts.get("labels")
         lines.append(f"target: {target}" + (f", {len(labels)} classes: {counts(labels)}" if labels else ""))
-    lines += _document_lines(found["documents"])
+    lines += _document_lines(found["documents"]) + _object_lines(found["targets"].get("objects"))
     lines.append("trains: " + ("; ".join(f"{t['kind']} ({t['target']})" for t in found["trains"]) or "nothing yet"))
     return Answer(found, "\n".join([*lines, *_fault_lines(found["faults"]), f"{len(found['faults'])} faults"]))
 
@@ -60,6 +61,17 @@ def _fault_lines(found: list[dict[str, str]], shown: int = 3) -> list[str]:
             where = ", ".join(f["where"] for f in rest[:10]) + (", ..." if len(rest) > 10 else "")
             lines.append(f"{rest[0]['severity']}: {len(rest)} more of this kind: {where}")
     return lines
+
+
+def _object_lines(facts: dict[str, Any] | None) -> list[str]:
+    if facts is None:
+        return []
+    sides = "" if facts["sides"] is None else f", {_range(facts['sides'])} px a side"
+    return [
+        f"objects: {facts['count']:,}, {facts['masks']:,} with a mask, {facts['crowds']:,} crowds{sides}",
+        f"images: {_range(facts['on_an_image'])} objects each, {facts['negatives']:,} without any",
+        f"classes: {counts(facts['classes'])}",
+    ]
 
 
 def _document_lines(facts: dict[str, Any] | None) -> list[str]:
@@ -128,6 +140,7 @@ def prepare(
     seed: int = 0,
     limit: Limit = None,
     strict: bool = False,
+    repair: Annotated[bool, Parameter(help="mend boxes and masks; repairs.jsonl lists every change")] = False,
     workers: int | None = None,
     columns: Columns = None,
     page: PageSize = None,
@@ -172,7 +185,7 @@ def prepare(
     pages = _pages(page, font_size, line_spacing)
     options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
     options |= {"engine": engine, "materialise": materialise, "staging": staging, "push": push, "public": public}
-    dataset = visiontune.prepare(data, out, columns=_columns(columns), **options)
+    dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
     cut = f", {dataset.info.windows} cut to a window" if dataset.info.windows else ""

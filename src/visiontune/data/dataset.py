@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from visiontune.data.dataset_info import DatasetInfo, ShardInfo, read_info
 from visiontune.data.folder import font_name
+from visiontune.data.objects import from_text
 from visiontune.data.pages import DEFAULT_FONT, FontRef, Fonts, PageSpec, load_fonts
 from visiontune.data.remote import fetch, is_url, local_name, without_password
 from visiontune.data.sample import Document, ImageFile, Images, Sample, Text
@@ -207,6 +208,8 @@ class Dataset:
             self._reader = _Reader(self)
         row = self._reader.row(split, i)
         target = Text(answer=row["answer"], prompt=row["prompt"])
+        if self.info.objects is not None:
+            target = from_text(row["answer"], tuple(self.info.objects.classes))
         if row["document"] is not None:
             return Sample(row["id"], Document(row["document"]), target)
         files = tuple(ImageFile(data=image["bytes"], path=image["path"]) for image in row["images"])

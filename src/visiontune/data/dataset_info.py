@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from visiontune.data.faults import Fault
+from visiontune.data.objects import Objects
 from visiontune.data.pages import PageSpec
 from visiontune.errors import DataError
 
@@ -113,6 +115,40 @@ class DocumentSummary(_Model):
         )
 
 
+class ObjectSummary(_Model):
+    """The objects of a dataset. `classes` counts the objects of each class, in the order of the classes.
+
+    `sides` is the range of the square root of a box's area, in whole pixels; groups marked as crowds are left out of
+    all counts but `crowds`. `negatives` are images without any object.
+    """
+
+    count: int
+    classes: dict[str, int]
+    masks: int
+    crowds: int
+    negatives: int
+    on_an_image: Range
+    sides: Range | None
+
+    @staticmethod
+    def of(objects: Sequence[Objects], classes: Sequence[str]) -> "ObjectSummary":
+        """Summarise the objects of images, one entry each."""
+        single = [~one.crowd for one in objects]
+        places = np.concatenate([one.classes[keep] for one, keep in zip(objects, single, strict=True)])
+        boxes = np.concatenate([one.boxes[keep] for one, keep in zip(objects, single, strict=True)])
+        counts = np.bincount(places, minlength=len(classes)).tolist()
+        sides = np.sqrt(boxes[:, 2] * boxes[:, 3]).round().astype(int)
+        return ObjectSummary(
+            count=len(places),
+            classes=dict(zip(classes, counts, strict=True)),
+            masks=sum(mask is not None for one in objects for mask in one.masks),
+            crowds=sum(int(one.crowd.sum()) for one in objects),
+            negatives=sum(not len(one) for one in objects),
+            on_an_image=Range.of(np.array([int(keep.sum()) for keep in single])),
+            sides=Range.of(sides) if len(sides) else None,
+        )
+
+
 Seen = Literal["images", "documents"]
 
 
@@ -126,7 +162,7 @@ class DatasetInfo(_Model):
     schema_version: Literal[2] = SCHEMA_VERSION
     content_hash: str
     seen: Seen = "images"
-    target: Literal["text"] = "text"
+    target: Literal["text", "objects"] = "text"
     labels: dict[str, int] | None
     splits: dict[str, int]
     split_seed: int
@@ -134,6 +170,8 @@ class DatasetInfo(_Model):
     provenance: Provenance
     images: ImageSummary | None
     documents: DocumentSummary | None = None
+    objects: ObjectSummary | None = None
+    mended: int = 0
     pages: PageSpec | None = None
     max_pages: int | None = None
     windows: int = 0

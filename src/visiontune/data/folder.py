@@ -8,12 +8,14 @@ from visiontune.data.split import SPLITS
 
 WORK_NAME = ".prepare"
 PAGES_NAME = "pages"
+REPAIRS_NAME = "repairs.jsonl"
 
 # What a preparation writes, whole or (hidden, ending in .part) half.
 _NAMES = (
     rf"(?:{'|'.join(SPLITS)})-\d+-of-\d+-[0-9a-f]{{8}}\.parquet",
     r"font-[0-9a-f]{16}\.font",
     re.escape(INFO_NAME),
+    re.escape(REPAIRS_NAME),
 )
 _WRITTEN = re.compile("|".join(rf"{name}|\.{name}\.(?:\d+\.)?part" for name in _NAMES))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from visiontune.data import formats
 from visiontune.data.dataset import Dataset
-from visiontune.data.dataset_info import INFO_NAME, DocumentSummary, ImageSummary, Range
+from visiontune.data.dataset_info import INFO_NAME, DocumentSummary, ImageSummary, ObjectSummary, Range
 from visiontune.data.documents import FontFile, Pages, Rendering, Shown, document_facts, sampled, workers_for_documents
 from visiontune.data.faults import Fault
 from visiontune.data.images import read_header
@@ -20,7 +20,7 @@ from visiontune.data.prepare import dataset_faults
 from visiontune.data.sample import Document, Images
 from visiontune.data.scan import fingerprints, workers_for
 from visiontune.data.split import SPLITS, spread
-from visiontune.data.survey import Earlier, counted, image_sizes, image_summary, survey, usable
+from visiontune.data.survey import Earlier, counted, image_sizes, image_summary, object_summary, survey, usable
 from visiontune.errors import DataError
 
 SEED = 0
@@ -83,6 +83,7 @@ class Inspection:
     rendering: Rendering | None = None
     some: list[tuple[str, int]] = field(default_factory=list)
     reading: Reading | None = None
+    objects: ObjectSummary | None = None
 
     @property
     def samples(self) -> int:
@@ -108,12 +109,19 @@ class Inspection:
     @property
     def trains(self) -> list[dict[str, str]]:
         """What could be trained on these data."""
-        return [{"target": "text", "kind": self.kind}] if self.samples else []
+        if not self.samples:
+            return []
+        if self.objects is None:
+            return [{"target": "text", "kind": self.kind}]
+        found = [{"target": "boxes", "kind": "detection"}] if self.objects.count else []
+        return found + ([{"target": "masks", "kind": "segmentation"}] if self.objects.masks else [])
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON form of an inspection."""
         targets = {}
-        if self.samples:
+        if self.objects is not None:
+            targets["objects"] = self.objects.model_dump(mode="json")
+        elif self.samples:
             lengths = np.array([len(answer) for answer in self.answers])
             targets["text"] = {
                 "samples": self.samples,
@@ -204,6 +212,7 @@ def inspect(
         characters=nothing if rendering is None else found.facts["characters"].combine_chunks().to_numpy(),
         page_counts=counts,
         rendering=rendering,
+        objects=object_summary((row.answer for row in found.rows), listing.classes),
         some=[(found.rows[i].document or "", int(counts[i])) for i in sampled(len(counts))],
     )
 
@@ -211,7 +220,7 @@ def inspect(
 def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
     indexes = {split: dataset.index(split) for split in SPLITS}
     places = [(split, i) for split, index in indexes.items() for i in range(len(index.ids))]
-    images, documents = dataset.info.images, dataset.info.documents
+    images, documents, stored = dataset.info.images, dataset.info.documents, dataset.info.objects
     if limit is not None:
         if limit < 1:
             raise DataError(f"a limit of {limit} samples leaves nothing", where="--limit", fix="use 1 or more")
@@ -239,6 +248,7 @@ def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
         characters=_numbers(indexes[split].documents[i] for split, i in places if indexes[split].documents),
         page_counts=counts,
         rendering=rendering,
+        objects=object_summary(answers, None if stored is None else tuple(stored.classes)),
         some=[(_text(dataset, places[k]), int(counts[k])) for k in sampled(len(counts))],
     )
 

@@ -183,8 +183,8 @@ def _draw(chunk: _Chunk) -> tuple[str, list[dict[str, Any]]]:
                 "id": sample.id,
                 "page": number,
                 "pages": len(some),
-                "prompt": sample.target.prompt,
-                "answer": sample.target.answer,
+                "prompt": sample.text.prompt,
+                "answer": sample.text.answer,
             }
             for number, file in enumerate(some, start=1)
         ]

@@ -23,14 +23,14 @@ from visiontune.data.dataset import Dataset, content_hash, font_path
 from visiontune.data.dataset_info import INFO_NAME, SCHEMA_VERSION, DatasetInfo, LeftOut, Provenance, ShardInfo
 from visiontune.data.documents import Fit, FontFile, Pages, Rendering, text_sha256, workers_for_documents
 from visiontune.data.faults import Fault
-from visiontune.data.folder import WORK_NAME, hashes, is_written
+from visiontune.data.folder import REPAIRS_NAME, WORK_NAME, hashes, is_written
 from visiontune.data.formats.rows import Listing
 from visiontune.data.materialise import ImageFormat, check_format, remove_stale_pages, write_pages
 from visiontune.data.scan import SCAN_VERSION, Mark, fingerprints, workers_for
 from visiontune.data.shards import write_shards
 from visiontune.data.sources import Source, names, read
 from visiontune.data.split import SPLITS
-from visiontune.data.survey import Earlier, Survey, survey, usable
+from visiontune.data.survey import Earlier, Survey, object_summary, survey, usable
 from visiontune.data.workers import Engine, check_engine, started
 from visiontune.errors import DataError, MachineError
 from visiontune.files import write_text, written_whole
@@ -50,6 +50,7 @@ def prepare(
     shard_bytes: int = SHARD_BYTES,
     on_fault: Callable[[Fault], None] | None = None,
     columns: Mapping[str, str] | None = None,
+    repair: bool = False,
     pages: Pages | None = None,
     fonts: Sequence[Path | FontFile] | None = None,
     max_pages: int | None = None,
@@ -66,13 +67,16 @@ def prepare(
     font. `fit` makes of that spec another, having seen some of the texts. A document of more than `max_pages` is left
     out; where it is asked about and the answer stands in it, a window of it is shown.
 
+    Annotations of objects (COCO, YOLO, Pascal VOC) with faults are refused, or mended with `repair`; each change is
+    then written to repairs.jsonl.
+
     `limit` takes that many rows, spread over the classes; `strict` refuses any row that would be left out; `workers`
     processes of the `engine` share the work (None: as many as are worth it); `on_fault` is called with each fault
     found. `materialise` writes the pages as image files beside the shards. Raises DataError, and MachineError when the
     disk is full or a worker dies.
     """
     sources = [
-        one if isinstance(one, Source) else Source(Path(one), columns)
+        one if isinstance(one, Source) else Source(Path(one), columns, repair)
         for one in ([source] if isinstance(source, str | Path | Source) else source)
     ]
     out = Path(out)
@@ -84,6 +88,7 @@ def prepare(
     for one in sources:
         _refuse_overlap(one.path, out)
     listing = usable(read(sources), limit, seed)
+    _refuse_unmended(listing, sources)
     marks = fingerprints(listing.rows)
     if max_pages is not None and max_pages < 1:
         raise DataError(f"a document of {max_pages} pages is nothing", where="--max-pages", fix="use 1 or more")
@@ -127,7 +132,10 @@ def prepare(
                 created_by=f"visiontune {version('visiontune')}",
                 fingerprint=fingerprint,
             )
-            info = _info(found, files, rendering, provenance=provenance, seed=seed, limit=limit)
+            info = _info(found, files, rendering, listing, provenance=provenance, seed=seed, limit=limit)
+            if listing.changes:
+                lines = (json.dumps(change.to_json(), ensure_ascii=False) for change in listing.changes)
+                write_text(out / REPAIRS_NAME, "\n".join(lines) + "\n")
             write_text(out / INFO_NAME, json.dumps(info.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
         dataset = Dataset.open(out)
         if materialise is None:
@@ -147,6 +155,16 @@ def _refuse_overlap(source: Path, out: Path) -> None:
         )
     if (source / INFO_NAME).is_file():
         raise DataError("this folder is a prepared dataset already", where=str(source), fix="use it as it is")
+
+
+def _refuse_unmended(listing: Listing, sources: Sequence[Source]) -> None:
+    if listing.unmended:
+        counts = ", ".join(f"{code} {count}" for code, count in sorted(listing.unmended.items()))
+        raise DataError(
+            f"{sum(listing.unmended.values())} faults of the annotations can be mended: {counts}",
+            where=_places(sources),
+            fix="see them with `visiontune inspect`, then prepare with --repair: repairs.jsonl lists every change",
+        )
 
 
 def _places(sources: Sequence[Source]) -> str:
@@ -182,6 +200,7 @@ def _fingerprint(
     if rendering is not None:
         digest.update(json.dumps([rendering.spec.hash, rendering.most_pages]).encode())
     digest.update(json.dumps([SCAN_VERSION, SCHEMA_VERSION, seed, limit, shard_bytes, listing.format]).encode())
+    digest.update(json.dumps([listing.classes, [change.to_json() for change in listing.changes]]).encode())
     for row, mark in zip(listing.rows, marks, strict=True):
         seen = mark if row.document is None else text_sha256(row.document)
         values = [row.id, seen, row.prompt, row.answer, row.is_label, row.split]
@@ -273,7 +292,7 @@ def _refuse_left_out(rows: Sequence[tuple[str, str]], where: str) -> None:
 
 
 def _dropped(found: Survey) -> list[Fault]:
-    return [fault for fault in found.faults if fault.code in faults.LEFT_OUT]
+    return [fault for fault in found.faults if fault.severity == "drop" or fault.code in faults.LEFT_OUT]
 
 
 def _names(dropped: Sequence[Fault]) -> str:
@@ -285,6 +304,7 @@ def _info(
     found: Survey,
     files: dict[str, ShardInfo],
     rendering: Rendering | None,
+    listing: Listing,
     *,
     provenance: Provenance,
     seed: int,
@@ -303,6 +323,9 @@ def _info(
         provenance=provenance,
         images=found.images,
         documents=found.documents,
+        target="text" if listing.classes is None else "objects",
+        objects=object_summary((row.answer for row in found.rows), listing.classes),
+        mended=len(listing.changes),
         pages=spec,
         max_pages=None if rendering is None else rendering.most_pages,
         windows=0 if rendering is None else len(found.rows) - found.facts["start"].null_count,
@@ -316,7 +339,7 @@ def _info(
 
 def _tidy(dataset: Dataset) -> None:
     """Remove what an earlier or an interrupted preparation left beside the files that dataset.json names."""
-    ours = {INFO_NAME, *hashes(dataset.info)}
+    ours = {INFO_NAME, *hashes(dataset.info), *([REPAIRS_NAME] if dataset.info.mended else [])}
     for path in dataset.path.iterdir():
         if path.name not in ours and is_written(path.name):
             path.unlink()

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visiontune.data.objects import Objects
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -46,7 +48,14 @@ class Sample:
 
     id: str
     seen: Images | Document
-    target: Text
+    target: Text | Objects
+
+    @property
+    def text(self) -> Text:
+        """The target of a sample whose target is a text; TypeError otherwise."""
+        if not isinstance(self.target, Text):
+            raise TypeError(f"the target of {self.id} is no text")
+        return self.target
 
 
 LABELS_WRITTEN = 10

@@ -18,6 +18,7 @@ class Source:
 
     path: Path
     columns: Mapping[str, str] | None = None
+    repair: bool = False
     called: str | None = None
 
 
@@ -47,7 +48,7 @@ def read(sources: Sequence[Source]) -> Listing:
     DataError where a source cannot be read or gives no row, and where some are images and others texts.
     """
     listings = {
-        name: (source, formats.read(source.path, source.columns))
+        name: (source, formats.read(source.path, source.columns, source.repair))
         for name, source in sorted(zip(names(sources), sources, strict=True), key=lambda pair: pair[0])
     }
     if len(listings) == 1:
@@ -61,6 +62,12 @@ def read(sources: Sequence[Source]) -> Listing:
                 where=str(source.path),
                 fix=first.fix if first else "add rows, or leave the source out",
             )
+    if any(listing.classes is not None for _, listing in listings.values()):
+        raise DataError(
+            "boxes and masks are prepared from one source at a time",
+            where=", ".join(str(source.path) for source, _ in listings.values()),
+            fix="merge the annotation files, or prepare each into a folder of its own and name them all to train",
+        )
     seen = {listing.seen: source for source, listing in listings.values()}
     if len(seen) > 1:
         raise DataError(

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 SPLITS = ("train", "validation", "test")
+# What people call them, in small letters.
+SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
+SPLIT_NAMES |= {"dev": "validation", "test": "test"}
 SHARES = (0.70, 0.15, 0.15)
 
 # With few clusters of a class, the splits get one each in this order.

@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from visiontune.data import faults
 from visiontune.data.dataset import Index, content_of
-from visiontune.data.dataset_info import DocumentSummary, ImageSummary, Range
+from visiontune.data.dataset_info import DocumentSummary, ImageSummary, ObjectSummary, Range
 from visiontune.data.documents import Rendering, as_shown, document_summary, scan_documents
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.data.near_duplicates import clusters, connected
 from visiontune.data.near_texts import PLACES, text_clusters
+from visiontune.data.objects import from_text
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, remedy, x_height
 from visiontune.data.scan import Mark, scan
 from visiontune.data.split import SPLITS, assign, spread
@@ -89,7 +90,7 @@ def usable(listing: Listing, limit: int | None, seed: int) -> Listing:
     if limit is not None:
         if limit < 1:
             raise DataError(f"a limit of {limit} samples leaves nothing", where="--limit", fix="use 1 or more")
-        chosen = spread([_class(row) for row in rows], [row.id for row in rows], limit, seed)
+        chosen = spread(_strata(rows), [row.id for row in rows], limit, seed)
         rows = [rows[i] for i in chosen]
     return replace(listing, rows=rows, faults=found)
 
@@ -129,7 +130,7 @@ def survey(
     splits = assign(
         contents,
         together.tolist(),
-        [_class(row) for row in rows],
+        _strata(rows),
         given=[row.split for row in rows],
         earlier=known,
         seed=seed,
@@ -223,8 +224,19 @@ def natural(label: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part) if i % 2 else 0, "" if i % 2 else part) for i, part in enumerate(parts)], label
 
 
-def _class(row: SourceRow) -> str:
-    return row.answer if row.is_label else ""
+def object_summary(answers: Iterable[str], classes: Sequence[str] | None) -> ObjectSummary | None:
+    """What the objects of all rows are, as they are stored; None where the target is a text."""
+    return None if classes is None else ObjectSummary.of([from_text(answer, classes) for answer in answers], classes)
+
+
+def _strata(rows: Sequence[SourceRow]) -> list[str]:
+    """The class by which each row is spread over splits: its label, "" for free text; of objects the rarest class that
+    the image shows, so that the classes with the fewest images are shared out first (Sechidis et al. 2011)."""
+    images = Counter(name for row in rows for name in row.of_classes or ())
+    return [
+        row.answer if row.is_label else min(row.of_classes or ("",), key=lambda name: (images[name], name))
+        for row in rows
+    ]
 
 
 def _labels(rows: Sequence[SourceRow]) -> dict[str, int] | None:

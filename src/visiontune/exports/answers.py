@@ -35,7 +35,7 @@ def references(
             id=sample.id,
             image_sha256=hashlib.sha256(image_of(sample)).hexdigest(),
             pixels_sha256=pixels_sha256(encoder.pixels_of(encoded) if recipe.device else encoded.pixel_values.numpy()),
-            question=sample.target.prompt or recipe.data.prompt,
+            question=sample.text.prompt or recipe.data.prompt,
             prompt_ids=tuple(token for token in ids if token != encoder.image_token_id),
             image_tokens=ids.count(encoder.image_token_id),
             text=made.text,
@@ -43,7 +43,7 @@ def references(
             log_probabilities=made.log_probabilities,
             margins=made.margins,
             labels=None if scores is None else tuple(scores.tolist()),
-            truth=sample.target.answer,
+            truth=sample.text.answer,
         )
 
 

@@ -189,8 +189,8 @@ def evaluate_shipped(folder: Path, shipment: Shipment, held_to: HeldTo, place: P
             for d, i in left:
                 sample = datasets[d].sample("validation", i)
                 picture = png(shipment.device.picture(decode(image_of(sample))))
-                answered = answer(runtime, shipment, tree, picture, sample.target.prompt or shipment.question)
-                made = prediction(shipment, sample.id, answered, sample.target, known=True)
+                answered = answer(runtime, shipment, tree, picture, sample.text.prompt or shipment.question)
+                made = prediction(shipment, sample.id, answered, sample.text, known=True)
                 log.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
                 log.flush()
                 predictions.append(made)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from visiontune.data.objects import Objects
 from visiontune.errors import DataError, RecipeError
-from visiontune.metrics.ap_intervals import RESAMPLES, ap_intervals
+from visiontune.metrics.ap_intervals import HALVES, ap_intervals
 from visiontune.metrics.average_precision import MOST_DETECTIONS, Kind, coco_pair, curves
 from visiontune.metrics.intervals import NOTHING_COUNTED, Metric
 from visiontune.metrics.object_confusion import ObjectConfusion, object_confusion
@@ -143,17 +143,17 @@ def score_objects(
     prompts: Prompts = "none",
     confusion_score: float = 0.5,
     confusion_iou: float = 0.5,
-    resamples: int = RESAMPLES,
+    halves: int = HALVES,
     seed: int = 0,
 ) -> ObjectScores:
     """Score the predictions of n images of `sizes` (height, width) in pixels.
 
     Masks are scored where a true object has one and the predictions have them; a true object without a mask counts for
     boxes, and for masks is a region to be ignored. Crowds are ignored as COCO ignores them. AP and AP50, overall and of
-    each class, get 95 % intervals from `resamples` draws of n images with `seed`; with 0 there are none. Raises
-    DataError for what cannot be scored, such as predictions of which only some have masks.
+    each class, get 95 % intervals from so many random `halves` of the images (`ap_intervals`); with 0 there are none.
+    Raises DataError for what cannot be scored, such as predictions of which only some have masks.
     """
-    options = (class_names, confusion_score, confusion_iou, resamples, seed)
+    options = (class_names, confusion_score, confusion_iou, halves, seed)
     if not truths:
         raise DataError("There are no images to score.", fix="score a split that is not empty")
     given = prompts == "ground-truth boxes"
@@ -181,7 +181,7 @@ def _score(
     class_names: Sequence[str],
     confusion_score: float,
     confusion_iou: float,
-    resamples: int,
+    halves: int,
     seed: int,
 ) -> KindScores:
     pair = coco_pair(truths, predictions, sizes, class_names, kind)
@@ -194,9 +194,9 @@ def _score(
         }
         for one in figures
     ]
-    if resamples:
+    if halves:
         values = [(one["ap"], one["ap50"]) for one in figures]
-        for own, (ap, ap50) in zip(metrics, ap_intervals(pair, values, resamples, seed), strict=True):
+        for own, (ap, ap50) in zip(metrics, ap_intervals(pair, values, halves, seed), strict=True):
             own |= {"ap": ap, "ap50": ap50}
     confusion = object_confusion(truths, predictions, class_names, kind, score=confusion_score, iou=confusion_iou)
     counts, true_counts, predicted = _counts(truths, predictions, kind, len(class_names))

@@ -79,7 +79,7 @@ class GenerativeEncoder(Encoder):
             layout = features.layout
         elif images := self.images(sample, augmentation):
             pixel_values, pixel_mask, layout = self.see(images)
-        prompt_ids, answer_ids = self._texts(sample.target.prompt or self.data.prompt, sample.target.answer, layout)
+        prompt_ids, answer_ids = self._texts(sample.text.prompt or self.data.prompt, sample.text.answer, layout)
         room = self.data.max_tokens - len(prompt_ids)
         if room < 1:
             raise DataError(

@@ -78,7 +78,7 @@ def compare(
         for name, made in asked.items():
             found = replies(adapter, adapter.encoder, made, recipe, device, advance)
             answers[name] = [reply.text for reply in found]
-    truths = [sample.target.answer for sample in samples]
+    truths = [sample.text.answer for sample in samples]
     own = [prediction.target.answer for prediction in predictions]
     return [baseline(name, truths, found, own) for name, found in answers.items()]
 
@@ -118,9 +118,9 @@ def blank(sample: Sample) -> Sample:
 
 def as_text(sample: Sample, recipe: Recipe, text: str | None = None) -> Sample:
     """The sample with its text (or the one given) in front of its question, and nothing to see."""
-    question = sample.target.prompt or recipe.data.prompt
+    question = sample.text.prompt or recipe.data.prompt
     text = text_of(sample) if text is None else text
-    return replace(sample, seen=Images(()), target=Text(sample.target.answer, f"{text}\n\n{question}"))
+    return replace(sample, seen=Images(()), target=Text(sample.text.answer, f"{text}\n\n{question}"))
 
 
 def _cut_as_its_pages(adapter: ModelAdapter, sample: Sample, recipe: Recipe) -> Sample:

@@ -69,6 +69,12 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
     most_pages = longest_text = 0
     sides: list[int] = []
     for dataset in datasets:
+        if dataset.info.target != "text":
+            raise DataError(
+                "Boxes and masks are read, checked and prepared; no model is trained on them yet.",
+                where=str(dataset.path),
+                fix="train on images with labels or texts, or on documents",
+            )
         indexes = {split: dataset.index(split) for split in SPLITS}
         for index in indexes.values():
             most_pages = max([most_pages, *index.pages])

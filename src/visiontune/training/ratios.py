@@ -183,7 +183,7 @@ def _point(
     own: Sequence[str | None],
     beside: dict[str, list[Reply]],
 ) -> RatioPoint:
-    truths = [sample.target.answer for sample in asking.samples]
+    truths = [sample.text.answer for sample in asking.samples]
     kept = [i for i, answer in enumerate(answers) if answer is not None]
     shown = sum(pages[i] for i in kept)
     leads = [lead(text_of(sample)) for sample in asking.samples]

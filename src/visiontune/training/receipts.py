@@ -124,7 +124,7 @@ def placeholders(progress: Progress, samples: int) -> Receipt:
 
 def exchanged(samples: Sequence[Sample]) -> list[Sample]:
     """Each sample with the images of another one; partners are half the samples apart in the order of their answers."""
-    by_answer = sorted(range(len(samples)), key=lambda i: (samples[i].target.answer, samples[i].id))
+    by_answer = sorted(range(len(samples)), key=lambda i: (samples[i].text.answer, samples[i].id))
     partner = {i: by_answer[(place + len(samples) // 2) % len(samples)] for place, i in enumerate(by_answer)}
     return [Sample(one.id, samples[partner[i]].seen, one.target) for i, one in enumerate(samples)]
 

@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from visiontune.data.annotations.table import ABSENT, Annotations, Categories, Images, Kind, Odd, Other, Table
-from visiontune.data.formats.image_folder import SPLIT_NAMES
+from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
 from visiontune.files import written_whole
 

@@ -15,10 +15,13 @@ from visiontune.data.annotations.faults_boxes import box_faults
 from visiontune.data.annotations.faults_classes import class_faults
 from visiontune.data.annotations.faults_duplicates import duplicate_faults
 from visiontune.data.annotations.faults_ids import id_faults
+from visiontune.data.annotations.faults_images import image_faults
 from visiontune.data.annotations.faults_masks import mask_faults
 from visiontune.data.annotations.faults_structure import structure_faults
 from visiontune.data.annotations.findings import Finding, ordered
+from visiontune.data.annotations.image_files import ImageFiles
 from visiontune.data.annotations.measures import Measures
+from visiontune.data.annotations.repairs_images import mend_images
 from visiontune.data.annotations.repairs_objects import mend_areas, mend_boxes, mend_duplicates, mend_masks
 from visiontune.data.annotations.repairs_records import mend_classes, mend_convention, mend_ids, mend_structure
 from visiontune.data.annotations.table import Table
@@ -53,14 +56,20 @@ class Examined:
         return dropped(self.changes)
 
 
-def examine(table: Table) -> Examined:
+def examine(table: Table, files: ImageFiles | None = None) -> Examined:
     """Find all faults of a table and mend what can be mended. The table itself stays as it is.
+
+    With `files`, the measured image files of the table, those are looked at first.
 
     A file without one of its lists is not looked at further; where boxes are written in a way that is not certain,
     boxes, masks and areas are left as they are. Mended twice is mended once.
     """
     findings: list[Finding] = []
     changes: list[Change] = []
+    if files is not None:
+        findings += image_faults(table, files)
+        table, made = mend_images(table, files)
+        changes += made
     measures = Measures(table)
     for find, mend, geometry in STAGES:
         if geometry and not told(table).certain:

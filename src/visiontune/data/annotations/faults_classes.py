@@ -52,9 +52,11 @@ def unused_classes(table: Table) -> Iterator[Finding]:
     used = np.bincount(table.category_rows[table.category_rows >= 0], minlength=len(table.categories))
     if not len(table.annotations):
         return
-    # Of several entries with one id the first has all annotations.
-    taken = {number for number, count in zip(table.categories.ids.tolist(), used.tolist(), strict=True) if count}
-    for number, name in zip(table.categories.ids.tolist(), table.categories.names, strict=True):
-        if number not in taken:
+    classes = list(zip(table.categories.ids.tolist(), table.categories.names, strict=True))
+    # Of several entries with one id the first has all annotations; alike names are a fault of their own.
+    ids = {number for (number, _), count in zip(classes, used.tolist(), strict=True) if count}
+    names = {name_key(name) for number, name in classes if number in ids}
+    for number, name in classes:
+        if number not in ids and name_key(name) not in names:
             found = f"no annotation is of the class {name!r} (id {number})"
             yield on_file(table, "unused-class", "warning", found, "add examples, or take the class out")

@@ -79,8 +79,8 @@ def mend_boxes(table: Table, measures: Measures) -> Mended:
 def mend_areas(table: Table, measures: Measures) -> Mended:
     """Areas that are missing or wrong are measured: the mask's pixels, else width times height."""
     columns = table.annotations
-    wrong = area_is_wrong(table, measures)
     true = true_areas(table, measures)
+    wrong = area_is_wrong(table, measures, true)
     rows = np.flatnonzero((np.isnan(columns.areas) | wrong) & ~np.isnan(true))
     if not len(rows):
         return table, []

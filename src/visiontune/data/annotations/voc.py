@@ -1,8 +1,8 @@
 """Pascal VOC: one XML file an image, boxes as xmin, ymin, xmax, ymax.
 
-The original VOC counts pixels from 1 and includes the last one: a box from 1 to 1 is one pixel wide. Most tools that write
-its XML today write edges instead: a box from 1 to 1 is nothing, and a coordinate may be 0. Nothing in the XML says which.
-`pixels_from` decides by what stands in all files of a source, and the reader's caller may say it.
+The original VOC counts pixels from 1 and includes the last one: a box from 1 to 1 is one pixel wide. Most tools that
+write its XML today write edges instead: a box from 1 to 1 is nothing, and a coordinate may be 0. Nothing in the XML
+says which. `pixels_from` decides by what stands in all files of a source, and the reader's caller may say it.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from visiontune.data.annotations.table import ABSENT, Annotations, Categories, Images, Kind, Table, Unread
-from visiontune.data.formats.image_folder import SPLIT_NAMES
+from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
 from visiontune.files import write_text
 
@@ -180,9 +180,11 @@ def _image_name(path: Path, root: Path, written: str | None) -> str:
 def _table(listed: _Listed, name: str, pixels: Pixels) -> Table:
     names = sorted(set(listed.classes))
     id_of = {class_name: number for number, class_name in enumerate(names, start=1)}
+    # VOC has no areas: they are those of the boxes.
     corners = np.array(listed.corners, np.float64).reshape(-1, 4)
     if pixels == "counted from 1":
         corners = corners - (1, 1, 0, 0)
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     odd: dict[tuple[int, str], Any] = {}
     sides = np.zeros((len(listed.sizes), 2), np.int64)
     for row, texts in enumerate(listed.sizes):
@@ -209,8 +211,8 @@ def _table(listed: _Listed, name: str, pixels: Pixels) -> Table:
             np.arange(1, count + 1),
             np.array(listed.image_of, np.int64) + 1,
             np.array([id_of[class_name] for class_name in listed.classes], np.int64),
-            np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
-            np.full(count, np.nan),
+            boxes,
+            boxes[:, 2:].prod(axis=1),
             np.full(count, -1, np.int8),
             np.zeros(count, np.int8),
             (None,) * count,

@@ -1,7 +1,9 @@
-"""YOLO: one text file an image, a line an object: class and box (centre, width, height) or polygon, as shares of the image.
+"""YOLO: one text file an image, a line an object: class and box (centre, width, height) or polygon, as shares of the
+image.
 
-`data.yaml` names the classes and where each split's images are; without one, `classes.txt` names the classes. The labels
-of images/a/b.jpg stand in labels/a/b.txt, or beside the image. An image without a label file has no objects.
+`data.yaml` names the classes and where each split's images are; without one, `classes.txt` names the classes. The
+labels of images/a/b.jpg stand in labels/a/b.txt, or beside the image. An image without a label file has no objects.
+YOLO has no areas: they are those of the boxes and polygons.
 """
 
 import posixpath
@@ -15,12 +17,15 @@ import numpy as np
 import yaml
 
 from visiontune.data.annotations.table import Annotations, Categories, Images, Kind, Table, Unread
-from visiontune.data.formats.image_folder import SPLIT_NAMES
 from visiontune.data.images import SUFFIXES, read_header
+from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
 from visiontune.files import write_text
 
-LAYOUTS = "give a data.yaml with names and train, val and test, or a folder with it (or with classes.txt), images/ and labels/"
+LAYOUTS = (
+    "give a data.yaml with names and train, val and test, "
+    "or a folder with it (or with classes.txt), images/ and labels/"
+)
 _YAMLS = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES = ("classes.txt", "labels/classes.txt")
 _SPLITS = ("train", "val", "test")
@@ -34,6 +39,7 @@ class _Lines:
     classes: list[int] = field(default_factory=list)
     image_of: list[int] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
     polygons: list[list[list[float]] | None] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
 
@@ -83,7 +89,7 @@ def read(source: Path) -> Table:
             np.array(lines.image_of, np.int64) + 1,
             np.array(lines.classes, np.int64),
             np.array(lines.boxes, np.float64).reshape(-1, 4),
-            np.full(count, np.nan),
+            np.array(lines.areas, np.float64),
             np.full(count, -1, np.int8),
             np.array(kinds, np.int8),
             tuple(lines.polygons),
@@ -238,13 +244,17 @@ def _read_labels(path: Path, root: Path, row: int, size: tuple[int, int] | None,
         if len(values) == 4:
             x, y, w, h = values.tolist()
             box, polygon = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height], None
+            area = w * width * h * height
         else:
             points = values.reshape(-1, 2) * (width, height)
             low, high = points.min(axis=0), points.max(axis=0)
             box, polygon = [*low.tolist(), *(high - low).tolist()], [points.ravel().tolist()]
+            following = np.roll(points, -1, axis=0)
+            area = float(abs((points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0]).sum()) / 2)
         lines.classes.append(int(float(words[0])))
         lines.image_of.append(row)
         lines.boxes.append(box)
+        lines.areas.append(area)
         lines.polygons.append(polygon)
 
 

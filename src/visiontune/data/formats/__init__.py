@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from visiontune.data.formats import image_folder, text_table
+from visiontune.data.formats import annotated_images, image_folder, text_table
 from visiontune.data.formats.rows import Listing
 from visiontune.errors import DataError
 
@@ -27,11 +27,11 @@ FORMATS = (
 )
 
 
-def read(source: Path, columns: Mapping[str, str] | None = None) -> Listing:
+def read(source: Path, columns: Mapping[str, str] | None = None, repair: bool = False) -> Listing:
     """List the rows of a folder or a file, by the first format that knows it; DataError when none does.
 
-    `columns` names the columns of a table of texts: {"document": "body", "answer": "tldr"}; roles are document, answer,
-    prompt, id and split.
+    `repair` agrees to mend annotations of objects. `columns` names the columns of a table of texts: {"document":
+    "body", "answer": "tldr"}; roles are document, answer, prompt, id and split.
     """
     if not source.exists():
         raise DataError(
@@ -39,9 +39,13 @@ def read(source: Path, columns: Mapping[str, str] | None = None) -> Listing:
             where=str(source),
             fix="check the path; `visiontune prepare --list` names the known corpora",
         )
+    if columns is None and annotated_images.detect(source):
+        return annotated_images.read(source, repair)
+    if repair:
+        raise DataError("boxes and masks are repaired, and here are none", where=str(source), fix="leave --repair out")
     if not source.is_dir() and not text_table.detect(source):
         raise DataError(
-            "this is a file, not a folder, and no table of texts",
+            "this is a file, not a folder, and no table of texts and no annotations",
             where=str(source),
             fix=_both("give the folder of images"),
         )

@@ -14,7 +14,7 @@ from visiontune.data import faults
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.data.images import SUFFIXES
-from visiontune.data.split import SPLITS
+from visiontune.data.split import SPLIT_NAMES, SPLITS
 from visiontune.errors import DataError
 
 NAME = "image_folder"
@@ -23,8 +23,6 @@ LAYOUTS = (
     "or put a metadata.jsonl or metadata.csv with the columns file_name and label (or text) beside them; "
     f"images end in {', '.join(sorted(SUFFIXES))}"
 )
-SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
-SPLIT_NAMES |= {"dev": "validation", "test": "test"}
 
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _ANSWERS = ("label", "text", "caption", "answer")

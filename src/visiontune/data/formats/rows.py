@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from visiontune.data.annotations.changes import Change
 from visiontune.data.faults import Fault
 
 
@@ -12,8 +13,9 @@ class SourceRow:
     """One sample as its author wrote it. `is_label`: the answer is a class name of a closed set.
 
     `names` are the paths of the images for people: relative to the source, with forward slashes. `document` is the text
-    that is seen instead of images. `source` names the one of several sources that the row is from: the id starts with
-    it; with one source it is empty.
+    that is seen instead of images. Where objects are the target, `answer` holds them (`objects.to_text`), and
+    `of_classes` the names of their classes, each once. `source` names the one of several sources that the row is from:
+    the id starts with it; with one source it is empty.
     """
 
     id: str
@@ -25,6 +27,7 @@ class SourceRow:
     split: str | None
     document: str | None = None
     source: str = ""
+    of_classes: tuple[str, ...] | None = None
 
     @property
     def own_id(self) -> str:
@@ -34,9 +37,16 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class Listing:
-    """All rows of a source, of one kind, sorted by id, and the faults that were seen while listing them."""
+    """All rows of a source, of one kind, sorted by id, and the faults that were seen while listing them.
+
+    Of objects: `classes` are the names of the classes in order, `changes` what mending takes, and `unmended` counts by
+    code the findings that nobody agreed to mend.
+    """
 
     format: str
     rows: list[SourceRow]
     faults: list[Fault] = field(default_factory=list)
     seen: Literal["images", "documents"] = "images"
+    classes: tuple[str, ...] | None = None
+    changes: list[Change] = field(default_factory=list)
+    unmended: dict[str, int] = field(default_factory=dict)

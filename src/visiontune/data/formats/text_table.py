@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from visiontune.data import faults
 from visiontune.data.faults import Fault
-from visiontune.data.formats.image_folder import SPLIT_NAMES
 from visiontune.data.formats.rows import Listing, SourceRow
-from visiontune.data.split import SPLITS
+from visiontune.data.split import SPLIT_NAMES, SPLITS
 from visiontune.errors import DataError
 
 NAME = "text_table"
