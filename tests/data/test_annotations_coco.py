@@ -137,6 +137,7 @@ def test_roboflow_folders_are_the_splits_and_their_equal_ids_stay_apart(tmp_path
     assert [table.images.splits for table in tables] == [("test",), ("train",), ("validation",)]
     table = merged(tables, "all")
     assert table.images.splits == ("test", "train", "validation")
+    assert table.images.file_names == ("test/test.jpg", "train/train.jpg", "valid/valid.jpg")
     assert table.categories.names == ("a", "b", "c")
     found = [objects(table, row) for row in range(3)]
     assert [one.classes.tolist() for one in found] == [[2], [0], [1]]
@@ -146,7 +147,7 @@ def test_roboflow_folders_are_the_splits_and_their_equal_ids_stay_apart(tmp_path
 
 
 def test_splits_are_written_as_they_are_read(tmp_path):
-    for split in ("train", "test"):
+    for split in ("train", "valid"):
         (tmp_path / "in" / split).mkdir(parents=True)
         file = sound_annotations(6, seed=len(split))
         (tmp_path / "in" / split / "_annotations.coco.json").write_text(json.dumps(file))
@@ -155,6 +156,14 @@ def test_splits_are_written_as_they_are_read(tmp_path):
     again = merged(coco.read(tmp_path / "out"), "in")
     assert coco.to_json(again) == coco.to_json(table)
     assert again.images.splits == table.images.splits
+
+
+def test_files_beside_each_other_are_the_splits_that_their_names_say(tmp_path):
+    for name in ("instances_train2017", "instances_val2017", "more"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(sound_annotations(2)))
+    assert [set(table.images.splits) for table in coco.read(tmp_path)] == [{"train"}, {"validation"}, {None}]
+    (alone,) = coco.read(tmp_path / "instances_train2017.json")
+    assert set(alone.images.splits) == {None}
 
 
 def test_a_file_with_nan_is_read_and_the_box_named(tmp_path):

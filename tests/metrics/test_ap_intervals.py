@@ -41,9 +41,12 @@ def test_some_of_the_images_have_the_ap_of_an_evaluation_of_them_alone(
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32), levels=st.sampled_from([0, 2]))
-def test_all_images_have_the_ap_of_coco_ties_included(seed: int, levels: int) -> None:
-    pair = pair_of(random_scene(seed, images=5, classes=3, most_objects=8, detections=4, score_levels=levels))
+@given(seed=st.integers(0, 2**32), levels=st.sampled_from([0, 2]), side=st.sampled_from([200, 400_000]))
+def test_all_images_have_the_ap_of_coco_with_ties_and_areas_that_coco_ignores(
+    seed: int, levels: int, side: int
+) -> None:
+    options = {"images": 5, "classes": 3, "most_objects": 8, "detections": 4}
+    pair = pair_of(random_scene(seed, side=side, score_levels=levels, **options))
     counted = curves(pair)
     for c, ranked in enumerate(ranked_detections(pair)):
         found = average_precisions(ranked, np.ones((1, 5), np.bool_))[0]

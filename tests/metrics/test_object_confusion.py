@@ -87,6 +87,15 @@ def test_predictions_in_a_crowd_of_their_class_are_ignored_and_those_of_another_
     assert confusion.counts.tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0]]
 
 
+def test_the_best_prediction_chooses_first_and_of_equal_truths_the_last_as_in_coco() -> None:
+    first, last = [10, 0, 10, 10], [12, 0, 10, 10]
+    only_first, between = [9, 0, 10, 10], [11, 0, 10, 10]
+    truth = objects([first, last], [0, 0])
+    for boxes in ([between, only_first], [only_first, [10.5, 0, 10, 10]]):
+        found = objects(boxes, [0, 0], scores=[0.9, 0.8])
+        assert counted(truth, found, iou=0.6) == [[2, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("options", "hits"), [({}, 1), ({"score": 0.6}, 0), ({"iou": 0.9}, 0), ({"score": 0.1, "iou": 0.1}, 1)]
 )

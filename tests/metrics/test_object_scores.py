@@ -86,17 +86,19 @@ def test_requirements_ask_for_figures_of_all_and_of_single_classes() -> None:
 
 
 def test_the_worst_class_comes_first_and_one_without_truths_last() -> None:
-    truth = objects([BOX, OTHER, OTHER], [0, 2, 2])
+    truth = objects([BOX, OTHER, OTHER, OTHER], [0, 2, 2, 4])
     found = objects([BOX, [0, 0, 9, 9]], [0, 1], scores=[0.9, 0.9])
-    scores = scored(Scene([truth], [found], [SIZE], ["cat", "dog", "fox", "owl"])).boxes
+    scores = scored(Scene([truth], [found], [SIZE], ["cat", "dog", "fox", "owl", "elk"])).boxes
     assert scores is not None
     assert [(one.label, one.truths, one.predictions) for one in scores.worst_first()] == [
         ("fox", 2, 0),
+        ("elk", 1, 0),
         ("cat", 1, 1),
         ("dog", 0, 1),
         ("owl", 0, 0),
     ]
-    assert [one["label"] for one in scores.to_json()["classes"]] == ["fox", "cat", "dog", "owl"]
+    assert [one["label"] for one in scores.to_json()["classes"]] == ["fox", "elk", "cat", "dog", "owl"]
+    np.testing.assert_allclose(scores.precision_at_half, 1 / 3, rtol=1e-12)
 
 
 def test_what_coco_leaves_out_is_counted() -> None:

@@ -103,7 +103,7 @@ def _ranked(found: list[dict], images: int) -> RankedDetections:
     for f in found:
         truths[f["image_id"] - 1] = f["gtIgnore"].count(False)
     order = np.argsort(-scores, kind="stable")
-    return RankedDetections(image[order], (matched & ~ignored)[:, order], (~matched)[:, order], truths)
+    return RankedDetections(image[order], (matched & ~ignored)[:, order], (~matched & ~ignored)[:, order], truths)
 
 
 def _joined(parts: list[list[list[bool]]]) -> NDArray[np.bool_]:

@@ -1,12 +1,15 @@
 """COCO annotation files: read into columns and written back with nothing lost.
 
 A Roboflow export has one `_annotations.coco.json` in each of train/, valid/ and test/: each file is one table, and its
-images have the folder's split.
+images have the folder's split. Of several files beside each other (instances_train.json, instances_val.json), the
+name says the split.
 """
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,8 @@ def read(source: Path) -> tuple[Table, ...]:
     found = files(source) if source.is_dir() else [source]
     if not found:
         raise DataError("there is no COCO file here", where=str(source), fix=LAYOUTS)
-    return tuple(_read_file(path, path.name if source.is_file() else str(path.relative_to(source))) for path in found)
+    base = source if source.is_dir() else source.parent
+    return tuple(_read_file(path, path.relative_to(base).as_posix(), len(found) > 1) for path in found)
 
 
 def to_table(value: Any, name: str, split: str | None = None) -> Table:
@@ -89,22 +93,26 @@ def write(table: Table, path: Path) -> None:
 
 
 def write_splits(table: Table, folder: Path) -> None:
-    """Write one COCO file a split, FOLDER/SPLIT/_annotations.coco.json; images without a split go to train.
+    """Write one COCO file a split, FOLDER/train|valid|test/_annotations.coco.json, as Roboflow lays them out.
 
-    Annotations of unknown images go to train too.
+    Images without a split go to train, and annotations of unknown images too. A file name that begins with its split's
+    folder is written without it: such names are relative to the COCO file.
     """
     splits = np.array([split or "train" for split in table.images.splits], object)
     of_annotation = np.append(splits, "train")[table.image_rows]
     for split in sorted({"train", *splits.tolist()}):
+        name = "valid" if split == "validation" else split
+        images = table.images.take(np.flatnonzero(splits == split))
+        inside = tuple(file_name.removeprefix(f"{name}/") for file_name in images.file_names)
         part = Table(
-            split,
-            table.images.take(np.flatnonzero(splits == split)),
+            name,
+            replace(images, file_names=inside),
             table.categories,
             table.annotations.take(np.flatnonzero(of_annotation == split)),
             table.top,
             table.sections,
         )
-        write(part, folder / split / ROBOFLOW)
+        write(part, folder / name / ROBOFLOW)
 
 
 def _has_sections(path: Path) -> bool:
@@ -113,12 +121,19 @@ def _has_sections(path: Path) -> bool:
     return b'"images"' in data and (b'"annotations"' in data or b'"categories"' in data)
 
 
-def _read_file(path: Path, name: str) -> Table:
+def _split_of(path: Path) -> str | None:
+    """The split that a file's folder or name says."""
+    said = path.parent.name if path.name == ROBOFLOW else path.stem
+    words = re.findall("[a-z]+", said.casefold())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def _read_file(path: Path, name: str, one_of_several: bool) -> Table:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"the file cannot be read: {error.strerror}", where=str(path)) from error
-    split = SPLIT_NAMES.get(path.parent.name.casefold()) if path.name == ROBOFLOW else None
+    split = _split_of(path) if one_of_several or path.name == ROBOFLOW else None
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -1,6 +1,7 @@
 """In what way a file writes its boxes: COCO's left, top, width and height in pixels, or another one.
 
-Another convention is told from the whole file. It is certain where every box agrees with it and many contradict COCO's.
+Another convention is told from the whole file. It is certain where nearly all boxes agree with it and many contradict
+COCO's.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ Convention = Literal["pixels", "corners", "shares", "centred shares"]
 
 # So many boxes at least must speak for corners: one box with x < w and y < h is nothing rare, ten in a row are.
 MANY = 10
-# This share of them must leave the image if read as COCO has it.
+# This share of them must leave the image if read as COCO has it, and no more than that may be no corners.
 _LEAVING = 0.2
+_NO_CORNERS = 0.05
+# Shares that stand for fewer pixels than this, in most boxes, are shares of something else.
+_LEAST_PIXELS = 2.0
 _ROUNDING = 1.0
 _SHARE_ROUNDING = 1e-3
 
@@ -38,11 +42,11 @@ def told(table: Table) -> Told:
     if not len(rows):
         return Told("pixels", True, 0)
     if boxes.max() <= 1 + _SHARE_ROUNDING and boxes.min() >= -_SHARE_ROUNDING and sizes.min() > 2:
-        return _told_of_shares(boxes)
+        return _told_of_shares(boxes, sizes)
     low, high = boxes[:, :2], boxes[:, 2:]
-    corners = (high > low).all() and (low >= -_ROUNDING).all() and (high <= sizes + _ROUNDING).all()
-    leaving = float(((low + high) > sizes + _ROUNDING).any(axis=1).mean())
-    if corners and leaving >= _LEAVING:
+    corners = ((high > low) & (low >= -_ROUNDING) & (high <= sizes + _ROUNDING)).all(axis=1)
+    leaving = ((low + high) > sizes + _ROUNDING).any(axis=1)
+    if (~corners).mean() <= _NO_CORNERS and leaving.mean() >= _LEAVING:
         return Told("corners", len(rows) >= MANY, len(rows))
     return Told("pixels", True, len(rows))
 
@@ -53,7 +57,7 @@ def convention_faults(table: Table) -> list[Finding]:
     if found.convention == "pixels":
         return []
     if found.convention == "corners":
-        what = f"all {found.boxes} boxes read as left, top, right, bottom; as COCO has them many would leave the image"
+        what = f"the {found.boxes} boxes read as left, top, right, bottom; as COCO has them many would leave the image"
         fix = "they are written as left, top, width, height"
         code = "boxes-as-corners"
     else:
@@ -79,9 +83,10 @@ def in_pixels(table: Table) -> NDArray[np.float64]:
     return boxes * np.tile(table.sizes, 2)
 
 
-def _told_of_shares(boxes: NDArray[np.float64]) -> Told:
+def _told_of_shares(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> Told:
     low, size = boxes[:, :2], boxes[:, 2:]
     from_corner = bool((low + size <= 1 + _SHARE_ROUNDING).all())
     from_centre = bool((low - size / 2 >= -_SHARE_ROUNDING).all() and (low + size / 2 <= 1 + _SHARE_ROUNDING).all())
-    certain = len(boxes) >= MANY and from_corner != from_centre
+    large = bool((size * sizes >= _LEAST_PIXELS).all(axis=1).mean() > 0.5)
+    certain = len(boxes) >= MANY and from_corner != from_centre and large
     return Told("centred shares" if from_centre and not from_corner else "shares", certain, len(boxes))

@@ -53,18 +53,15 @@ def as_shares(table: Table) -> NDArray[np.bool_]:
 
 
 def outside(table: Table) -> NDArray[np.bool_]:
-    """(n,) bool: no part of the box lies in the image."""
+    """(n,) bool: the box leaves the image, and less than a pixel of its width or height lies inside."""
     boxes = table.annotations.boxes
-    beyond = (boxes[:, :2] >= table.sizes) | (boxes[:, :2] + boxes[:, 2:] <= 0)
-    return known(table) & ~without_area(table) & table.sized & beyond.any(axis=1)
+    visible = np.minimum(_ends(boxes), table.sizes) - np.maximum(boxes[:, :2], 0)
+    return _leaves(table) & np.asarray((visible < 1).any(axis=1))
 
 
 def past_edge(table: Table) -> NDArray[np.bool_]:
-    """(n,) bool: a part of the box lies outside the image."""
-    boxes = table.annotations.boxes
-    beyond = (boxes[:, :2] < -EDGE) | (boxes[:, :2] + boxes[:, 2:] > table.sizes + EDGE)
-    sized = table.sized
-    return known(table) & ~without_area(table) & ~outside(table) & sized & beyond.any(axis=1)
+    """(n,) bool: a part of the box lies outside the image, and enough inside."""
+    return _leaves(table) & ~outside(table)
 
 
 def unusable(table: Table) -> NDArray[np.bool_]:
@@ -110,7 +107,7 @@ def boxes_as_shares(table: Table, measures: Measures) -> list[Finding]:
 
 
 def boxes_outside(table: Table, measures: Measures) -> list[Finding]:
-    """Boxes with no part in the image."""
+    """Boxes of which next to nothing lies in the image."""
     return _from_mask(
         table,
         measures,
@@ -168,6 +165,12 @@ def boxes_of_whole_images(table: Table) -> list[Finding]:
     rows &= ~outside(table) & (area >= WHOLE * table.sizes.prod(axis=1))
     fix = "look at it: is it one object?"
     return on_annotations(table, rows, "box-of-whole-image", "warning", "the box is the whole image", fix)
+
+
+def _leaves(table: Table) -> NDArray[np.bool_]:
+    boxes = table.annotations.boxes
+    beyond = (boxes[:, :2] < -EDGE) | (_ends(boxes) > table.sizes + EDGE)
+    return known(table) & ~without_area(table) & table.sized & np.asarray(beyond.any(axis=1))
 
 
 def _ends(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from visiontune.data.annotations.faults_ids import repeated
 from visiontune.data.annotations.findings import Finding, on_file
 from visiontune.data.annotations.table import Table
 
@@ -22,19 +23,23 @@ def name_key(name: str) -> str:
     return " ".join(name.casefold().split())
 
 
-def alike_class_names(table: Table) -> Iterator[Finding]:
-    """Classes of one name, or of names that differ in case or blanks alone."""
+def alike_classes(table: Table) -> list[list[int]]:
+    """Groups of rows whose names differ in case or blanks at most. A class that shares its id with another is in none."""
+    ids = table.categories.ids
+    shared = set(ids[repeated(ids)].tolist())
     alike: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(table.categories.names):
-        if name.strip():
+        if name.strip() and ids[row] >= 0 and int(ids[row]) not in shared:
             alike[name_key(name)].append(row)
-    for rows in alike.values():
+    return [rows for rows in alike.values() if len(rows) > 1]
+
+
+def alike_class_names(table: Table) -> Iterator[Finding]:
+    """Classes of one name, or of names that differ in case or blanks alone."""
+    for rows in alike_classes(table):
         names = [table.categories.names[row] for row in rows]
-        ids = [int(table.categories.ids[row]) for row in rows]
-        if len(set(ids)) < 2:
-            continue
         code = "duplicate-class-name" if len(set(names)) == 1 else "similar-class-names"
-        found = ", ".join(f"{name!r} (id {number})" for name, number in zip(names, ids, strict=True))
+        found = ", ".join(f"{name!r} (id {table.categories.ids[row]})" for name, row in zip(names, rows, strict=True))
         yield on_file(table, code, "repair", found, f"they become one class, {names[0]!r}")
 
 

@@ -19,6 +19,7 @@ from visiontune.errors import DataError
 
 # `area` of pycocotools overflows on some thousands of masks in one call.
 BATCH = 200
+# pycocotools counts pixels in 32 bits.
 MOST_PIXELS = 2**31
 
 
@@ -26,7 +27,7 @@ MOST_PIXELS = 2**31
 class Runs:
     """The run lengths of n masks, background first. values: int64, all masks' in one row; starts: (n + 1,) int64.
 
-    sound: (n,) bool, the string could be decoded and no run is negative.
+    sound: (n,) bool, the string could be decoded and no run is negative or longer than any image.
     """
 
     values: NDArray[np.int64]
@@ -75,8 +76,7 @@ def runs_of_strings(strings: Sequence[str]) -> Runs:
     counts = np.bincount(mask_of_code[final], minlength=len(strings))
     starts = np.concatenate([[0], np.cumsum(counts)])
     values = _undone_differences(steps, starts)
-    negative = _sums((values < 0).astype(np.int64), starts) > 0
-    return Runs(values, starts, sound & ~negative & ~too_long)
+    return Runs(values, starts, sound & ~_out_of_range(values, starts) & ~too_long)
 
 
 def runs_of_lists(lists: Sequence[Sequence[int]]) -> Runs:
@@ -84,7 +84,7 @@ def runs_of_lists(lists: Sequence[Sequence[int]]) -> Runs:
     counts = np.array([len(runs) for runs in lists], np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)])
     values = np.fromiter(chain.from_iterable(lists), np.int64, int(starts[-1]))
-    return Runs(values, starts, _sums((values < 0).astype(np.int64), starts) == 0)
+    return Runs(values, starts, ~_out_of_range(values, starts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,6 +254,10 @@ def _undone_differences(steps: NDArray[np.int64], starts: NDArray[np.int64]) -> 
     values = np.empty_like(steps)
     values[order] = sums - before[np.cumsum(firsts) - 1]
     return values
+
+
+def _out_of_range(values: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return _sums(((values < 0) | (values >= MOST_PIXELS)).astype(np.int64), starts) > 0
 
 
 def _sums(values: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:

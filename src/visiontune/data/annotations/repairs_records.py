@@ -1,10 +1,8 @@
 """Repairs of form, ids, references, class names and conventions. Each is a table in, a table and its changes out."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from visiontune.data.annotations.changes import (
     Change,
@@ -17,7 +15,7 @@ from visiontune.data.annotations.changes import (
 )
 from visiontune.data.annotations.coco import ENTRY
 from visiontune.data.annotations.conventions import in_pixels, told
-from visiontune.data.annotations.faults_classes import name_key
+from visiontune.data.annotations.faults_classes import alike_classes
 from visiontune.data.annotations.faults_ids import repeated, same_image, twins
 from visiontune.data.annotations.faults_structure import crowd_of
 from visiontune.data.annotations.table import Table, without
@@ -49,18 +47,26 @@ def mend_ids(table: Table) -> Mended:
 
 def mend_classes(table: Table) -> Mended:
     """Classes whose names differ in case or blanks alone become the first of them."""
-    names, ids = table.categories.names, table.categories.ids
-    first: dict[str, int] = {}
-    becomes: dict[int, int] = {}
-    keep = np.ones(len(names), bool)
-    for row, name in enumerate(names):
-        kept = first.setdefault(name_key(name), row) if name.strip() else row
-        if ids[kept] != ids[row]:
-            becomes[int(ids[row])] = kept
+    categories, columns = table.categories, table.annotations
+    changes: list[Change] = []
+    category_ids = columns.category_ids.copy()
+    keep = np.ones(len(categories), bool)
+    for kept, *others in alike_classes(table):
+        new = int(categories.ids[kept])
+        alike = len({categories.names[row] for row in (kept, *others)}) > 1
+        code = "similar-class-names" if alike else "duplicate-class-name"
+        for row in others:
+            old = int(categories.ids[row])
+            before, after = f"{categories.names[row]} (id {old})", f"{categories.names[kept]} (id {new})"
+            changes.append(Change(code, table.name, None, None, "class", before, after))
+            of_class = np.flatnonzero(columns.category_ids == old)
+            changes += [on_annotation(table, place, code, "category_id", old, new) for place in of_class.tolist()]
+            category_ids[of_class] = new
             keep[row] = False
-    if not becomes:
+    if not changes:
         return table, []
-    return _merged_classes(table, becomes, keep)
+    table = replace(table, categories=categories.take(np.flatnonzero(keep)))
+    return table.with_annotations(category_ids=category_ids), changes
 
 
 def mend_convention(table: Table) -> Mended:
@@ -196,20 +202,3 @@ def _without_unknown(table: Table) -> Mended:
     return annotations_dropped(
         table, dict.fromkeys(no_class, "unknown-category") | dict.fromkeys(no_image, "unknown-image")
     )
-
-
-def _merged_classes(table: Table, becomes: Mapping[int, int], keep: NDArray[np.bool_]) -> Mended:
-    categories, columns = table.categories, table.annotations
-    category_ids = columns.category_ids.copy()
-    changes: list[Change] = []
-    for row in np.flatnonzero(~keep).tolist():
-        old, kept = int(categories.ids[row]), becomes[int(categories.ids[row])]
-        new = int(categories.ids[kept])
-        name, kept_name = categories.names[row], categories.names[kept]
-        code = "duplicate-class-name" if name == kept_name else "similar-class-names"
-        changes.append(Change(code, table.name, None, None, "class", f"{name} (id {old})", f"{kept_name} (id {new})"))
-        of_class = np.flatnonzero(columns.category_ids == old)
-        category_ids[of_class] = new
-        changes += [on_annotation(table, place, code, "category_id", old, new) for place in of_class.tolist()]
-    table = replace(table, categories=categories.take(np.flatnonzero(keep)))
-    return table.with_annotations(category_ids=category_ids), changes

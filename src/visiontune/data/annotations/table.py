@@ -4,6 +4,7 @@ A column holds what can be used. What a file says instead of a usable value stan
 faults can be named and a file is written back as it was read.
 """
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
@@ -216,7 +217,8 @@ def without(odd: Odd, rows: Sequence[int], name: str) -> Odd:
 def merged(tables: Sequence[Table], name: str) -> Table:
     """Several tables as one: images and annotations numbered anew, from 1, where two tables use the same id.
 
-    Classes are one where their names are equal. ValueError without a table.
+    Classes are one where their names are equal. File names begin with the folder of their table, where it has one: each
+    split of a Roboflow export has its own 1.jpg. ValueError without a table.
     """
     if len(tables) == 1:
         return replace(tables[0], name=name)
@@ -284,12 +286,17 @@ def _concatenated_images(tables: Sequence[Table]) -> Images:
     parts = [table.images for table in tables]
     return Images(
         np.concatenate([part.ids for part in parts]),
-        tuple(name for part in parts for name in part.file_names),
+        tuple(_with_folder(name, table) for table in tables for name in table.images.file_names),
         np.concatenate([part.widths for part in parts]),
         np.concatenate([part.heights for part in parts]),
         tuple(split for part in parts for split in part.splits),
         *_shifted(parts),
     )
+
+
+def _with_folder(file_name: str, table: Table) -> str:
+    folder = posixpath.dirname(table.name)
+    return posixpath.join(folder, file_name) if folder and file_name else file_name
 
 
 def _concatenated_categories(tables: Sequence[Table]) -> Categories:
