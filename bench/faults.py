@@ -167,9 +167,8 @@ def timed(count: int, polygons: bool) -> None:
         read = time.perf_counter() - start
         findings = examine(table).findings
         whole = time.perf_counter() - start
-    print(
-        f"  {count:>9,} {what:<8} {megabytes:>4.0f} MB: read {read:.1f} s, in all {whole:.1f} s, {len(findings)} findings"
-    )
+    seconds = f"read {read:.1f} s, in all {whole:.1f} s"
+    print(f"  {count:>9,} {what:<8} {megabytes:>4.0f} MB: {seconds}, {len(findings)} findings")
 
 
 def main() -> None:

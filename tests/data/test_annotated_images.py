@@ -196,7 +196,7 @@ def test_yolo_says_the_same_as_coco(prepared: Dataset, tmp_path: Path) -> None:
         assert np.allclose(found[name].boxes, objects.boxes, atol=1e-4)
 
 
-def test_given_splits_are_kept_and_a_name_in_two_folders_is_not_guessed(tmp_path: Path) -> None:
+def test_the_splits_of_a_roboflow_export_are_kept(tmp_path: Path) -> None:
     for split, numbers in (("train", range(6)), ("valid", range(6, 9)), ("test", range(9, 12))):
         (tmp_path / "source" / split).mkdir(parents=True)
         images = [{"id": n, "file_name": f"{n}.png", "width": SIDE, "height": SIDE} for n in numbers]
@@ -210,12 +210,14 @@ def test_given_splits_are_kept_and_a_name_in_two_folders_is_not_guessed(tmp_path
             Image.fromarray(pixels).save(tmp_path / "source" / split / f"{n}.png")
     dataset = visiontune.prepare(tmp_path / "source", tmp_path / "data", workers=1)
     assert dataset.info.splits == {"train": 6, "validation": 3, "test": 3}
-    (tmp_path / "source" / "other").mkdir()
-    (tmp_path / "source" / "test" / "9.png").rename(tmp_path / "source" / "other" / "9.png")
+
+
+def test_a_name_that_files_in_two_folders_have_is_not_guessed(tmp_path: Path) -> None:
+    source = coco(tmp_path / "source")
     (tmp_path / "source" / "more").mkdir()
-    (tmp_path / "source" / "more" / "9.png").write_bytes((tmp_path / "source" / "other" / "9.png").read_bytes())
-    faults = [fault for fault in visiontune.inspect(tmp_path / "source").faults if fault.code == "ambiguous-file"]
-    assert len(faults) == 1 and "more, other" in faults[0].found
+    (tmp_path / "source" / "more" / "009.png").write_bytes((tmp_path / "source" / "images" / "009.png").read_bytes())
+    (fault,) = [fault for fault in visiontune.inspect(source).faults if fault.code == "ambiguous-file"]
+    assert fault.where == "009.png" and "images, more" in fault.found
 
 
 def test_images_outside_the_source_are_not_read(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def sound_entry(annotation_id):
 
 
 @given(st.lists(st.sampled_from([plant for plant in PLANTS if plant.code != "missing-section"]), max_size=6))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_second_repair_changes_nothing_and_finds_nothing_to_mend(plants):
     file = copy.deepcopy(SOUND)
     for plant in plants:
@@ -56,7 +56,7 @@ def test_a_second_repair_changes_nothing_and_finds_nothing_to_mend(plants):
 
 
 @given(st.lists(st.sampled_from([plant for plant in PLANTS if plant.code != "missing-section"]), max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_annotation_that_is_gone_is_counted(plants):
     file = copy.deepcopy(SOUND)
     for plant in plants:

@@ -189,8 +189,8 @@ def _refuse_too_long(adapter: ModelAdapter, datasets: Sequence[Dataset], recipe:
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise DataError(
-            f"{len(found)} samples leave no room for an answer: images and question take the {most} tokens allowed, and "
-            "images are never cut.",
+            f"{len(found)} samples leave no room for an answer: images and question take the {most} tokens allowed, "
+            "and images are never cut.",
             where=", ".join(found[:5]) + more,
             fix="prepare with --max-pages, raise --data.max_tokens, or lower --data.image_longest_edge",
         )

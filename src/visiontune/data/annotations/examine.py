@@ -29,6 +29,9 @@ from visiontune.data.annotations.table import Table
 Find = Callable[[Table, Measures], list[Finding]]
 Mend = Callable[[Table, Measures], tuple[Table, list[Change]]]
 
+# A stage is run again on what it mended, so often at most: a repair that undid itself would never end.
+_PASSES = 5
+
 # In this order. `geometry`: the stage needs boxes in pixels.
 STAGES: tuple[tuple[Find, Mend, bool], ...] = (
     (lambda table, _: structure_faults(table), lambda table, _: mend_structure(table), False),
@@ -78,8 +81,16 @@ def examine(table: Table, files: ImageFiles | None = None) -> Examined:
         findings += found
         if any(finding.code == "missing-section" for finding in found):
             break
-        if any(finding.severity in ("repair", "drop") for finding in found):
+        # What is mended may lay bare what could not be seen before: a polygon put into a list, with half a point in it.
+        for _ in range(_PASSES):
+            if not any(finding.severity in ("repair", "drop") for finding in found):
+                break
             table, made = mend(table, measures)
+            if not made:
+                break
             changes += made
             measures = Measures(table)
+            found = find(table, measures)
+            said = set(findings)
+            findings += [finding for finding in found if finding not in said]
     return Examined(ordered(findings), table, changes)

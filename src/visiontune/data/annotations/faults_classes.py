@@ -24,7 +24,7 @@ def name_key(name: str) -> str:
 
 
 def alike_classes(table: Table) -> list[list[int]]:
-    """Groups of rows whose names differ in case or blanks at most. A class that shares its id with another is in none."""
+    """Groups of rows whose names differ in case or blanks at most. Classes that share an id are in none."""
     ids = table.categories.ids
     shared = set(ids[repeated(ids)].tolist())
     alike: dict[str, list[int]] = defaultdict(list)
