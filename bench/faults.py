@@ -10,6 +10,7 @@ the tests have stand for BCCD and the nuclei.
 
 import argparse
 import platform
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,10 +25,12 @@ from numpy.typing import NDArray
 from visiontune.data.annotations import coco, formats
 from visiontune.data.annotations.examine import Examined, examine
 from visiontune.data.annotations.findings import Finding
-from visiontune.data.annotations.image_files import folders, measure
-from visiontune.data.annotations.planted import PLANTS, planted, sound_annotations
-from visiontune.data.annotations.planted_images import IMAGE_PLANTS, draw_images
+from visiontune.data.annotations.image_files import Places, measure
 from visiontune.data.annotations.table import merged
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests know which faults to plant
+from tests.planted_annotations import PLANTS, planted, sound_annotations
+from tests.planted_images import IMAGE_PLANTS, draw_images
 
 EXTRACTS = Path(__file__).parents[1] / "tests/data/annotations"
 WIDTH, HEIGHT = 640, 480
@@ -80,8 +83,8 @@ def plant_images() -> tuple[int, int, int]:
             if plant.code == "image-in-several-splits":
                 splits = tuple("test" if number == image_id else "train" for number in table.images.ids.tolist())
                 table = replace(table, images=replace(table.images, splits=splits))
-            found = examine(table, measure(table, [folder]))
-            again = examine(found.mended, measure(found.mended, [folder]))
+            found = examine(table, measure(table, Places(folder)))
+            again = examine(found.mended, measure(found.mended, Places(folder)))
         hit = hits(found.findings, plant.code, image_id, None)
         right += len(hit) == 1
         others = [finding.code for finding in found.findings if finding not in hit]
@@ -105,7 +108,7 @@ def clean(name: str, source: Path | None) -> int:
         files = None
     else:
         as_published = merged(formats.read(source), name)
-        places = folders(source)
+        places = Places(source)
         with_images = (source / "JPEGImages").is_dir() or (source / "images").is_dir()
         files = measure(as_published, places) if with_images else None
         found = examine(as_published, files)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from tests.planted_annotations import PLANTS, planted, sound_annotations
 from visiontune.data.annotations import coco
 from visiontune.data.annotations.examine import examine
 from visiontune.data.annotations.masks import objects, to_pixels
-from visiontune.data.annotations.planted import PLANTS, planted, sound_annotations
 from visiontune.data.annotations.table import Kind, Table, merged
 from visiontune.errors import DataError
 

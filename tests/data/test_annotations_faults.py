@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.planted_annotations import PLANTS, planted, sound_annotations
+from tests.planted_images import IMAGE_PLANTS, draw_images
 from visiontune.data.annotations import coco, formats
 from visiontune.data.annotations.conventions import MANY
 from visiontune.data.annotations.examine import examine
-from visiontune.data.annotations.image_files import find, folders, measure
-from visiontune.data.annotations.planted import PLANTS, planted, sound_annotations
-from visiontune.data.annotations.planted_images import IMAGE_PLANTS, draw_images
+from visiontune.data.annotations.image_files import Places, measure
 
 REAL = Path(__file__).parent / "annotations"
 # What a fault brings about besides itself, on the same annotation or the same class.
@@ -46,13 +46,13 @@ def test_at_least_39_faults_of_annotations_have_a_name():
 def test_a_fault_of_an_image_file_is_found_and_nothing_else(plant, tmp_path):
     file = sound_annotations(9)
     draw_images(tmp_path, file)
-    assert examine(coco.to_table(file, "x"), measure(coco.to_table(file, "x"), [tmp_path])).findings == []
+    assert examine(coco.to_table(file, "x"), measure(coco.to_table(file, "x"), Places(tmp_path))).findings == []
     image_id = plant.plant(tmp_path, file)
     table = coco.to_table(file, "x")
     if plant.code == "image-in-several-splits":
         splits = tuple("test" if number == image_id else "train" for number in table.images.ids.tolist())
         table = replace(table, images=replace(table.images, splits=splits))
-    findings = examine(table, measure(table, [tmp_path])).findings
+    findings = examine(table, measure(table, Places(tmp_path))).findings
     assert [(finding.code, finding.image_id) for finding in findings] == [(plant.code, image_id)]
 
 
@@ -152,7 +152,7 @@ def test_the_same_image_in_the_folders_of_two_splits_is_named(tmp_path):
         (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(file))
         draw_images(tmp_path / split, file)
     tables = coco.read(tmp_path)
-    files = [measure(table, [(tmp_path / table.name).parent]) for table in tables]
+    files = [measure(table, Places((tmp_path / table.name).parent)) for table in tables]
     assert [finding.code for finding in duplicate_images(tables, files)] == ["image-in-several-splits"] * 3
 
 
@@ -161,12 +161,10 @@ def test_images_are_found_beside_and_above_the_annotations_and_never_outside(tmp
     (tmp_path / "data/annotations").mkdir(parents=True)
     (tmp_path / "data/annotations/a.json").write_text(json.dumps(file))
     draw_images(tmp_path / "data/images", file)
-    places = folders(tmp_path / "data/annotations/a.json")
-    assert find("000.png", places) == (tmp_path / "data/images/000.png").resolve()
+    places = Places(tmp_path / "data/annotations/a.json")
+    assert places.find("000.png") == [tmp_path / "data/images/000.png"]
     (tmp_path / "secret.png").write_bytes(b"")
-    assert find("../secret.png", places) is None
-    assert find("../../secret.png", places) is None
-    assert find("", places) is None
+    assert places.find("../secret.png") == places.find("../../secret.png") == places.find("") == []
 
 
 def test_findings_are_faults_of_the_house_with_their_place():

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
+from tests.planted_annotations import sound_annotations
 from visiontune.data.annotations import coco
 from visiontune.data.annotations.crossings import crossing
 from visiontune.data.annotations.masks import (
@@ -17,7 +18,6 @@ from visiontune.data.annotations.masks import (
     to_pixels,
 )
 from visiontune.data.annotations.measures import Measures
-from visiontune.data.annotations.planted import sound_annotations
 
 PIXELS = arrays.arrays(np.bool_, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.planted_annotations import PLANTS, planted, sound_annotations
+from tests.planted_images import IMAGE_PLANTS, draw_images
 from visiontune.data.annotations import coco
 from visiontune.data.annotations.examine import examine
-from visiontune.data.annotations.image_files import measure
+from visiontune.data.annotations.image_files import Places, measure
 from visiontune.data.annotations.masks import from_pixels, objects, to_pixels
-from visiontune.data.annotations.planted import PLANTS, planted, sound_annotations
-from visiontune.data.annotations.planted_images import IMAGE_PLANTS, draw_images
 from visiontune.data.annotations.repairs_images import turned_pixels, turned_points
 from visiontune.data.annotations.repairs_objects import clipped_ring
 from visiontune.data.images import decode
@@ -227,8 +227,8 @@ def test_repairs_with_image_files_are_done_once(plant, tmp_path):
     draw_images(tmp_path, file)
     plant.plant(tmp_path, file)
     table = coco.to_table(file, "x")
-    first = examine(table, measure(table, [tmp_path]))
-    second = examine(first.mended, measure(first.mended, [tmp_path]))
+    first = examine(table, measure(table, Places(tmp_path)))
+    second = examine(first.mended, measure(first.mended, Places(tmp_path)))
     assert second.changes == []
     assert [finding for finding in second.findings if finding.severity in ("repair", "drop")] == []
     gone = len(file["images"]) + len(file["annotations"])
@@ -255,7 +255,7 @@ def test_boxes_and_masks_of_a_turned_image_stand_on_their_pixels(tmp_path):
         "categories": [{"id": 1, "name": "a"}],
     }
     table = coco.to_table(file, "turned")
-    found = examine(table, measure(table, [tmp_path]))
+    found = examine(table, measure(table, Places(tmp_path)))
     upright = np.asarray(decode((tmp_path / "a.png").read_bytes()))[..., 0] > 0
     for one in objects(found.mended, 0).masks:
         assert (to_pixels(one) == upright).all()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.planted_annotations import sound_annotations
 from visiontune.data.annotations import coco, formats, voc
 from visiontune.data.annotations.examine import examine
-from visiontune.data.annotations.planted import sound_annotations
 from visiontune.errors import DataError
 
 BCCD = Path(__file__).parent / "annotations/bccd"

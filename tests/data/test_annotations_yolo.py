@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.planted_annotations import sound_annotations
+from tests.planted_images import draw_images
 from visiontune.data.annotations import coco, yolo
 from visiontune.data.annotations.examine import examine
-from visiontune.data.annotations.planted import sound_annotations
-from visiontune.data.annotations.planted_images import draw_images
 from visiontune.errors import DataError
 
 SIDE = (40, 20)

@@ -39,7 +39,6 @@ _FIXES = {
     "broken-line": "correct the line in the metadata file",
     "missing-file": "add the file, or take out what points to it",
     "outside-folder": "copy the file into the folder",
-    "ambiguous-file": "name the image by its path from the folder of the source",
     "empty-answer": "write the answer, or take the row out",
     "empty-document": "give the row its text, or take it out",
     "not-a-text": "write a text (or a list of texts) in this column, or name another column",
@@ -77,11 +76,6 @@ def missing_file(where: str, path: str) -> Fault:
 def outside_folder(where: str, path: str) -> Fault:
     """A path or a link that leads out of the data's folder."""
     return left_out("outside-folder", where, f"{path} leads to no file inside the folder of the data")
-
-
-def ambiguous_file(name: str, folders: Sequence[str]) -> Fault:
-    """A name that files in several folders have."""
-    return left_out("ambiguous-file", name, f"files in several folders have this name: {', '.join(folders)}")
 
 
 def empty_answer(row_id: str) -> Fault:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visiontune.data.annotations.planted import Coco
+from tests.planted_annotations import Coco
 
 _ORIENTATION = 0x0112
 
