@@ -178,3 +178,10 @@ def test_what_is_no_coco_file_is_refused_with_its_name(tmp_path, text, found):
     with pytest.raises(DataError, match=found) as error:
         coco.read(tmp_path / "file.json")
     assert "file.json" in (error.value.where or "")
+
+
+def test_whole_numbers_too_large_for_a_float_are_written_back_as_they_were():
+    big = 2**53 + 1
+    one = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [big, 0, 1e20, 5], "area": big, "iscrowd": 0}
+    file = {"images": [], "annotations": [one, {**one, "id": 2, "bbox": [1, 2, 1e20, 5]}], "categories": []}
+    assert coco.to_json(coco.to_table(file, "x")) == file

@@ -69,8 +69,8 @@ def test_letters_that_the_model_cannot_tell_apart_are_an_error_until_the_fix_is_
 
 def test_of_a_tiny_model_the_vision_side_is_told_alone(texts: Path) -> None:
     reading = visiontune.inspect(texts, limit=3, model="tiny/deepseek-ocr2").reading
-    assert reading is not None and reading.ratio is None and reading.side == 512
-    assert reading.page_tokens == page_tokens("tiny/deepseek-ocr2", 512)
+    assert reading is not None and reading.ratio is None and reading.side == 576  # as large as the letters need
+    assert reading.page_tokens == page_tokens("tiny/deepseek-ocr2", 576)
     with pytest.raises(ModelError, match="no tokenizer"):
         visiontune.prepare(texts, "unused", ratio=2, model="tiny/deepseek-ocr")
     with pytest.raises(ModelError, match="no 'tiny/other'"):
@@ -85,7 +85,7 @@ def test_a_tiny_model_is_asked_about_the_page_that_training_gives_it(texts: Path
         data = visiontune.prepare(texts, tmp_path / str(side), limit=9, pages={"width": side, "height": side})
         recipe = derive([data], [None], "tiny/deepseek-ocr", hardware("cpu"))
         assert data.info.pages is not None
-        assert page_side("tiny/deepseek-ocr", data.info.pages) == recipe.data.image_longest_edge
+        assert page_side("tiny/deepseek-ocr", data.info.pages, data.fonts()) == recipe.data.image_longest_edge
 
 
 def test_images_are_not_read(digits_folder: Path, checkpoint: Path) -> None:

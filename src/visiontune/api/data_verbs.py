@@ -115,7 +115,7 @@ def prepare(
             raise DataError("there is no such folder, file or known corpus", where=str(one), fix=fix)
     fetched = folder.with_name(f"{folder.name}.corpora")
     sources = [
-        Named(Path(one), columns, repair)
+        Named(Path(one), columns, repair=repair)
         if corpus is None
         else Named(open_corpus(corpus, fetched, limit=limit), called=corpus)
         for one, corpus in zip(given, corpora, strict=True)

@@ -76,7 +76,7 @@ def prepare(
     disk is full or a worker dies.
     """
     sources = [
-        one if isinstance(one, Source) else Source(Path(one), columns, repair)
+        one if isinstance(one, Source) else Source(Path(one), columns, repair=repair)
         for one in ([source] if isinstance(source, str | Path | Source) else source)
     ]
     out = Path(out)

@@ -18,8 +18,8 @@ class Source:
 
     path: Path
     columns: Mapping[str, str] | None = None
-    repair: bool = False
     called: str | None = None
+    repair: bool = False
 
 
 def names(sources: Sequence[Source]) -> list[str]:

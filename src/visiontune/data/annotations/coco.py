@@ -35,6 +35,7 @@ _NUMBERS = frozenset({int, float})
 _IMAGE = ("id", "file_name", "width", "height")
 _CATEGORY = ("id", "name", "supercategory")
 _ANNOTATION = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+EXACT = 2**53  # whole numbers up to here are themselves as float64
 # What an entry that is no JSON object leaves in `odd`.
 ENTRY = "entry"
 
@@ -237,9 +238,10 @@ def _boxes(rows: Entries, odd: dict[tuple[int, str], Any]) -> NDArray[np.float64
         flat = list(chain.from_iterable(values))
         if set(map(type, flat)) <= _NUMBERS:
             column = np.array(flat, np.float64).reshape(-1, 4)
-            for row in np.flatnonzero(~np.isfinite(column).all(axis=1)).tolist():
-                odd[row, "bbox"] = values[row]
-                column[row] = np.nan
+            for row in np.flatnonzero(~(np.abs(column) < EXACT).all(axis=1)).tolist():
+                if not _is_box(values[row]):
+                    odd[row, "bbox"] = values[row]
+                    column[row] = np.nan
             return column
     column = np.full((len(values), 4), np.nan)
     for row, value in enumerate(values):
@@ -256,7 +258,7 @@ def _is_box(value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     if type(value) is int:
-        return abs(value) < 2**63
+        return abs(value) <= EXACT
     return type(value) is float and math.isfinite(value)
 
 
@@ -264,7 +266,7 @@ def _areas(rows: Entries, odd: dict[tuple[int, str], Any]) -> NDArray[np.float64
     values = [entry.get("area", ABSENT) for entry in rows]
     if set(map(type, values)) <= _NUMBERS:
         column = np.array(values, np.float64)
-        if np.isfinite(column).all():
+        if (np.abs(column) < EXACT).all():
             return column
     column = np.full(len(values), np.nan)
     for row, value in enumerate(values):
