@@ -13,8 +13,10 @@ from PIL import Image
 import visiontune
 from visiontune.data.annotations.masks import from_pixels
 from visiontune.data.dataset import Dataset
+from visiontune.data.formats.rows import SourceRow
 from visiontune.data.objects import Objects, from_text, to_text
-from visiontune.data.split import SPLITS
+from visiontune.data.split import SPLITS, assign
+from visiontune.data.survey import _strata
 from visiontune.errors import DataError
 
 CLASSES = ("cat", "dog", "owl")
@@ -106,6 +108,17 @@ def test_each_class_stands_in_each_split_in_its_share(prepared: Dataset) -> None
         total = counts.total()
         for split, share in zip(SPLITS, (0.70, 0.15, 0.15), strict=True):
             assert abs(counts[split] - share * total) <= max(1.5, 0.05 * total), (counts, split)
+
+
+def test_the_rarest_class_that_an_image_shows_decides_where_it_is_counted() -> None:
+    rows = [
+        SourceRow(f"{i}.png", (), (), None, "[]", False, None, of_classes=("cat", "owl") if i % 15 == 0 else ("cat",))
+        for i in range(300)
+    ]
+    for seed in range(10):
+        splits = assign([row.id for row in rows], range(300), _strata(rows), given=[None] * 300, earlier={}, seed=seed)
+        owls = Counter(split for split, row in zip(splits, rows, strict=True) if "owl" in (row.of_classes or ()))
+        assert owls == {"train": 14, "validation": 3, "test": 3}
 
 
 def test_what_would_be_trained_follows_from_what_stands_in_the_data(tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
 """Datasets of documents: every character comes back, page counts are right, what has no glyphs is left out."""
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 from pathlib import Path
 
 import datasets
 import pyarrow.parquet as pq
 import pytest
 
+from tests.killed import count_changes_of_the_disk, killed
 from visiontune.data.dataset import GROUP_BYTES, Dataset, StoredRow, write_shard
 from visiontune.data.documents import looks_like_markdown, scripts_of
 from visiontune.data.inspect import inspect
@@ -330,34 +328,15 @@ def test_the_number_of_workers_changes_nothing(write, tmp_path):
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
-def killed(count, source, out):
-    """Prepare in a child that dies by SIGKILL at its count-th change of the disk; whether it did not get that far."""
+def killed_preparing(moment, source, out):
+    """Prepare in a child that dies by SIGKILL at its moment-th change of the disk; whether it did not get that far."""
 
-    def child():
-        left = count
-
-        def counted(function):
-            def call(*arguments, **named):
-                nonlocal left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return function(*arguments, **named)
-
-            return call
-
-        for name in ("replace", "unlink", "mkdir"):
-            setattr(Path, name, counted(getattr(Path, name)))
+    def work(counted):
+        count_changes_of_the_disk(counted)
         pq.ParquetWriter.write_table = counted(pq.ParquetWriter.write_table)
-        shutil.rmtree = counted(shutil.rmtree)
-        shutil.copyfile = counted(shutil.copyfile)
         prepare(source, out, **SMALL, fonts=[DEFAULT_FONT, CJK])
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode == 0
+    return killed(moment, work)
 
 
 def test_killed_at_every_moment_and_run_again_it_ends_the_same(write, tmp_path):
@@ -365,7 +344,7 @@ def test_killed_at_every_moment_and_run_again_it_ends_the_same(write, tmp_path):
     expected = prepare(source, tmp_path / "expected", **SMALL, fonts=[DEFAULT_FONT, CJK])
     for moment in range(1000):
         out = tmp_path / f"out {moment}"
-        finished = killed(moment, source, out)
+        finished = killed_preparing(moment, source, out)
         if (out / "dataset.json").exists():
             Dataset.open(out).verify()
         assert prepare(source, out, **SMALL, fonts=[DEFAULT_FONT, CJK]).info == expected.info

@@ -1,10 +1,7 @@
 """Pages as image files: the pixels that training sees, in a form that other tools read."""
 
 import json
-import multiprocessing
-import os
 import random
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from PIL import Image
 
 import visiontune
+from tests.killed import Counted, count_changes_of_the_disk, killed
 from visiontune.data import materialise
 from visiontune.data.dataset import Dataset
 from visiontune.data.materialise import file_stem, write_pages
@@ -146,32 +144,15 @@ def test_pages_of_another_state_of_the_dataset_do_not_stay(
     assert "did not show the dataset as it is now" in capsys.readouterr().err
 
 
-def killed(count: int, source: Path, out: Path, font_size: int = 12) -> bool:
-    """Prepare in a child that dies by SIGKILL at its count-th change of the disk; whether it did not get that far."""
+def killed_preparing(moment: int, source: Path, out: Path, font_size: int = 12) -> bool:
+    """Prepare in a child that dies by SIGKILL at its moment-th change of the disk; whether it did not get that far."""
 
-    def child() -> None:
-        left = count
-
-        def counted(function: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: object, **named: object) -> object:
-                nonlocal left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return function(*arguments, **named)
-
-            return call
-
-        for name in ("replace", "unlink", "mkdir"):
-            setattr(Path, name, counted(getattr(Path, name)))
+    def work(counted: Counted) -> None:
+        count_changes_of_the_disk(counted)
         Image.Image.save = counted(Image.Image.save)
         prepare(source, out, pages={**SMALL_PAGES, "font_size": font_size}, materialise="png", workers=1)
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode == 0
+    return killed(moment, work)
 
 
 def test_killed_again_and_again_it_ends_the_same(
@@ -181,7 +162,7 @@ def test_killed_again_and_again_it_ends_the_same(
     source = articles(7)
     expected = prepare(source, tmp_path / "expected", pages=SMALL_PAGES, materialise="png", workers=1)
     attempts = 1
-    while not killed(30, source, tmp_path / "out"):
+    while not killed_preparing(30, source, tmp_path / "out"):
         attempts += 1
         assert attempts < 20
     assert attempts > 2
@@ -194,7 +175,7 @@ def test_what_a_killed_preparation_drew_is_not_taken_for_other_pages(
     expected = prepare(articles(6), tmp_path / "expected", pages=SMALL_PAGES, materialise="png", workers=1)
     for moment in (30, 37, 44, 51):
         out = tmp_path / f"out {moment}"
-        assert not killed(moment, articles(6), out, font_size=13)
+        assert not killed_preparing(moment, articles(6), out, font_size=13)
         assert list(out.rglob("*.png"))
         prepare(articles(6), out, pages=SMALL_PAGES, materialise="png", workers=1)
         assert files(out / "pages") == files(expected.path / "pages")

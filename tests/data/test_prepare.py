@@ -2,10 +2,8 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.killed import Counted, count_changes_of_the_disk, killed
 from visiontune.data.dataset import Dataset, write_shard
 from visiontune.data.images import decode_with_facts
 from visiontune.data.prepare import prepare
@@ -66,33 +65,15 @@ def test_nothing_but_the_dataset_is_left(classes, tmp_path):
     assert files(tmp_path / "out").keys() == {"dataset.json", *dataset.info.files}
 
 
-def killed(count: int, source: Path, out: Path) -> bool:
-    """Prepare in a child that dies by SIGKILL at its count-th change of the disk; whether it did not get that far."""
+def killed_preparing(moment: int, source: Path, out: Path) -> bool:
+    """Prepare in a child that dies by SIGKILL at its moment-th change of the disk; whether it did not get that far."""
 
-    def child():
-        left = count
-
-        def counted(function):
-            def call(*arguments, **named):
-                nonlocal left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return function(*arguments, **named)
-
-            return call
-
-        for name in ("replace", "unlink", "mkdir"):
-            setattr(Path, name, counted(getattr(Path, name)))
+    def work(counted: Counted) -> None:
+        count_changes_of_the_disk(counted)
         pq.ParquetWriter.write_table = counted(pq.ParquetWriter.write_table)
-        shutil.rmtree = counted(shutil.rmtree)
         prepare(source, out, **SMALL)
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode == 0
+    return killed(moment, work)
 
 
 def test_killed_at_every_moment_and_run_again_it_ends_the_same(classes, tmp_path):
@@ -100,7 +81,7 @@ def test_killed_at_every_moment_and_run_again_it_ends_the_same(classes, tmp_path
     expected = prepare(source, tmp_path / "expected", **SMALL)
     for moment in range(1000):
         out = tmp_path / f"out {moment}"
-        finished = killed(moment, source, out)
+        finished = killed_preparing(moment, source, out)
         if (out / "dataset.json").exists():
             Dataset.open(out).verify()
         elif out.exists():
@@ -117,7 +98,7 @@ def test_killed_again_and_again_it_still_gets_done(classes, tmp_path):
     source = classes({"cat": 20, "dog": 20})
     prepare(source, tmp_path / "expected", **SMALL)
     attempts = 1
-    while not killed(12, source, tmp_path / "out"):
+    while not killed_preparing(12, source, tmp_path / "out"):
         attempts += 1
         assert attempts < 20
     assert attempts > 1
@@ -134,7 +115,7 @@ def test_killed_while_extending_the_dataset_there_stays_whole(classes, tmp_path)
     for moment in range(1000):
         out = tmp_path / f"out {moment}"
         shutil.copytree(tmp_path / "earlier", out)
-        finished = killed(moment, source, out)
+        finished = killed_preparing(moment, source, out)
         standing = Dataset.open(out)
         standing.verify()
         assert standing.info in (earlier.info, expected.info)

@@ -1,9 +1,6 @@
 """Datasets at URLs: what arrives is the dataset, byte for byte, however often the copy was killed."""
 
 import json
-import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.servers import FTPServer
 
 import visiontune
+from tests.killed import Counted, killed
 from visiontune.cli import main
 from visiontune.data import remote
 from visiontune.data.dataset import Dataset
@@ -149,21 +147,11 @@ def test_what_has_arrived_is_not_copied_again(
     assert sorted(copied) == sorted(pages)
 
 
-def killed(count: int, folder: Path, url: str) -> bool:
-    """Copy in a child that dies by SIGKILL at its count-th change over there; whether it did not get that far."""
+def killed_copying(moment: int, folder: Path, url: str) -> bool:
+    """Copy in a child that dies by SIGKILL at its moment-th change over there; whether it did not get that far."""
 
-    def child() -> None:
-        left = count
-
-        def counted(function: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: object, **named: object) -> object:
-                nonlocal left
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-                return function(*arguments, **named)
-
-            return call
+    def work(counted: Counted) -> None:
+        tick = counted(lambda: None)
 
         def halves(self: LocalFileSystem, local: str, path: str, **_: object) -> None:
             written(self, path, Path(local).read_bytes())
@@ -175,18 +163,13 @@ def killed(count: int, folder: Path, url: str) -> bool:
                 tick()
                 file.write(data[len(data) // 2 :])
 
-        tick = counted(lambda: None)
         LocalFileSystem.put_file = halves
         LocalFileSystem.pipe_file = written
         for name in ("makedirs", "mv", "rm"):
             setattr(LocalFileSystem, name, counted(getattr(LocalFileSystem, name)))
         send(folder, url)
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode == 0
+    return killed(moment, work)
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -201,7 +184,7 @@ def test_killed_at_every_moment_of_the_copy_what_stands_there_is_whole(
         url = f"file://{tmp_path}/bucket {moment}"
         if earlier:
             send(old.path, url)
-        finished = killed(moment, new.path, url)
+        finished = killed_copying(moment, new.path, url)
         if (tmp_path / f"bucket {moment}/dataset.json").exists():
             standing = fetch(url, tmp_path / f"got {moment}")
             Dataset.open(standing).verify()
