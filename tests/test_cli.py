@@ -105,6 +105,11 @@ def test_require_sets_the_exit_status(call: Call, plan: Callable[..., Run]) -> N
     assert call("evaluate", run.path, "--split", "nothing")[0] == 2
 
 
+def test_texts_need_a_model(call: Call, digits: Dataset, tmp_path: Path) -> None:
+    code, _, err = call("train", digits.path, "--out", tmp_path / "run")
+    assert code == 1 and "--model" in err
+
+
 def test_pause_asks_through_the_folder(call: Call, plan: Callable[..., Run]) -> None:
     run = plan()
     assert call("pause", run.path)[0] == 0
@@ -123,7 +128,7 @@ def test_pause_asks_through_the_folder(call: Call, plan: Callable[..., Run]) -> 
         (["resume", "no-run"], 1, "recipe.yaml"),
         (["evaluate", "no-run", "--lora.rank", "3"], 1, "only `train`"),
         (["trian"], 2, "train"),
-        (["train", "x", "--out", "o"], 2, "--model"),
+        (["train", "x", "--out", "o"], 1, "x"),
         (["inspect", "x", "--colour", "red"], 2, "colour"),
     ],
 )

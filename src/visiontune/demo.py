@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visiontune import api
+from visiontune.data.sample import Prediction
 from visiontune.errors import MachineError
 from visiontune.exports.certificate import CERTIFICATE_NAME
 from visiontune.exports.shipment import is_shipment
@@ -59,11 +60,12 @@ def digits(out: Path) -> tuple[dict[str, Any], str]:
         api.export(run.path, to="gguf", quantisation="q8_0", out=shipped)
     certificate = json.loads((shipped / CERTIFICATE_NAME).read_text(encoding="utf-8"))
     predictions = api.predict(shipped, pictures[:: len(pictures) // PREDICTED])
+    answers = [p for p in predictions if isinstance(p, Prediction)]
     accuracy = scores.metric("accuracy").to_json()
     seconds = time.monotonic() - started
     lines = [f"receipt {receipt['name']}: {receipt['status']} ({receipt['reason']})" for receipt in run.receipts]
     lines += [f"certificate {check['name']}: {check['status']} ({check['found']})" for check in certificate["checks"]]
-    lines += [f"{p.source[0]}: {p.target.answer} ({p.scores['confidence']:.2f})" for p in predictions]
+    lines += [f"{p.source[0]}: {p.target.answer} ({p.scores['confidence']:.2f})" for p in answers]
     lines.append(
         f"accuracy on the test split: {accuracy['value']:.4f} "
         f"(95 % interval {accuracy['low']:.4f} to {accuracy['high']:.4f}, n = {accuracy['n']}), after {seconds:.0f} s"

@@ -15,6 +15,7 @@ import numpy as np
 
 from visiontune import api
 from visiontune.data.pages import DEFAULT_FONT, PageSpec, load_fonts
+from visiontune.data.sample import Prediction
 from visiontune.files import folder_written_whole, write_text
 from visiontune.models.load import build_tiny
 from visiontune.run import Run
@@ -126,7 +127,7 @@ def pages(out: Path) -> tuple[dict[str, Any], str]:
     # Of one-word answers ROUGE-L is 1 where the word is right and 0 where it is not.
     others = {one["name"]: one["metrics"]["rougeL"] for one in beside if one["name"] in (BLANK, EXCHANGED)}
     lines += [f"beside it, {name}: {metric['value']:.3f} of the words right" for name, metric in others.items()]
-    lines += [f"{p.source[0]}: {p.target.answer}" for p in predictions]
+    lines += [f"{p.source[0]}: {p.target.answer}" for p in predictions if isinstance(p, Prediction)]
     lines.append(
         f"words of the test split read exactly, none of which was in training: {exact['value']:.3f} "
         f"(95 % interval {exact['low']:.3f} to {exact['high']:.3f}, n = {exact['n']}), after {seconds:.0f} s"

@@ -1,5 +1,6 @@
 """What the HTML pages share: how their templates are filled, and numbers and texts as a person reads them."""
 
+from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -25,10 +26,37 @@ NAMES = {
     "answered": "Answered, not abstained",
     "accuracy_answered": "Accuracy of the answered",
 }
+_FIGURES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP of small objects",
+    "ap_medium": "AP of medium objects",
+    "ap_large": "AP of large objects",
+    "ar1": "AR, best 1",
+    "ar10": "AR, best 10",
+    "ar100": "AR, best 100",
+    "ar_small": "AR of small objects",
+    "ar_medium": "AR of medium objects",
+    "ar_large": "AR of large objects",
+}
+NAMES |= _FIGURES
+for _prefix, _named in (("box", "Box {}"), ("mask", "Mask {}"), ("prompted_mask", "Mask {}, ground-truth boxes given")):
+    NAMES |= {f"{_prefix}_{figure}": _named.format(name) for figure, name in _FIGURES.items()}
+
+
+def within(name: str) -> str:
+    """A name of NAMES as it stands within a sentence: without the capital letter that starts a word."""
+    return name[:1].lower() + name[1:] if name[1:2].islower() else name
 
 
 def fill(template: str, facts: dict[str, Any], *, shown_pixels: int) -> str:
     """A page: the template with the facts in it. `shown_pixels` is the longest side of a picture on it."""
+    return _environment().get_template(template).render({"shown_pixels": shown_pixels, **facts})
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("visiontune"),
         autoescape=True,
@@ -46,7 +74,7 @@ def fill(template: str, facts: dict[str, Any], *, shown_pixels: int) -> str:
         "short": short,
         "label": lambda name: NAMES.get(name, name.replace("_", " ")),
     }
-    return environment.get_template(template).render({"shown_pixels": shown_pixels, **facts})
+    return environment
 
 
 def thousands(value: int) -> str:

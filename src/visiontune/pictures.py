@@ -13,7 +13,7 @@ from PIL import Image
 from visiontune.data.dataset import Dataset
 from visiontune.data.images import decode
 from visiontune.data.pages import pages
-from visiontune.data.sample import Images, Prediction, Sample
+from visiontune.data.sample import Images, ObjectPrediction, Prediction, Sample
 from visiontune.errors import DataError
 from visiontune.recipe import Recipe
 
@@ -21,6 +21,8 @@ SHOWN_PIXELS = 96
 STORED_PIXELS = 2 * SHOWN_PIXELS  # sharp on dense screens
 PIXEL_ART = 48  # smaller images are shown as the pixels they are
 IMAGES_A_SAMPLE = 2
+
+_Found = tuple[Dataset, Sample]
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,19 @@ def thumbnail(data: bytes) -> Thumbnail:
     scale = SHOWN_PIXELS / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     image.thumbnail((STORED_PIXELS, STORED_PIXELS), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
     kind = "png" if pixelated else "jpeg"
-    image.save(buffer, kind, quality=82)
-    return Thumbnail(
-        f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, pixelated
-    )
+    return Thumbnail(_uri(image, kind, quality=82), width, height, pixelated)
+
+
+def drawing(image: Image.Image) -> Thumbnail:
+    """An RGB image with lines and letters on it, at its own size."""
+    return Thumbnail(_uri(image, "jpeg", quality=82, subsampling=0), *image.size, False)
+
+
+def _uri(image: Image.Image, kind: str, **options: int) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 class Pictures:
@@ -76,31 +85,51 @@ class Pictures:
 
     def of_example(self, example: dict[str, Any]) -> list[Thumbnail]:
         """The images of a sample that a receipt names by dataset, split, index and id."""
-        dataset = self._datasets[example["dataset"]] if example["dataset"] < len(self._datasets) else None
-        return (
-            []
-            if dataset is None
-            else _thumbnails(dataset, dataset.sample(example["split"], example["index"]), example["id"])
-        )
+        return _thumbnails(self._example(example))
 
     def of_prediction(self, prediction: Prediction, split: str, position: int) -> list[Thumbnail]:
         """The images of the prediction in line `position` of a split: one line a sample, all datasets in turn."""
+        return _thumbnails(self._predicted(prediction.id, split, position))
+
+    def image_of_example(self, example: dict[str, Any]) -> Image.Image | None:
+        """The first image of a sample that a receipt names, whole."""
+        return _image(self._example(example))
+
+    def image_of_prediction(self, prediction: ObjectPrediction, split: str, position: int) -> Image.Image | None:
+        """The image of the prediction in line `position` of a split, whole."""
+        return _image(self._predicted(prediction.id, split, position))
+
+    def _example(self, example: dict[str, Any]) -> _Found | None:
+        dataset = self._datasets[example["dataset"]] if example["dataset"] < len(self._datasets) else None
+        return None if dataset is None else _found(dataset, example["split"], example["index"], example["id"])
+
+    def _predicted(self, expected: str, split: str, position: int) -> _Found | None:
         for dataset in self._datasets:
             if dataset is None:
-                return []
+                return None
             if position < dataset.count(split):
-                return _thumbnails(dataset, dataset.sample(split, position), prediction.id)
+                return _found(dataset, split, position, expected)
             position -= dataset.count(split)
-        return []
+        return None
 
 
-def _thumbnails(dataset: Dataset, sample: Sample, expected: str) -> list[Thumbnail]:
-    if sample.id != expected:  # rather no picture than one of another sample
+def _found(dataset: Dataset, split: str, index: int, expected: str) -> _Found | None:
+    sample = dataset.sample(split, index)
+    return (dataset, sample) if sample.id == expected else None  # rather no picture than one of another sample
+
+
+def _thumbnails(found: _Found | None) -> list[Thumbnail]:
+    if found is None:
         return []
+    dataset, sample = found
     if isinstance(sample.seen, Images):
         return [thumbnail(file.data) for file in sample.seen.files[:IMAGES_A_SAMPLE]]
     spec = dataset.info.pages
     return [] if spec is None else [_page(p) for p in pages(sample.seen.text, spec, dataset.fonts())[:IMAGES_A_SAMPLE]]
+
+
+def _image(found: _Found | None) -> Image.Image | None:
+    return decode(found[1].seen.files[0].data) if found and isinstance(found[1].seen, Images) else None
 
 
 def _page(page: NDArray[np.uint8]) -> Thumbnail:

@@ -46,18 +46,24 @@ class Data(Section):
     """What is shown to the model."""
 
     datasets: tuple[DatasetUse, ...] = Field(min_length=1, description="the datasets, in order")
-    prompt: str = Field(min_length=1, description="the question asked about each sample that brings none of its own")
+    prompt: str = Field(
+        default="", description="the question asked about each sample that brings none of its own; none about objects"
+    )
     limit: Count | None = Field(
         default=None,
         description="use the first N rows of each split of each dataset only",
     )
-    image_longest_edge: Count = Field(description="pixels to which the longer side is resized before tiling")
-    image_splitting: bool = Field(description="cut large images into tiles beside the overview")
+    image_longest_edge: Count = Field(
+        description="pixels to which the longer side is resized before tiling; of detectors the side of their input"
+    )
+    image_splitting: bool = Field(default=False, description="cut large images into tiles beside the overview")
     pages: PageSpec | None = Field(
         default=None, description="how documents become pages, as the datasets were prepared; none: images are seen"
     )
     augment: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="strength of shifts, turns and scaling of training images, 0 to 1; never mirrored"
+        default=0.0,
+        description="strength of shifts, turns and scaling of training images, of objects also of light "
+        "and colours, 0 to 1; texts are never mirrored",
     )
     augmented_views: Count | None = Field(
         default=None, description="augment each sample in so many ways, in turn; none: anew in each epoch"
@@ -66,8 +72,9 @@ class Data(Section):
         default=LEGIBLE_X_HEIGHT,
         description="pixels; pages whose letters are lower after the model's resize are refused",
     )
-    max_tokens: Count = Field(
-        description="longest sequence; longer answers are shortened and counted, images never cut"
+    max_tokens: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="longest sequence; longer answers are shortened and counted, images never cut; 0 for objects",
     )
 
     @model_validator(mode="after")
@@ -75,6 +82,25 @@ class Data(Section):
         if len({use.weight is None for use in self.datasets}) > 1:
             raise ValueError("give every dataset a weight, or none of them")
         return self
+
+
+class ObjectChoices(Section):
+    """Objects to be found in images; absent where the target is a text."""
+
+    classes: tuple[str, ...] = Field(min_length=1, description="names of the classes, in the order of their numbers")
+    masks: bool = Field(description="learn masks too; needs a model that draws them")
+    mirror: Literal["none", "horizontal", "all"] = Field(
+        description="mirror training images left to right, or in all ways: both mirrors and quarter turns"
+    )
+    most: Count = Field(default=100, description="objects found in an image at most")
+    queries: Count | None = Field(
+        default=None,
+        description="places for objects in a tiny detector, which is built for them; others have their own",
+    )
+    prompt_jitter: Share = Field(
+        default=0.1,
+        description="models that are told boxes: how far a side of a training box is moved, as a share of its length",
+    )
 
 
 class FeatureCache(Section):
@@ -111,6 +137,10 @@ class Optimizer(Section):
     beta1: Share = Field(default=0.9, description="decay of the mean of gradients")
     beta2: Share = Field(default=0.999, description="decay of the mean of squared gradients")
     epsilon: Positive = Field(default=1e-8, description="term added to the denominator")
+    average: Share = Field(
+        default=0.0,
+        description="decay of a moving average of the trained weights, which is evaluated and shipped; 0: none",
+    )
     clip_norm: Positive | None = Field(default=1.0, description="longest gradient; none: no clipping")
 
 
@@ -137,11 +167,13 @@ class Batch(Section):
 
 
 class Evaluation(Section):
-    """Validation by generation during the run."""
+    """Validation during the run."""
 
     every: Count = Field(description="steps between evaluations")
     samples: Count = Field(description="validation samples each time, the same ones")
-    metric: Literal["accuracy", "exact_match", "rougeL"] = Field(description="what the best checkpoint is chosen by")
+    metric: Literal[
+        "accuracy", "exact_match", "rougeL", "box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap"
+    ] = Field(description="what the best checkpoint is chosen by")
     answers: Literal["scored", "generated"] = Field(
         default="generated",
         description="scored: the label set's most probable label, from one reading of the prompt; generated: free text",
@@ -151,7 +183,9 @@ class Evaluation(Section):
         description="scored: abstain below the confidence from which on validation answers are right this often",
     )
     patience: Count | None = Field(default=None, description="stop after so many evaluations without a better one")
-    max_new_tokens: Count = Field(description="longest generated answer")
+    max_new_tokens: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="longest generated answer; 0 for objects"
+    )
 
 
 class Checkpoints(Section):
@@ -181,6 +215,9 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of order, new weights and dropout")
     model: ModelChoice
     data: Data
+    objects: ObjectChoices | None = Field(
+        default=None, description="what is found in images; none: the target is a text"
+    )
     features: FeatureCache = FeatureCache()
     parts: dict[str, PartState] = Field(description="what happens to each part of the model")
     lora: Lora
@@ -195,6 +232,32 @@ class Recipe(Section):
         default=None, description="what the app will do with pictures and prompts; none: not trained for a device"
     )
     why: dict[str, str] = Field(default_factory=dict, description="the reason for each derived choice")
+
+    @model_validator(mode="after")
+    def _says_nothing_of_the_other_target(self) -> "Recipe":
+        metrics = ("box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap")
+        if self.objects is None:
+            needed = {"data.prompt": self.data.prompt, "data.max_tokens": self.data.max_tokens}
+            needed |= {"evaluation.max_new_tokens": self.evaluation.max_new_tokens}
+            if absent := [name for name, value in needed.items() if not value]:
+                raise ValueError(f"{absent[0]} is needed for texts")
+            if self.evaluation.metric in metrics:
+                raise ValueError(f"evaluation.metric is {self.evaluation.metric}, which is of objects")
+            return self
+        if self.evaluation.metric not in metrics:
+            raise ValueError(
+                f"evaluation.metric is {self.evaluation.metric}; of objects there are {', '.join(metrics)}"
+            )
+        plain = {"data": ("prompt", "image_splitting", "pages", "augmented_views", "least_x_height", "max_tokens")}
+        plain |= {"evaluation": ("answers", "wanted_accuracy", "max_new_tokens")}
+        for section, names in plain.items():
+            chosen: BaseModel = getattr(self, section)
+            for name in names:
+                if getattr(chosen, name) != type(chosen).model_fields[name].default:
+                    raise ValueError(f"{section}.{name} is of texts, and objects are found here")
+        if self.device is not None or self.moe_dropout != MoeDropout():
+            raise ValueError("device and moe_dropout are of texts, and objects are found here")
+        return self
 
     @model_validator(mode="after")
     def _trains_what_the_device_does(self) -> "Recipe":
@@ -230,6 +293,8 @@ class Recipe(Section):
                 raise RecipeError(
                     f"'{name}' is set, but the recipe is for no device.", fix="name one: --for android-256"
                 )
+            if sections == ["objects"] and self.objects is None:
+                raise RecipeError(f"'{name}' is set, but the target is a text.", fix="train on boxes or masks")
             place: Any = values
             for section in sections:
                 place = place[section]
@@ -248,7 +313,10 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         name = f"{prefix}{key}"
         if isinstance(inner, dict) and inner and name not in ("why", "data.pages"):
             leaves += _leaves(inner, f"{name}.")
-        elif name not in ("why", "schema_version", "device.profile") and (name, inner) != ("device", None):
+        elif name not in ("why", "schema_version", "device.profile") and (name, inner) not in (
+            ("device", None),
+            ("objects", None),
+        ):
             leaves.append((name, inner))
     return leaves
 
@@ -260,10 +328,10 @@ FOLLOWS_THE_DEVICE = {
 
 
 def _sections() -> dict[str, type[BaseModel]]:
-    """The sections of a recipe; the device's is there only in recipes for a device."""
+    """The sections of a recipe; those of objects and of the device are there only in recipes for these."""
     plain = {name: field.annotation for name, field in Recipe.model_fields.items()}
     found = {name: kind for name, kind in plain.items() if isinstance(kind, type) and issubclass(kind, Section)}
-    return {**found, "device": DeviceContract}
+    return {**found, "objects": ObjectChoices, "device": DeviceContract}
 
 
 def field_names() -> list[str]:

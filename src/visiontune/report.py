@@ -13,9 +13,10 @@ from visiontune.charts import Line, line_chart, smoothed, stacked_bar
 from visiontune.data.sample import Prediction
 from visiontune.files import write_text
 from visiontune.metrics.rouge import rouge
-from visiontune.page import NAMES, fill
+from visiontune.page import NAMES, fill, within
 from visiontune.pictures import SHOWN_PIXELS, Pictures
 from visiontune.recipe import Recipe
+from visiontune.report_objects import found_objects, objects_taught
 from visiontune.run import Run
 
 MISTAKES_SHOWN, CORRECT_SHOWN = 16, 8
@@ -40,7 +41,10 @@ def write_report(run: Run) -> Path:
     recipe = run.recipe if run.recipe_path.is_file() else None
     steps, checks, receipts = run.metrics("step"), run.metrics("evaluation"), run.receipts
     pictures, evaluations = Pictures(recipe), _evaluations(run)
-    examples = [example for receipt in receipts if receipt["name"] == "supervised" for example in receipt["examples"]]
+    objects = found_objects(run, recipe, evaluations, pictures)
+    texts = evaluations if objects is None else {}
+    shown = [example for one in receipts if one["name"] == "supervised" for example in one["examples"]]
+    shown = shown[:SUPERVISED_SHOWN]
     facts = {
         "name": run.path.resolve().name,
         "state": run.state,
@@ -52,8 +56,10 @@ def write_report(run: Run) -> Path:
         "receipts": sorted(receipts, key=lambda receipt: RECEIPT_ORDER.index(receipt["status"])),
         "verdict": Counter(receipt["status"] for receipt in receipts),
         "headline": _headline(recipe, run.best, evaluations, checks),
-        "evaluations": evaluations,
-        "metric_names": list(dict.fromkeys(name for value in evaluations.values() for name in value["metrics"])),
+        "evaluations": texts,
+        "metric_names": list(dict.fromkeys(name for value in texts.values() for name in value["metrics"])),
+        "objects": objects,
+        "unit": "samples" if objects is None else "images",
         "baselines": _of_first_split(run, "baselines.json"),
         "ratios": _ratios(run),
         "calibration": run.read_json("calibration.json"),
@@ -61,11 +67,13 @@ def write_report(run: Run) -> Path:
         "curves": _curves(recipe, run.best, steps, checks),
         "step_time": _step_time(steps),
         "parts": run.read_json("parts.json") or [],
-        "supervised": [(example, pictures.of_example(example)) for example in examples[:SUPERVISED_SHOWN]],
-        "predictions": _predictions(run, evaluations, pictures),
-        "written": _written(run, evaluations, pictures),
-        "confusion": _confusion(evaluations),
-        "classes": _classes(evaluations),
+        "measures": run.read_json("measures.json"),
+        "supervised": [(one, pictures.of_example(one)) for one in shown if "segments" in one],
+        "taught": objects_taught([one for one in shown if "objects" in one], recipe, pictures),
+        "predictions": _predictions(run, texts, pictures),
+        "written": _written(run, texts, pictures),
+        "confusion": _confusion(texts),
+        "classes": _classes(texts),
         "recipe_lines": [] if recipe is None else list(_recipe_lines(recipe)),
         "no_pictures": pictures.missing,
         "receipt_order": RECEIPT_ORDER,
@@ -117,24 +125,37 @@ def _ratios(run: Run) -> Entry | None:
 
 
 def _exports(run: Run) -> list[Entry]:
-    """exports/gguf-QUANTISATION.json of each export with a certificate, failed ones first, then the smallest."""
+    """exports/{gguf,onnx}-TYPE.json of each export with a certificate, failed ones first, then the smallest."""
     rows = []
-    for path in sorted((run.path / "exports").glob("gguf-*.json")):
+    for path in sorted([*(run.path / "exports").glob("gguf-*.json"), *(run.path / "exports").glob("onnx-*.json")]):
         value = json.loads(path.read_text(encoding="utf-8"))
         checks = {check["name"]: check for check in value["checks"]}
+        graphs = value.get("form") == "onnx"
+        metric = checks["metric"]["numbers"] or None
         rows.append(
             {
-                "quantisation": value["quantisation"],
+                "quantisation": f"ONNX, {value['dtype']}" if graphs else value["quantisation"],
                 "verdict": value["verdict"],
                 "folder": value["folder"],
                 "step": value["trained"]["step"],
                 "bytes": sum(file["bytes"] for file in value["files"].values()),
-                "seconds": value["speed"].get("median_seconds"),
-                "metric": checks["metric"]["numbers"] or None,
+                "seconds": value["speed"].get("median_ms", 0) / 1000
+                if graphs
+                else value["speed"].get("median_seconds"),
+                "metric": _average_precision(metric) if graphs and metric else metric,
                 "failed": [check["name"] for check in value["checks"] if check["status"] == "failed"],
             }
         )
     return sorted(rows, key=lambda row: (row["verdict"] != "failed", row["bytes"]))
+
+
+def _average_precision(numbers: Entry) -> Entry | None:
+    """AP of masks, else of boxes, from the numbers of an ONNX certificate, as metrics without intervals."""
+    known = [name for name in sorted(numbers, reverse=True) if name.endswith("_ap")]
+    if not known:
+        return None
+    plain = {"low": None, "high": None, "n": numbers["images"]}
+    return {"name": known[0]} | {of: {"value": numbers[known[0]][of], **plain} for of in ("trained", "shipped")}
 
 
 def _headline(
@@ -202,7 +223,7 @@ def _evaluation_curve(recipe: Recipe | None, best: Entry | None, checks: list[En
     values, low, high = ([metric[key] for metric in metrics] for key in ("value", "low", "high"))
     mark = (best["step"], best["value"]) if best and best["metric"] == name else None
     caption = "band: 95 % interval" + (f"; best {mark[1]:.3f} at step {mark[0]}" if mark else "")
-    title = f"Validation {NAMES.get(name, name).lower()}"
+    title = f"Validation {within(NAMES.get(name, name))}"
     chart = line_chart(
         [Line(x, values, "main", low, high, points=True)], name=f"{title} by step, {caption}", x_label="step", best=mark
     )
@@ -288,7 +309,7 @@ def _confusion(evaluations: dict[str, Entry]) -> Entry | None:
         columns = [*labels, "(other)"]
         rows = [(label, sum(row), row) for label, row in zip(labels, counts, strict=True)]
         confusions = [
-            (count, total, label, columns[c])
+            (count, count / total, label, columns[c])
             for r, (label, total, row) in enumerate(rows)
             for c, count in enumerate(row)
             if count and c != r

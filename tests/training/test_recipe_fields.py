@@ -12,7 +12,7 @@ from PIL import Image
 
 import visiontune
 from tests.conftest import QUICK
-from tests.training import test_document_recipes, test_document_runs, test_features
+from tests.training import test_document_recipes, test_document_runs, test_features, test_object_runs
 from visiontune.data.dataset import Dataset
 from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
@@ -283,6 +283,10 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "data.augmented_views": test_features.test_augmented_views_take_turns_with_and_without_features,
         "data.least_x_height": test_document_recipes.test_letters_too_low_for_the_model_are_refused_before_training,
         "features.cache": test_features.test_arithmetic_decides_whether_features_pay,
+        "optimizer.average": test_object_runs.test_the_average_of_the_weights_is_what_is_evaluated_and_shipped,
+        "objects.classes": test_object_runs.test_other_classes_than_the_data_have_are_refused,
+        "objects.most": test_object_runs.test_so_many_objects_are_found_at_most,
+        "objects.prompt_jitter": test_object_runs.test_the_boxes_that_a_segmenter_is_told_are_jittered_while_it_learns,
         "features.folder": test_features.test_runs_share_features_in_a_folder_and_a_runs_own_are_removed_at_its_end,
         "moe_dropout.experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
         "moe_dropout.gates": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
@@ -290,6 +294,7 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "machine.recompute": test_recomputing_layers_keeps_less_and_leaves_the_losses,
     }
     tables = [*CHANGES_LOSSES, *CHANGES_DEVICE_LOSSES, *ONE_VALUE, *TOLD_TO_THE_APP]
+    tables += [name for name in test_object_runs.CHANGES_LOSSES if name.startswith("objects.")]
     assert sorted([*tables, *by_name]) == sorted(field_names())
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from visiontune.exports.weights import DataType
 
 
-FORMS = ("adapter", "merged", "gguf")
+FORMS = ("adapter", "merged", "gguf", "onnx")
 
 
 def export(
@@ -23,7 +23,7 @@ def export(
     *,
     to: Sequence[str] | str,
     out: Source | None = None,
-    quantisation: str = "q8_0",
+    quantisation: str | None = None,
     dtype: DataType | None = None,
     step: int | None = None,
     samples: int = 64,
@@ -32,16 +32,25 @@ def export(
     push: str | None = None,
     public: bool = False,
 ) -> dict[str, Path]:
-    """Write the trained model as `adapter` (plain PEFT), `merged` (plain transformers), `gguf` (llama.cpp), or several.
+    """Write the trained model as `adapter` (plain PEFT), `merged` (plain transformers), `gguf` (llama.cpp; models that
+    write text), `onnx` (onnxruntime; RF-DETR and SAM), or several. Of a group of runs each goes to a folder of its role.
 
-    One form goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder
-    `exports`. A GGUF export runs `samples` inputs through model and file and writes the certificate; CertificateError
-    where they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads
+    `quantisation` is the type of a GGUF (q8_0 where not given), or int8 for ONNX (float32 where not given). One form goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder
+    `exports`. GGUF and ONNX exports run `samples` inputs through model and file and write the certificate;
+    CertificateError where they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads
     to a hub repository, private unless `public`. Returns the folders.
     """
-    from visiontune.run import Run
+    from visiontune.run_group import RunGroup, open_run
 
-    opened = Run.open(run)
+    opened = open_run(run)
+    if isinstance(opened, RunGroup):
+        given: dict[str, Any] = {"to": to, "quantisation": quantisation, "dtype": dtype, "step": step}
+        given |= {"samples": samples, "limit": limit, "with_inputs": with_inputs}
+        if push is not None:
+            raise VisiontuneError("A group of runs is not one model.", where="--push", fix="push each of its runs")
+        places = {role: opened.path / "exports" / role if out is None else Path(out) / role for role in opened.runs}
+        made = {role: export(member.path, out=places[role], **given) for role, member in opened.runs.items()}
+        return {f"{role}/{form}": folder for role, folders in made.items() for form, folder in folders.items()}
     forms = [form.strip() for form in (to.split(",") if isinstance(to, str) else to)]
     if unknown := [form for form in forms if form not in FORMS] or [f for f in forms if forms.count(f) > 1]:
         raise VisiontuneError(
@@ -49,7 +58,13 @@ def export(
         )
     base = opened.path / "exports" if out is None else Path(out)
     folders = {form: base if out is not None and len(forms) == 1 else base / form for form in forms}
-    if plain := [form for form in forms if form != "gguf"]:
+    if "onnx" in forms and quantisation not in (None, "int8"):
+        raise VisiontuneError(
+            f"'{quantisation}' is no type of an ONNX graph.", where="--quant", fix="int8, or leave it out"
+        )
+    if with_inputs and "gguf" not in forms:
+        raise VisiontuneError("Only a GGUF export has inputs to put beside.", where="--with-inputs", fix="leave it out")
+    if plain := [form for form in forms if form in ("adapter", "merged")]:
         from visiontune.exports.weights import export_weights
 
         export_weights(opened, plain, [folders[form] for form in plain], step, dtype)
@@ -59,7 +74,15 @@ def export(
 
         options: dict[str, Any] = {"samples": samples, "limit": limit, "with_inputs": with_inputs}
         try:
-            ship(opened, folders["gguf"], quantisation, step=step, **options)
+            ship(opened, folders["gguf"], quantisation or "q8_0", step=step, **options)
+        finally:
+            write_report(opened)
+    if "onnx" in forms:
+        from visiontune.exports.onnx_ship import ship_onnx
+        from visiontune.report import write_report
+
+        try:
+            ship_onnx(opened, folders["onnx"], step=step, int8=quantisation == "int8", samples=samples, limit=limit)
         finally:
             write_report(opened)
     if push is not None:
@@ -77,11 +100,17 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
     """
     from visiontune.data.dataset import Dataset
     from visiontune.exports.certificate import failures
+    from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment
     from visiontune.run import Run
 
     path = Path(path)
-    if is_shipment(path) or not (path / "recipe.yaml").is_file():
+    if is_onnx_shipment(path):
+        from visiontune.exports.onnx_verify import verify_onnx
+
+        opened = None if run is None else Run.open(run)
+        checks = verify_onnx(path, opened, None if data is None else Dataset.open(Path(data)))
+    elif is_shipment(path) or not (path / "recipe.yaml").is_file():
         from visiontune.exports.verify import verify_shipment
 
         opened = None if run is None else Run.open(run)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,11 +10,20 @@ import visiontune
 from visiontune.cli.answer import Answer, AtStep, Limit, OnDevice
 from visiontune.errors import RecipeError
 
+if TYPE_CHECKING:
+    from visiontune.data.sample import ObjectPrediction
+
 
 def train(
     *data: str,
-    model: str,
+    model: str | None = None,
     out: Path,
+    teacher: Annotated[
+        str | None, Parameter(help="a run (or a detector asked by names) that a small student of objects learns from")
+    ] = None,
+    unlabelled: Annotated[
+        list[Path] | None, Parameter(help="folder of images that the teacher labels for the student; may be repeated")
+    ] = None,
     weights: Annotated[str | None, Parameter(help="share of the draws of each dataset, as 2,1")] = None,
     recipe: Annotated[
         Path | None, Parameter(help="YAML file, whole or partial, that changes the derived recipe")
@@ -37,9 +46,11 @@ def train(
     data
         prepared datasets, also at a URL, or folders of images
     model
-        hub id, folder of a checkpoint, or tiny/smolvlm, tiny/deepseek-ocr, tiny/deepseek-ocr2
+        hub id, folder of a checkpoint, or a tiny one to try: tiny/smolvlm, tiny/deepseek-ocr, tiny/deepseek-ocr2 for
+        texts; tiny/rf-detr, tiny/grounding-dino, tiny/mm-grounding-dino, tiny/sam, tiny/sam2 for objects. Objects need
+        none: boxes train a detector, masks a segmenter, both both; two names are separated by a comma
     out
-        the new run folder
+        the new run folder; of two models one folder each inside
     """
     shares = None if weights is None else _numbers(weights, "--weights")
     overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
@@ -48,6 +59,8 @@ def train(
             *data,
             model=model,
             out=out,
+            teacher=teacher,
+            unlabelled=unlabelled or (),
             weights=shares,
             preset=preset,
             recipe=recipe,
@@ -78,6 +91,12 @@ def pause(run: Path) -> Answer:
 
 
 def _run_answer(run: Any) -> Answer:
+    from visiontune.run_group import RunGroup
+
+    if isinstance(run, RunGroup):
+        answers = [_run_answer(one) for one in run.runs.values()]
+        members = dict(zip(run.runs, (answer.value for answer in answers), strict=True))
+        return Answer({"path": str(run.path), "runs": members}, "\n".join(answer.text for answer in answers))
     scores = run.read_json("evaluations/validation/metrics.json")
     metrics = scores["metrics"] if scores else {}
     receipts = {receipt["name"]: receipt["status"] for receipt in run.receipts}
@@ -89,10 +108,14 @@ def _run_answer(run: Any) -> Answer:
 
 def _metric_lines(split: str, metrics: dict[str, Any]) -> list[str]:
     return [
-        f"  {split} {name}: {m['value']:.4f} (95 % interval {m['low']:.4f} to {m['high']:.4f}, n = {m['n']})"
+        f"  {split} {name}: {m['value']:.4f} ({_interval(m)}n = {m['n']})"
         for name, m in metrics.items()
         if m["value"] is not None
     ]
+
+
+def _interval(metric: dict[str, Any]) -> str:
+    return "" if metric["low"] is None else f"95 % interval {metric['low']:.4f} to {metric['high']:.4f}, "
 
 
 def evaluate(
@@ -108,11 +131,14 @@ def evaluate(
     ] = None,
     bertscore: Annotated[str | None, Parameter(help="an encoder (hub id or folder) for BERTScore")] = None,
     bertscore_layer: Annotated[int | None, Parameter(help="its layer to compare; the last where not given")] = None,
+    known: Annotated[
+        Path | None, Parameter(help="prepared boxes of classes that the detector knew before: what is left of them")
+    ] = None,
 ) -> Answer:
     """Answer a split with the trained model and score the answers."""
     options: dict[str, Any] = {"split": split, "limit": limit, "step": step, "device": device}
     asked = [] if ratios is None else _numbers(ratios, "--ratios")
-    options |= {"bertscore": bertscore, "bertscore_layer": bertscore_layer}
+    options |= {"bertscore": bertscore, "bertscore_layer": bertscore_layer, "known": known}
     scores = visiontune.evaluate(run, require=require or (), ratios=asked, **options)
     value = {"run": str(run), "split": split, **scores.to_json()}
     if asked:
@@ -127,20 +153,46 @@ def predict(
     limit: Limit = None,
     step: AtStep = None,
     device: OnDevice = None,
+    classes: Annotated[str | None, Parameter(help='find these instead of the run\'s own, as "car, bicycle"')] = None,
+    pictures: Annotated[
+        Path | None, Parameter(help="folder for the images with what was found; else RUN/predictions")
+    ] = None,
+    least_score: Annotated[float, Parameter(help="draw and list objects with at least this score")] = 0.3,
 ) -> Answer:
     """Answers about image files, or about all images of folders; about text files, where documents were trained on.
+    Objects that are found are listed and drawn.
 
     Parameters
     ----------
     run
         a run, or a shipped folder: then the shipped file itself answers
     """
-    predictions = visiontune.predict(run, images, prompt=prompt, limit=limit, step=step, device=device)
+    from visiontune.data.sample import Prediction
+
+    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    predictions = visiontune.predict(
+        run, images, prompt=prompt, limit=limit, step=step, device=device, classes=names, pictures=pictures,
+        least_score=least_score,
+    )  # fmt: skip
     unsure = {True: "unsure, perhaps ", False: "", None: ""}
     lines = [
-        f"{p.source[0]}: {unsure[p.abstained]}{p.target.answer}  ({p.scores['confidence']:.2f})" for p in predictions
+        f"{p.source[0]}: {unsure[p.abstained]}{p.target.answer}  ({p.scores['confidence']:.2f})"
+        if isinstance(p, Prediction)
+        else f"{p.source[0]}: {_found(p, least_score)}"
+        for p in predictions
     ]
     return Answer({"predictions": [p.to_json() for p in predictions]}, "\n".join(lines))
+
+
+def _found(prediction: "ObjectPrediction", least_score: float) -> str:
+    target = prediction.target
+    scores = [] if target.scores is None else target.scores.tolist()
+    shown = [
+        f"{prediction.classes[c]} ({score:.2f}) at {', '.join(f'{side:.0f}' for side in box)}"
+        for c, score, box in zip(target.classes.tolist(), scores, target.boxes.tolist(), strict=True)
+        if score >= least_score
+    ]
+    return "; ".join(shown) or "nothing found"
 
 
 def export(
@@ -148,23 +200,29 @@ def export(
     *,
     to: str,
     out: Path | None = None,
-    quant: Annotated[str, Parameter(help="of a GGUF: f32, f16, bf16, q8_0, q4_0, q4_k_m, q5_k_m, q6_k, ...")] = "q8_0",
+    quant: Annotated[
+        str | None,
+        Parameter(help="of a GGUF: f32, f16, bf16, q8_0 (if not given), q4_0, q4_k_m, q6_k, ...; of ONNX: int8"),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, Parameter(help="of merged weights; else the base model's own")
     ] = None,
     step: AtStep = None,
-    samples: Annotated[int, Parameter(help="inputs that a GGUF and the trained model are compared on")] = 64,
-    limit: Annotated[int | None, Parameter(help="let the GGUF answer the first N validation samples only")] = None,
+    samples: Annotated[int, Parameter(help="inputs that the shipped file and the trained model are compared on")] = 64,
+    limit: Annotated[
+        int | None, Parameter(help="let the shipped file answer the first N validation samples only")
+    ] = None,
     with_inputs: Annotated[bool, Parameter(help="put the compared pictures beside the certificate")] = False,
     push: Annotated[str | None, Parameter(help="hub repository ORG/NAME to upload to, private")] = None,
     public: Annotated[bool, Parameter(help="make the hub repository public")] = False,
 ) -> Answer:
-    """Write the trained model for others: adapter (PEFT), merged (transformers), gguf (llama.cpp, with certificate).
+    """Write the trained model for others: adapter (PEFT), merged (transformers), gguf (llama.cpp), onnx (onnxruntime),
+    each with its certificate.
 
     Parameters
     ----------
     to
-        forms, separated by commas: adapter, merged, gguf
+        forms, separated by commas: adapter, merged, gguf, onnx
     out
         folder; of several forms each gets a folder of its name inside. Without it: RUN/exports
     """
@@ -172,7 +230,7 @@ def export(
         run,
         to=to,
         out=out,
-        quantisation=quant.lower(),
+        quantisation=None if quant is None else quant.lower(),
         dtype=dtype,
         step=step,
         samples=samples,
@@ -203,17 +261,24 @@ def verify(
     return Answer({"path": str(path), "checks": checks}, "\n".join(lines))
 
 
-def demo(name: Literal["digits", "pages"] = "digits", *, out: Path | None = None) -> Answer:
+def demo(name: Literal["digits", "pages", "boxes"] = "digits", *, out: Path | None = None) -> Answer:
     """Train a tiny model, and show what it proves.
 
     Parameters
     ----------
     name
         digits: real scanned digits, up to the file that a phone runs (needs the extra [demo]); pages: a small
-        DeepSeek-OCR learns to read words that it was never shown
+        DeepSeek-OCR learns to read words that it was never shown; boxes: shapes on photographs, found by a small
+        detector, up to the ONNX file (needs the extras [demo] and [onnx])
     out
-        folder for the data, the dataset and the run, by default `demo` or `demo-pages`; what stands there is used again
+        folder for the data, the dataset and the run, by default `demo`, `demo-pages` or `demo-boxes`; what stands there
+        is used again
     """
+    if name == "boxes":
+        from visiontune.demo_boxes import boxes
+
+        value, text = boxes(out or Path("demo-boxes"))
+        return Answer(value, text)
     if name == "pages":
         from visiontune.demo_pages import pages
 

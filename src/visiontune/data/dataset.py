@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from visiontune.data.dataset_info import DatasetInfo, ShardInfo, read_info
 from visiontune.data.folder import font_name
-from visiontune.data.objects import from_text
+from visiontune.data.objects import Objects, from_text
 from visiontune.data.pages import DEFAULT_FONT, FontRef, Fonts, PageSpec, load_fonts
 from visiontune.data.remote import fetch, is_url, local_name, without_password
 from visiontune.data.sample import Document, ImageFile, Images, Sample, Text
@@ -113,7 +113,8 @@ class Index:
     """One split without what is seen, row by row. `widths[i]` and `heights[i]` list the images of row i, in pixels.
 
     `documents[i]` is the number of characters of row i's document and `pages[i]` that of its pages under the dataset's
-    page spec; both are empty lists where images are seen.
+    page spec; both are empty lists where images are seen. `classes` names the classes of the objects, None where the
+    target is a text.
     """
 
     ids: list[str]
@@ -124,6 +125,17 @@ class Index:
     contents: list[str]
     documents: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
+    classes: tuple[str, ...] | None = None
+
+    def target(self, i: int) -> Text | Objects:
+        """What is to be said of row i."""
+        if self.classes is None:
+            return Text(answer=self.answers[i], prompt=self.prompts[i])
+        return from_text(self.answers[i], self.classes)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of the first image of row i, in pixels, upright."""
+        return self.heights[i][0], self.widths[i][0]
 
 
 class Dataset:
@@ -198,6 +210,7 @@ class Dataset:
             contents=columns["content"],
             documents=columns["characters"] if self.info.seen == "documents" else [],
             pages=columns["pages"] if self.info.seen == "documents" else [],
+            classes=None if self.info.objects is None else tuple(self.info.objects.classes),
         )
 
     def sample(self, split: str, i: int) -> Sample:

@@ -98,7 +98,7 @@ def prepare(
             where=_places(sources),
             fix="leave these options out",
         )
-    with started(engine), _owned(out), _full_disk_said(out):
+    with started(engine), owned(out, {INFO_NAME, WORK_NAME}), full_disk_said(out):
         earlier = Dataset.open(out) if (out / INFO_NAME).is_file() else None
         rendering = None
         if listing.seen == "documents":
@@ -211,8 +211,9 @@ def _fingerprint(
 
 
 @contextmanager
-def _owned(out: Path) -> Iterator[None]:
-    """Make the folder `out` where there is none and keep others out; DataError when it holds something else."""
+def owned(out: Path, ours: set[str]) -> Iterator[None]:
+    """Make the folder `out` where there is none and keep others out; DataError when it holds things, and none of
+    `ours`."""
     if out.exists() and not out.is_dir():
         raise DataError("there is a file where the dataset should go", where=str(out), fix="use another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -224,7 +225,6 @@ def _owned(out: Path) -> Iterator[None]:
             raise DataError(
                 "another preparation is writing this dataset", where=str(out), fix="wait for it, or stop it first"
             ) from error
-        ours = {INFO_NAME, WORK_NAME}
         if (others := sorted(path.name for path in out.iterdir())) and not ours & set(others):
             raise DataError(
                 f"the folder is neither empty nor a dataset: it holds {', '.join(others[:5])}",
@@ -237,7 +237,8 @@ def _owned(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _full_disk_said(out: Path) -> Iterator[None]:
+def full_disk_said(out: Path) -> Iterator[None]:
+    """Say a full disk as MachineError."""
     try:
         yield
     except OSError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visiontune.data.objects import Objects
+from visiontune.data.objects import Objects, from_entries, to_entries
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,52 @@ class LabelProbabilities:
         return LabelProbabilities(tuple(value), np.array(list(value.values()), np.float64))
 
 
+@dataclass(frozen=True, eq=False)
+class ObjectPrediction:
+    """The objects that a model finds in one image; their scores stand with them.
+
+    `classes` are the names that class numbers stand for, in `target` and `truth`. `size` is (height, width) of the
+    upright image in pixels. `truth` is what people drew, where that is known.
+    """
+
+    id: str
+    source: tuple[str, ...]
+    target: Objects
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    truth: Objects | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON form of predictions: `kind` names the target, and the key of that name holds it."""
+        truth = None if self.truth is None else {"objects": to_entries(self.truth, self.classes)}
+        return {
+            "id": self.id,
+            "source": list(self.source),
+            "kind": "objects",
+            "size": list(self.size),
+            "objects": to_entries(self.target, self.classes),
+            "truth": truth,
+        }
+
+    @staticmethod
+    def from_json(value: dict[str, Any], classes: tuple[str, ...] | None = None) -> "ObjectPrediction":
+        """Read back what `to_json` wrote; without `classes`, those that occur, in their first order."""
+        truth = None if value["truth"] is None else value["truth"]["objects"]
+        found = dict.fromkeys(entry["category"] for entry in [*value["objects"], *(truth or [])])
+        names = tuple(found) if classes is None else classes
+        return ObjectPrediction(
+            id=value["id"],
+            source=tuple(value["source"]),
+            target=from_entries(value["objects"], names),
+            classes=names,
+            size=tuple(value["size"]),
+            truth=None if truth is None else from_entries(truth, names),
+        )
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about one sample, in the shape of the target, with scores.
+    """The text that a model writes about one sample, with scores.
 
     `scores` holds named numbers of the prediction; `confidence` in [0, 1] is there for every kind of target.
     `truth` is the target where one is known. `labels` is there where labels were scored, `abstained` where a threshold

@@ -106,18 +106,26 @@ def _facts(paths: tuple[Path, ...], names: tuple[str, ...]) -> dict[str, object]
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 return {"error": f"the file is larger than {MAX_FILE_BYTES:,} bytes", "path": name}
-            data = path.read_bytes()
-            header, image = decode_with_facts(data)
+            seen = look(path.read_bytes())
         except OSError as error:
             return {"error": f"the file cannot be read: {error.strerror}", "path": name}
         except DataError as error:
             return {"error": error.found, "path": name}
-        hash_, thumbnail = perceptual_hash(image)
-        facts["width"].append(header.width)
-        facts["height"].append(header.height)
-        facts["bytes"].append(len(data))
-        facts["format"].append(header.format)
-        facts["sha256"].append(hashlib.sha256(data).hexdigest())
-        facts["hash"].append(int(hash_))
-        facts["thumbnail"].append(np.ascontiguousarray(thumbnail).tobytes())
+        for column, value in seen.items():
+            facts[column].append(value)
     return dict(facts)
+
+
+def look(data: bytes) -> dict[str, object]:
+    """What is kept of one image, by the columns of SCHEMA; DataError where it cannot be read."""
+    header, image = decode_with_facts(data)
+    hash_, thumbnail = perceptual_hash(image)
+    return {
+        "width": header.width,
+        "height": header.height,
+        "bytes": len(data),
+        "format": header.format,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "hash": int(hash_),
+        "thumbnail": np.ascontiguousarray(thumbnail).tobytes(),
+    }

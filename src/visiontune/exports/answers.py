@@ -10,8 +10,8 @@ import torch
 from visiontune.data.sample import Sample
 from visiontune.exports.certificate import Check, Limits, check_answers
 from visiontune.exports.reference import Reference, image_of, pixels_sha256
-from visiontune.models.adapter import ModelAdapter
 from visiontune.models.labels import LabelTree
+from visiontune.models.text import TextAdapter
 from visiontune.recipe import Recipe
 from visiontune.training.precision import autocast
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def references(
-    adapter: ModelAdapter, samples: Iterable[Sample], recipe: Recipe, tree: LabelTree | None
+    adapter: TextAdapter, samples: Iterable[Sample], recipe: Recipe, tree: LabelTree | None
 ) -> Iterator[Reference]:
     """What a model makes of each sample, one at a time, on the CPU in the precision of the recipe."""
     encoder: Any = adapter.encoder
@@ -48,7 +48,7 @@ def references(
 
 
 def check_reloaded(
-    folder: Path, base: str | None, adapter: ModelAdapter, recipe: Recipe, samples: Sequence[Sample],
+    folder: Path, base: str | None, adapter: TextAdapter, recipe: Recipe, samples: Sequence[Sample],
     tree: LabelTree | None, trained: Sequence[Reference], limits: Limits,
 ) -> list[Check]:  # fmt: skip
     """Load an exported folder with plain transformers (with `base`: with PEFT upon that model) and compare its answers.

@@ -12,7 +12,7 @@ import yaml
 from visiontune.contract import DeviceContract
 from visiontune.exports.shipment import Shipment
 from visiontune.files import write_text
-from visiontune.models.load import is_tiny
+from visiontune.models.load import is_tiny, read_config
 from visiontune.run import Run
 
 FORMS = {
@@ -38,11 +38,13 @@ def write_card(run: Run, folder: Path, form: str, step: int, certified: tuple[Sh
     device: DeviceContract | None = recipe.device
     name = recipe.model.name
     public = not is_tiny(name) and not Path(name).exists()
+    auto_class, auto_processor, task = _loaded_with(run)
+    objects = recipe.objects
     front = {
         "library_name": library,
         **({"base_model": name, "base_model_relation": relation} if public else {}),
         **licence(run),
-        "pipeline_tag": "image-text-to-text",
+        "pipeline_tag": task,
         "tags": ["visiontune", *(["gguf"] if form == "gguf" else [])],
     }
     facts = {
@@ -59,7 +61,12 @@ def write_card(run: Run, folder: Path, form: str, step: int, certified: tuple[Sh
         "data": ", ".join(f"{Path(u.path).name} (content hash {u.content_hash[:16]})" for u in recipe.data.datasets),
         "step": step,
         "question": recipe.data.prompt,
-        "labels": _shortened(run.labels),
+        "labels": _shortened(run.labels if objects is None else list(objects.classes)),
+        "auto_class": auto_class,
+        "auto_processor": auto_processor,
+        "new_heads": ""
+        if objects is None or not auto_class.startswith("RfDetr")
+        else f", num_labels={len(objects.classes)}, ignore_mismatched_sizes=True",
         "scores": scores["metrics"] if scores and scores.get("step") == step else None,
         "receipts": run.receipts,
         "certificate": certificate,
@@ -83,6 +90,16 @@ def write_card(run: Run, folder: Path, form: str, step: int, certified: tuple[Sh
         "quoted": shlex.quote,
     }
     write_text(folder / CARD_NAME, environment.get_template("card.md").render(facts))
+
+
+def _loaded_with(run: Run) -> tuple[str, str, str]:
+    """The class and the processor of transformers that load a run's model, and the hub's name of its task."""
+    if run.recipe.objects is None:
+        return "AutoModelForImageTextToText", "AutoProcessor", "image-text-to-text"
+    folder = run.base_folder if is_tiny(run.recipe.model.name) else run.recipe.model.name
+    (name,) = read_config(str(folder), run.recipe.model.revision).architectures
+    task = "object-detection" if "Detection" in name else "image-segmentation"
+    return name, "AutoImageProcessor" if name.startswith("RfDetr") else "AutoProcessor", task
 
 
 def plain(text: str) -> str:

@@ -39,6 +39,7 @@ CHECKS = {
     "labels": "the most probable label is the same, near-ties excepted",
     "metric": "the task metric on the validation split is as good",
 }
+OBJECT_CHECKS = {"objects": "the same objects are found, at the same places, equally sure"}
 RUN_CHECKS = {
     "finished": "the run came to its end",
     "receipts": "no receipt failed",
@@ -85,7 +86,7 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """{"name", "what", "status", "found", "numbers"}."""
-        return {"name": self.name, "what": (CHECKS | RUN_CHECKS)[self.name], **asdict(self)}
+        return {"name": self.name, "what": (CHECKS | OBJECT_CHECKS | RUN_CHECKS)[self.name], **asdict(self)}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from visiontune.exports.unfinished import Unfinished
 from visiontune.exports.weights import trained_names, write_merged
 from visiontune.files import file_sha256, write_json, written_whole
 from visiontune.machine import versions
-from visiontune.models.adapter import ModelAdapter
+from visiontune.models.text import TextAdapter, writes_text
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -67,7 +67,7 @@ class Trained:
 
     run: Run
     recipe: Recipe
-    adapter: ModelAdapter
+    adapter: TextAdapter
     step: int
     datasets: list[Dataset]
     shipment: Shipment
@@ -90,11 +90,12 @@ def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> T
     torch.set_num_threads(recipe.machine.threads)
     datasets = open_datasets(recipe)
     adapter, step = load_trained(run, recipe, torch.device("cpu"), step)
-    return Trained(run, recipe, adapter, step, datasets, _shipment(run, recipe, adapter, datasets, step, quantisation))
+    writer = writes_text(adapter)
+    return Trained(run, recipe, writer, step, datasets, _shipment(run, recipe, writer, datasets, step, quantisation))
 
 
 def _shipment(
-    run: Run, recipe: Recipe, adapter: ModelAdapter, datasets: Sequence[Dataset], step: int, quantisation: str
+    run: Run, recipe: Recipe, adapter: TextAdapter, datasets: Sequence[Dataset], step: int, quantisation: str
 ) -> Shipment:
     device = recipe.device
     assert device is not None

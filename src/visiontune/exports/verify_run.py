@@ -4,21 +4,27 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.sample import Prediction
+from visiontune.data.objects import Objects
+from visiontune.data.sample import ObjectPrediction, Prediction
 from visiontune.errors import VisiontuneError
 from visiontune.exports.certificate import Check
+from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.models.parts import frozen_tensors, tensors_sha256, trained_tensors
+from visiontune.models.text import writes_text
 from visiontune.run import Run
 from visiontune.training import checkpoint, receipts
 from visiontune.training.evaluate import calibration_of, predict_split
+from visiontune.training.evaluate_objects import find_in_split
 from visiontune.training.model import adapt, load_base, load_trained, open_datasets
 from visiontune.training.ranks import Ranks
 
 ANSWERS_REPEATED = 16
 CONFIDENCE_WITHIN = 1e-3
+PIXELS_WITHIN = 0.1
 
 
 def verify_run(run: Run) -> list[Check]:
@@ -77,9 +83,11 @@ def _answers(run: Run, recipe: Any, datasets: Sequence[Dataset]) -> Check:
     if scores is None or not path.is_file():
         return Check("answers", "not checked", "the run has no evaluation of the validation split")
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    written = {p.id: p for p in (Prediction.from_json(json.loads(line)) for line in lines)}
     adapter, step = load_trained(run, recipe, torch.device("cpu"), scores["step"])
-    again = predict_split(adapter, datasets, "validation", recipe, Ranks("cpu"), limit=ANSWERS_REPEATED)
+    if recipe.objects is not None:
+        return _objects_again(finds_objects(adapter), recipe, datasets, lines)
+    written = {p.id: p for p in (Prediction.from_json(json.loads(line)) for line in lines)}
+    again = predict_split(writes_text(adapter), datasets, "validation", recipe, Ranks("cpu"), limit=ANSWERS_REPEATED)
     calibration = calibration_of(run, step)
     again = again if calibration is None else [calibration.applied(p) for p in again]
     other = [
@@ -92,3 +100,22 @@ def _answers(run: Run, recipe: Any, datasets: Sequence[Dataset]) -> Check:
     if other:
         return Check("answers", "failed", f"{len(other)} of {len(again)} answers are others, first {other[0]}")
     return Check("answers", "passed", f"{len(again)} answers again, the same")
+
+
+def _objects_again(adapter: ObjectAdapter, recipe: Any, datasets: Sequence[Dataset], lines: Sequence[str]) -> Check:
+    names = tuple(adapter.encoder.classes)
+    written = {p.id: p for p in (ObjectPrediction.from_json(json.loads(line), names) for line in lines)}
+    again = find_in_split(adapter, datasets, "validation", recipe, Ranks("cpu"), limit=ANSWERS_REPEATED)
+    other = [p.id for p in again if p.id not in written or not _alike(p.target, written[p.id].target)]
+    if other:
+        return Check("answers", "failed", f"the objects of {len(other)} of {len(again)} images are others: {other[0]}")
+    return Check("answers", "passed", f"the objects of {len(again)} images again, the same")
+
+
+def _alike(one: Objects, other: Objects) -> bool:
+    if one.classes.tolist() != other.classes.tolist():
+        return False
+    mine, theirs = (np.zeros(0) if o.scores is None else o.scores for o in (one, other))
+    return bool(
+        np.allclose(one.boxes, other.boxes, atol=PIXELS_WITHIN) and np.allclose(mine, theirs, atol=CONFIDENCE_WITHIN)
+    )

@@ -9,18 +9,22 @@ from typing import Any, Literal
 
 import torch
 
+from visiontune.data.objects import Objects
 from visiontune.data.sample import Sample
 from visiontune.errors import CertificateError, DataError, RunError
 from visiontune.exports.answers import check_reloaded, references
 from visiontune.exports.card import write_card
 from visiontune.exports.certificate import CERTIFICATE_NAME, LIMITS, SCHEMA_VERSION, Check, Limits, failures, verdict
+from visiontune.exports.objects_compared import check_reloaded_objects, found_by
 from visiontune.exports.reference import Reference, chosen
 from visiontune.files import folder_written_whole, write_json
 from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.labels import LabelTree
 from visiontune.models.load import read_config
+from visiontune.models.objects import finds_objects
 from visiontune.models.parts import save_adapter
+from visiontune.models.text import writes_text
 from visiontune.progress import note, warn
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -73,10 +77,7 @@ def export_weights(
                 write_json(aside / "device.json", recipe.device.model_dump(mode="json"))
             checks = []
             if trained is not None:
-                upon = base if form == "adapter" else None
-                checks = check_reloaded(
-                    aside, upon, adapter, exact, trained.samples, trained.tree, trained.answers, LIMITS[rounded]
-                )
+                checks = trained.held_to(aside, base if form == "adapter" else None, adapter, exact, LIMITS[rounded])
             _write_certificate(aside, form, stored, step, checks, LIMITS[rounded])
             write_card(run, aside, form, step, None)
             if verdict(checks) == "failed":
@@ -104,8 +105,28 @@ class _Answered:
     tree: LabelTree | None
     answers: list[Reference]
 
+    def held_to(
+        self, folder: Path, base: str | None, adapter: ModelAdapter, recipe: Recipe, limits: Limits
+    ) -> list[Check]:
+        """What the exported folder makes of them beside it."""
+        return check_reloaded(folder, base, writes_text(adapter), recipe, self.samples, self.tree, self.answers, limits)
 
-def _answered(run: Run, recipe: Recipe, adapter: ModelAdapter) -> _Answered | None:
+
+@dataclass(frozen=True)
+class _Found:
+    """Validation samples, and the objects that the model as it was trained finds in them."""
+
+    samples: list[Sample]
+    found: list[Objects]
+
+    def held_to(
+        self, folder: Path, base: str | None, adapter: ModelAdapter, recipe: Recipe, limits: Limits
+    ) -> list[Check]:
+        """What the exported folder finds beside it."""
+        return check_reloaded_objects(folder, base, recipe, self.samples, self.found, limits)
+
+
+def _answered(run: Run, recipe: Recipe, adapter: ModelAdapter) -> _Answered | _Found | None:
     """None where the data are no longer here: then nothing can be compared, and the certificate says so."""
     try:
         datasets = open_datasets(recipe)
@@ -113,8 +134,11 @@ def _answered(run: Run, recipe: Recipe, adapter: ModelAdapter) -> _Answered | No
     except DataError as error:
         warn(f"the export cannot be compared with the trained model: {error.found}")
         return None
-    tree = tree_to_score(adapter, run.labels, recipe)
-    return _Answered(samples, tree, list(references(adapter, samples, recipe, tree)))
+    if recipe.objects is not None:
+        return _Found(samples, found_by(finds_objects(adapter), samples, recipe))
+    writer = writes_text(adapter)
+    tree = tree_to_score(writer, run.labels, recipe)
+    return _Answered(samples, tree, list(references(writer, samples, recipe, tree)))
 
 
 def _write_certificate(folder: Path, form: str, dtype: str, step: int, checks: Sequence[Check], limits: Limits) -> None:

@@ -1,20 +1,21 @@
-"""ModelAdapter: what the training loop may ask of a model, and Encoder: how samples become tensors."""
+"""ModelAdapter: what the training loop may ask of a model, and Encoder: how samples become tensors.
 
-import math
+What texts need beyond this stands in `models/text.py`, what boxes and masks need in `models/objects.py`.
+"""
+
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from visiontune.data.dataset import Index
-from visiontune.data.pages import Fonts, PageSpec
+from visiontune.data.pages import Fonts
 from visiontune.data.sample import Sample
-from visiontune.models.labels import LabelTree
 from visiontune.models.parts import Part
 
 if TYPE_CHECKING:
@@ -24,54 +25,32 @@ if TYPE_CHECKING:
 Layout = tuple[tuple[int, int], ...]
 """For each image of a sample what decides how many tokens stand for it; the family knows what the two numbers are."""
 
+E = TypeVar("E")
+"""One sample as tensors, in the form of its target: `text.Encoded`, `objects.EncodedObjects`."""
+
 
 @dataclass(frozen=True)
 class Features:
     """What the vision encoder made of a sample's views, in place of its images.
 
-    values: (views, features a view, width). layout: that of the sample's images.
+    values: (views, ...), of texts (views, features a view, width). layout: that of the sample's images.
     """
 
     values: torch.Tensor
     layout: Layout
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One sample as tensors.
-
-    input_ids: (length,) int64. supervised: (length,) bool, the tokens that are learned. pixel_values: (tiles, 3,
-    height, width) float32 or None. pixel_mask: (tiles, height, width) int64 or None. image_features: how many features
-    the vision side will deliver for these tiles. shortened: tokens of the answer that did not fit. features: (tiles,
-    features a tile, width), what the vision encoder made of the tiles earlier, then instead of pixel_values.
-    """
-
-    id: str
-    input_ids: torch.Tensor
-    supervised: torch.Tensor
-    pixel_values: torch.Tensor | None
-    pixel_mask: torch.Tensor | None
-    image_features: int
-    shortened: int = 0
-    features: torch.Tensor | None = None
-
-    @property
-    def views(self) -> int:
-        """How many tiles the vision encoder sees or saw."""
-        seen = self.pixel_values if self.features is None else self.features
-        return 0 if seen is None else len(seen)
-
-
 @dataclass
 class Batch:
-    """A micro-batch. `tensors` is what the model sees, each with the batch as its first dimension.
+    """A micro-batch. `tensors` is what the model sees, each with the batch as its first dimension; images are
+    `pixel_values` (batch, tiles, 3, height, width), or `features` (batch, tiles, ...) in their place.
 
     `weights` holds, for each loss term, the number of targets that it averages over; it comes from the targets alone.
     """
 
     ids: list[str]
     tensors: dict[str, torch.Tensor]
-    weights: dict[str, int]
+    weights: Mapping[str, float]
     tokens: int
     padded_tokens: int
     image_tokens: int
@@ -98,17 +77,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """A greedy answer and its tokens (the end token included), each with its log-probability over the vocabulary and
-    the distance to that of the runner-up."""
+class Supervision:
+    """What a sample teaches, read back from its tensors. `shown` is for a person, in plain values; `wrong` says in a
+    sentence how it differs from the sample's target, None where it does not."""
 
-    text: str
-    tokens: tuple[int, ...]
-    log_probabilities: tuple[float, ...]
-    margins: tuple[float, ...]
+    shown: dict[str, Any]
+    wrong: str | None
 
 
-class Encoder(ABC):
+class Encoder(ABC, Generic[E]):
     """Turns samples into tensors with the model's own processor. Holds no weights, so that workers can carry it.
 
     `fonts` are those of the recipe's page spec, where documents are seen.
@@ -124,12 +101,24 @@ class Encoder(ABC):
         with_answer: bool = True,
         augmentation: int | None = None,
         features: Features | None = None,
-    ) -> Encoded:
+    ) -> E:
         """One sample as tensors; without its answer, as the model sees it when it is asked. Raises DataError.
 
         `augmentation` is the number that decides how the images are augmented (`data.augment`); None: not at all. With
         `features`, what the sample shows is not looked at again.
         """
+
+    @abstractmethod
+    def collate(self, encoded: Sequence[E], *, pad_left: bool = False) -> Batch:
+        """Samples side by side, padded to the longest."""
+
+    @abstractmethod
+    def supervision(self, sample: Sample) -> Supervision:
+        """What is learned from a sample, read back from its tensors and held to its target."""
+
+    @abstractmethod
+    def exchanged(self, sample: Sample, other: Sample) -> E:
+        """A sample with its own target and the images of another one."""
 
     @abstractmethod
     def layouts(self, index: Index) -> Iterator[Layout]:
@@ -148,36 +137,8 @@ class Encoder(ABC):
         """How many tokens each row of a split will have, without decoding its images; shape (rows,)."""
 
     @abstractmethod
-    def cut(self, text: str, tokens: int) -> str:
-        """The beginning of a text that takes so many tokens."""
-
-    @abstractmethod
-    def count(self, text: str) -> int:
-        """How many tokens a text has."""
-
-    @abstractmethod
-    def showing(self, pages: PageSpec) -> "Encoder":
-        """An encoder beside this one that shows documents as other pages, in the same fonts."""
-
-    @abstractmethod
-    def label_tokens(self, label: str) -> tuple[int, ...]:
-        """The token ids of a label as an answer, behind the prompt; the end token is the last."""
-
-    @abstractmethod
-    def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
-        """Samples side by side, padded to the longest."""
-
-    @abstractmethod
-    def segments(self, encoded: Encoded) -> list[tuple[str, bool]]:
-        """The sample's text in runs of (text, supervised), runs of image tokens shortened, for a person to read."""
-
-    @abstractmethod
-    def answer_of(self, encoded: Encoded) -> str:
-        """The text of the supervised tokens without the end token."""
-
-    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the processor, tokenizer and chat template as transformers reads them."""
+        """Write the processor (of texts also tokenizer and chat template) as transformers reads it."""
 
 
 class ModelAdapter(ABC):
@@ -191,8 +152,9 @@ class ModelAdapter(ABC):
     terms: tuple[str, ...]  # the names of the loss terms, the same for every batch
     network: torch.nn.Module
     peft: "PeftModel | None" = None
-    encoder: Encoder
+    encoder: Encoder[Any]
     parts: tuple[Part, ...]
+    feature_parts: tuple[str, ...] = ("vision_encoder",)  # frozen, they make features worth keeping; () for none
 
     @property
     def trained_module(self) -> torch.nn.Module:
@@ -206,20 +168,9 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`."""
+        """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`, or by 1
+        where those add up to less."""
 
     @abstractmethod
     def vision_features(self, batch: Batch) -> list[torch.Tensor]:
-        """What the vision encoder makes of each sample's views: (views, features a view, width) for each sample."""
-
-    @abstractmethod
-    def trace(self, batch: Batch, max_new_tokens: int) -> list[Trace]:
-        """Greedy answers to a left-padded batch of questions, token by token."""
-
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[tuple[str, float]]:
-        """Greedy answers to a left-padded batch of questions, each with its probability in [0, 1]."""
-        return [(one.text, math.exp(sum(one.log_probabilities))) for one in self.trace(batch, max_new_tokens)]
-
-    @abstractmethod
-    def score_labels(self, batch: Batch, tree: LabelTree) -> NDArray[np.float64]:
-        """Log-probabilities of the labels by LabelTree's rule, of a left-padded batch of questions: (batch, labels)."""
+        """What the vision encoder makes of each sample's views: (views, ...) for each sample."""

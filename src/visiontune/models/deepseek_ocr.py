@@ -11,10 +11,11 @@ from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
 from visiontune.errors import ModelError, RecipeError
-from visiontune.models.adapter import Batch, Encoded, Layout
+from visiontune.models.adapter import Batch, Layout
 from visiontune.models.deepseek_ocr_tiny import CHAT_TEMPLATE, LONGEST, PATCHES_A_SIDE, build_first, build_second
 from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
 from visiontune.models.parts import Part
+from visiontune.models.text import Encoded
 from visiontune.recipe import Data
 
 build_tiny, build_tiny_2 = build_first, build_second

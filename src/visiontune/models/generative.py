@@ -26,14 +26,15 @@ from visiontune.data.pages import Fonts, PageSpec
 from visiontune.data.pages import pages as pages_of
 from visiontune.data.sample import Images, Sample
 from visiontune.errors import DataError, ModelError
-from visiontune.models.adapter import Batch, Encoded, Encoder, Features, Layout, ModelAdapter, Trace
+from visiontune.models.adapter import Batch, Features, Layout, Supervision
 from visiontune.models.labels import LabelTree
+from visiontune.models.text import Encoded, TextAdapter, TextEncoder, Trace
 from visiontune.recipe import Data
 
 REMEMBERED_TEXTS = 65536
 
 
-class GenerativeEncoder(Encoder):
+class GenerativeEncoder(TextEncoder):
     """Samples to tensors through the checkpoint's own processor and chat template."""
 
     def __init__(self, processor: Any, data: Data, end_token: str) -> None:
@@ -235,6 +236,18 @@ class GenerativeEncoder(Encoder):
             runs.append((text, supervised))
         return runs
 
+    def supervision(self, sample: Sample) -> Supervision:
+        """The learned span is the answer and the end token, and nothing else."""
+        encoded, answer = self.encode(sample), sample.text.answer
+        read = self.answer_of(encoded)
+        shown = {"segments": [{"text": text, "supervised": learned} for text, learned in self.segments(encoded)]}
+        if encoded.supervised.any() and answer.strip().startswith(read) and (read or not answer.strip()):
+            return Supervision(shown, None)
+        return Supervision(shown, f"{encoded.id}: learns {read!r} instead of {answer!r}")
+
+    def exchanged(self, sample: Sample, other: Sample) -> Encoded:
+        return self.encode(Sample(sample.id, other.seen, sample.target))
+
     def answer_of(self, encoded: Encoded) -> str:
         ids = encoded.input_ids[encoded.supervised].tolist()
         return self.tokenizer.decode(ids[:-1] if ids[-1:] == [self.end_token_id] else ids).strip()
@@ -252,7 +265,7 @@ def _stacked(encoded: Sequence[Encoded], like: torch.Tensor) -> torch.Tensor:
     return stacked
 
 
-class GenerativeAdapter(ModelAdapter):
+class GenerativeAdapter(TextAdapter):
     """A transformers model of the shape `model` + `lm_head` for the training loop."""
 
     terms = ("text",)

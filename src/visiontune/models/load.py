@@ -8,7 +8,7 @@ from typing import Any
 from visiontune.contract import DeviceContract
 from visiontune.errors import ModelError
 from visiontune.models.adapter import ModelAdapter
-from visiontune.recipe import Data
+from visiontune.recipe import Data, ObjectChoices
 
 # config.json's model_type -> the module that adapts it
 FAMILIES = {
@@ -17,26 +17,71 @@ FAMILIES = {
     "unlimited_ocr": "visiontune.models.deepseek_ocr",
     "deepseek_ocr2": "visiontune.models.deepseek_ocr",
 }
+# the same for models that find objects in images
+OBJECT_FAMILIES = {
+    "rf_detr": "visiontune.models.rf_detr",
+    "grounding-dino": "visiontune.models.grounding_dino",
+    "mm-grounding-dino": "visiontune.models.grounding_dino",
+    "sam": "visiontune.models.sam",
+    "sam2": "visiontune.models.sam",
+}
+SEGMENTERS = ("sam", "sam2")  # they draw masks in boxes that they are given
 # name -> the module that adapts it, and its function that builds it
 TINY = {
     "tiny/smolvlm": ("visiontune.models.smolvlm", "build_tiny"),
     "tiny/deepseek-ocr": ("visiontune.models.deepseek_ocr", "build_tiny"),
     "tiny/deepseek-ocr2": ("visiontune.models.deepseek_ocr", "build_tiny_2"),
 }
+# the same; each function takes (folder, objects, seed, *, image_size)
+TINY_OBJECTS = {
+    "tiny/rf-detr": ("visiontune.models.rf_detr", "build_tiny"),
+    "tiny/grounding-dino": ("visiontune.models.grounding_dino", "build_tiny_original"),
+    "tiny/mm-grounding-dino": ("visiontune.models.grounding_dino", "build_tiny"),
+    "tiny/sam": ("visiontune.models.sam", "build_tiny"),
+    "tiny/sam2": ("visiontune.models.sam", "build_tiny_2"),
+}
 
 
 def is_tiny(name: str) -> bool:
     """Whether the name asks for a small model with random weights; raises ModelError for an unknown tiny/."""
-    if name.startswith("tiny/") and name not in TINY:
-        raise ModelError(f"There is no '{name}'.", where="model.name", fix=f"tiny models: {', '.join(TINY)}")
-    return name in TINY
+    known = (*TINY, *TINY_OBJECTS)
+    if name.startswith("tiny/") and name not in known:
+        raise ModelError(f"There is no '{name}'.", where="model.name", fix=f"tiny models: {', '.join(known)}")
+    return name in known
+
+
+def model_finds_objects(name: str, revision: str | None = None) -> bool:
+    """Whether a model finds objects in images; it writes text otherwise. Raises ModelError as `read_config`."""
+    return name in TINY_OBJECTS if is_tiny(name) else read_config(name, revision).model_type in OBJECT_FAMILIES
+
+
+def family_of(name: str) -> str:
+    """The name of the family file of a model. Raises ModelError as `read_config`."""
+    module = (
+        (TINY | TINY_OBJECTS)[name][0] if is_tiny(name) else (FAMILIES | OBJECT_FAMILIES)[read_config(name).model_type]
+    )
+    return module.rpartition(".")[2]
+
+
+def is_segmenter(name: str, revision: str | None = None) -> bool:
+    """Whether a model draws masks in boxes that it is given."""
+    if is_tiny(name):
+        return name.removeprefix("tiny/") in SEGMENTERS
+    return read_config(name, revision).model_type in SEGMENTERS
 
 
 def build_tiny(name: str, folder: Path, texts: Sequence[str], seed: int, image_size: int) -> None:
-    """Write the tiny model `name` to `folder`."""
+    """Write the tiny model `name`, which writes text, to `folder`."""
     _quiet()
     module, function = TINY[name]
     getattr(importlib.import_module(module), function)(folder, texts, seed, image_size=image_size)
+
+
+def build_tiny_finder(name: str, folder: Path, objects: ObjectChoices, seed: int, image_size: int) -> None:
+    """Write the tiny model `name`, which finds objects, to `folder`."""
+    _quiet()
+    module, function = TINY_OBJECTS[name]
+    getattr(importlib.import_module(module), function)(folder, objects, seed, image_size=image_size)
 
 
 def read_config(name: str, revision: str | None = None) -> Any:
@@ -47,54 +92,73 @@ def read_config(name: str, revision: str | None = None) -> Any:
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
-    if config.model_type not in FAMILIES:
+    if config.model_type not in FAMILIES | OBJECT_FAMILIES:
         raise ModelError(
             f"Models of type '{config.model_type}' are not trained by visiontune.",
             where=name,
-            fix=f"model types: {', '.join(FAMILIES)}",
+            fix=f"model types: {', '.join(FAMILIES | OBJECT_FAMILIES)}",
         )
     return config
 
 
+def _module_of(name: str) -> Any:
+    """The family file of a model; raises ModelError as `read_config`."""
+    return importlib.import_module(f"visiontune.models.{family_of(name)}")
+
+
 def native_image_size(config: Any) -> int:
     """Pixels a side of the square that the vision encoder of a checkpoint takes."""
-    return importlib.import_module(FAMILIES[config.model_type]).native_image_size(config)
+    return importlib.import_module((FAMILIES | OBJECT_FAMILIES)[config.model_type]).native_image_size(config)
 
 
 def tiny_image_size(name: str) -> int:
     """Pixels a side of the smallest square that the tiny model `name` is built for."""
-    return importlib.import_module(TINY[name][0]).TINY_IMAGE_SIZE
+    return _module_of(name).TINY_IMAGE_SIZE
 
 
 def cuts_into_tiles(name: str) -> bool:
     """Whether large images may be cut into tiles beside the overview."""
-    module = TINY[name][0] if is_tiny(name) else FAMILIES[read_config(name).model_type]
-    return importlib.import_module(module).CUTS_INTO_TILES
+    return _module_of(name).CUTS_INTO_TILES
 
 
 def page_tokens(name: str, side: int) -> int:
     """How many image tokens stand for a page that is resized to `side` x `side` pixels and not cut into tiles."""
     if is_tiny(name):
-        return importlib.import_module(TINY[name][0]).tiny_page_tokens(name, side)
-    config = read_config(name)
-    return importlib.import_module(FAMILIES[config.model_type]).page_tokens(config, side)
+        return _module_of(name).tiny_page_tokens(name, side)
+    return _module_of(name).page_tokens(read_config(name), side)
 
 
 def longest_context(name: str) -> int:
     """How many tokens a model can read and write together."""
     if is_tiny(name):
-        return importlib.import_module(TINY[name][0]).TINY_CONTEXT
+        return _module_of(name).TINY_CONTEXT
     return int(read_config(name).text_config.max_position_embeddings)
 
 
-def load_adapter(name: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> ModelAdapter:
+def load_adapter(
+    name: str,
+    revision: str | None,
+    data: Data,
+    device: DeviceContract | None = None,
+    *,
+    objects: ObjectChoices | None = None,
+    seed: int = 0,
+) -> ModelAdapter:
     """The model in float32 with its encoder (for a device, the one that does what the device does).
 
-    Raises ModelError if it cannot be loaded.
+    With `objects` it finds those; weights that their classes ask for anew follow from `seed`. Raises ModelError if it
+    cannot be loaded, or is of the other kind.
     """
     _quiet()
-    family = FAMILIES[read_config(name, revision).model_type]
+    kind = read_config(name, revision).model_type
+    families = FAMILIES if objects is None else OBJECT_FAMILIES
+    if kind not in families:
+        finds = "writes text" if objects is not None else "finds objects"
+        raise ModelError(f"A model of type '{kind}' {finds}.", where=name, fix=f"for these data: {', '.join(families)}")
+    family = families[kind]
     try:
+        if objects is not None:
+            return importlib.import_module(family).load(name, revision, data, objects, seed)
         return importlib.import_module(family).load(name, revision, data, device)
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error

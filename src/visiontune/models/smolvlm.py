@@ -9,9 +9,10 @@ import torch
 from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
-from visiontune.models.adapter import Batch, Encoded, Layout
+from visiontune.models.adapter import Batch, Layout
 from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
 from visiontune.models.parts import Part
+from visiontune.models.text import Encoded
 from visiontune.models.tiny_tokenizer import train_byte_level
 from visiontune.recipe import Data
 

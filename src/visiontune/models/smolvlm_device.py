@@ -17,8 +17,8 @@ from PIL.Image import Image
 
 from visiontune.contract import ANSWER, DeviceContract
 from visiontune.errors import DataError, ModelError
-from visiontune.models.adapter import Encoded
 from visiontune.models.smolvlm import SmolVLMEncoder, prompt_of
+from visiontune.models.text import Encoded
 from visiontune.recipe import Data
 
 TILES = 2

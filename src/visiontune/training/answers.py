@@ -7,7 +7,7 @@ import torch
 
 from visiontune.data.sample import Sample
 from visiontune.errors import DataError
-from visiontune.models.adapter import Encoded, Encoder, ModelAdapter
+from visiontune.models.text import Encoded, TextAdapter, TextEncoder
 from visiontune.progress import Advance
 from visiontune.recipe import Recipe
 from visiontune.training.precision import autocast
@@ -22,8 +22,8 @@ class Reply:
 
 
 def replies(
-    adapter: ModelAdapter,
-    encoder: Encoder,
+    adapter: TextAdapter,
+    encoder: TextEncoder,
     samples: Iterable[Sample],
     recipe: Recipe,
     device: torch.device,

@@ -15,7 +15,7 @@ import torch
 from visiontune.data.sample import Document, Images, Prediction, Sample, Text
 from visiontune.metrics.intervals import Metric, mean
 from visiontune.metrics.rouge import NAMES, rouge
-from visiontune.models.adapter import ModelAdapter
+from visiontune.models.text import TextAdapter
 from visiontune.progress import progress
 from visiontune.recipe import Recipe
 from visiontune.training.answers import replies
@@ -59,7 +59,7 @@ class Baseline:
 
 
 def compare(
-    adapter: ModelAdapter,
+    adapter: TextAdapter,
     samples: Sequence[Sample],
     predictions: Sequence[Prediction],
     recipe: Recipe,
@@ -123,7 +123,7 @@ def as_text(sample: Sample, recipe: Recipe, text: str | None = None) -> Sample:
     return replace(sample, seen=Images(()), target=Text(sample.text.answer, f"{text}\n\n{question}"))
 
 
-def _cut_as_its_pages(adapter: ModelAdapter, sample: Sample, recipe: Recipe) -> Sample:
+def _cut_as_its_pages(adapter: TextAdapter, sample: Sample, recipe: Recipe) -> Sample:
     """The sample as text of as many tokens as its pages take."""
     tokens = adapter.encoder.encode(sample, with_answer=False).image_features
     return as_text(sample, recipe, adapter.encoder.cut(text_of(sample), tokens))

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ class Reading:
     """
 
     datasets: Sequence[Dataset]
-    encoder: Encoder
+    encoder: Encoder[Any]
     split: str = "train"
     with_answer: bool = True
     augment_seed: int | None = None
@@ -145,16 +145,16 @@ class Reading:
         """The samples as one batch; padded on the left when they are to be answered. Raises DataError."""
         encoded = []
         for ref in refs:
-            if self.features is not None:
-                sample, features = self.features.sample(ref)
-                encoded.append(self.encoder.encode(sample, with_answer=self.with_answer, features=features))
-                continue
             dataset, index, epoch = ref
-            sample = self.datasets[dataset].sample(self.split, index)
+            if self.features is None:
+                sample, features = self.datasets[dataset].sample(self.split, index), None
+            else:
+                sample, features = self.features.sample(ref)
             seed = self.augment_seed
             view = epoch if self.augmented_views is None else epoch % self.augmented_views
             number = None if seed is None else augmentation_key(seed, sample.id, view)
-            encoded.append(self.encoder.encode(sample, with_answer=self.with_answer, augmentation=number))
+            how = {"with_answer": self.with_answer, "augmentation": number}
+            encoded.append(self.encoder.encode(sample, features=features, **how))
         batch = self.encoder.collate(encoded, pad_left=not self.with_answer)
         batch.origins = list(refs)
         return batch

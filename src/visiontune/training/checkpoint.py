@@ -18,6 +18,7 @@ from visiontune.progress import warn
 from visiontune.run import Run
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+AVERAGE = "average.safetensors"
 
 
 @dataclass
@@ -51,9 +52,11 @@ class Progress:
 
 
 def save(
-    run: Run, progress: Progress, trained: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], keep: int
-) -> Path:
-    """Write the checkpoint of `progress.step`, then remove all but the best and the last `keep` ones.
+    run: Run, progress: Progress, trained: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], keep: int,
+    average: dict[str, torch.Tensor] | None = None,
+) -> Path:  # fmt: skip
+    """Write the checkpoint of `progress.step`, with the weights' average where there is one, then remove all but the
+    best and the last `keep` ones.
 
     Raises MachineError when the disk is full; the checkpoints that stood stay.
     """
@@ -63,7 +66,9 @@ def save(
             save_file(_on_cpu(trained), folder / WEIGHTS)
             save_file(_on_cpu(moments), folder / OPTIMIZER)
             write_json(folder / STATE, asdict(progress))
-            names = (WEIGHTS, OPTIMIZER, STATE)
+            if average is not None:
+                save_file(_on_cpu(average), folder / AVERAGE)
+            names = (WEIGHTS, OPTIMIZER, STATE, *(() if average is None else (AVERAGE,)))
             sizes = {
                 name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names
             }
@@ -96,11 +101,17 @@ def remove_old(run: Run, progress: Progress, keep: int) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back; tensors on the CPU."""
+    """A checkpoint read back; tensors on the CPU. `average` holds nothing where no average was kept."""
 
     progress: Progress
     trained: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
+
+    @property
+    def shipped(self) -> dict[str, torch.Tensor]:
+        """What the run gives away: the average of the weights where one was kept."""
+        return self.trained | self.average
 
 
 def load(run: Run, step: int, *, with_optimizer: bool = True) -> Checkpoint:
@@ -123,7 +134,8 @@ def load(run: Run, step: int, *, with_optimizer: bool = True) -> Checkpoint:
             )
     state = run.read_json(f"checkpoints/{folder.name}/{STATE}")
     moments = load_file(folder / OPTIMIZER) if with_optimizer else {}
-    return Checkpoint(Progress(**(state or {})), load_file(folder / WEIGHTS), moments)
+    average = load_file(folder / AVERAGE) if AVERAGE in manifest else {}
+    return Checkpoint(Progress(**(state or {})), load_file(folder / WEIGHTS), moments, average)
 
 
 def load_latest(run: Run) -> Checkpoint | None:

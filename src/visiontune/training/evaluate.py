@@ -1,4 +1,4 @@
-"""Predictions by generation, and their scores."""
+"""Texts written about a split or about files, and their scores."""
 
 import json
 import time
@@ -18,8 +18,9 @@ from visiontune.metrics.bertscore import Embedder
 from visiontune.metrics.calibration import Calibration, calibrate
 from visiontune.metrics.rouge import NAMES as ROUGE_NAMES
 from visiontune.metrics.text import DOCUMENT_CHARACTERS, TextScores, score_texts
-from visiontune.models.adapter import Batch, ModelAdapter
+from visiontune.models.adapter import Batch
 from visiontune.models.labels import LabelTree
+from visiontune.models.text import TextAdapter
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -27,6 +28,7 @@ from visiontune.training.baselines import Baseline, compare
 from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
+from visiontune.training.rows import first_rows
 
 COMPARED = 32  # documents that baselines are asked about
 
@@ -49,7 +51,7 @@ def closed_labels(datasets: Sequence[Dataset]) -> list[str] | None:
     return list(labels)
 
 
-def label_tree(adapter: ModelAdapter, labels: Sequence[str], recipe: Recipe) -> LabelTree:
+def label_tree(adapter: TextAdapter, labels: Sequence[str], recipe: Recipe) -> LabelTree:
     """The labels as the model's tokens. Raises DataError where one is longer than an answer may be."""
     tree = LabelTree(tuple(labels), tuple(adapter.encoder.label_tokens(label) for label in labels))
     longest = max(range(len(labels)), key=lambda c: len(tree.tokens[c]))
@@ -62,7 +64,7 @@ def label_tree(adapter: ModelAdapter, labels: Sequence[str], recipe: Recipe) -> 
     return tree
 
 
-def tree_to_score(adapter: ModelAdapter, labels: Sequence[str] | None, recipe: Recipe) -> LabelTree | None:
+def tree_to_score(adapter: TextAdapter, labels: Sequence[str] | None, recipe: Recipe) -> LabelTree | None:
     """The labels to score, or None where the recipe has answers generated. RecipeError where there are no labels."""
     if recipe.evaluation.answers == "generated":
         return None
@@ -73,16 +75,8 @@ def tree_to_score(adapter: ModelAdapter, labels: Sequence[str] | None, recipe: R
     return label_tree(adapter, labels, recipe)
 
 
-def first_rows(
-    datasets: Sequence[Dataset], split: str, *, limit: int | None = None, rows: int | None = None
-) -> list[tuple[int, int]]:
-    """(dataset, row) of the samples that an evaluation takes: first rows first, from all datasets in turn."""
-    counts = [min(dataset.count(split), rows or dataset.count(split)) for dataset in datasets]
-    return [(d, i) for i in range(max(counts)) for d, count in enumerate(counts) if i < count][:limit]
-
-
 def predict_split(
-    adapter: ModelAdapter,
+    adapter: TextAdapter,
     datasets: Sequence[Dataset],
     split: str,
     recipe: Recipe,
@@ -130,7 +124,7 @@ def predict_split(
 
 
 def _answer(
-    adapter: ModelAdapter, batch: Batch, tree: LabelTree | None, recipe: Recipe, device: torch.device
+    adapter: TextAdapter, batch: Batch, tree: LabelTree | None, recipe: Recipe, device: torch.device
 ) -> list[Answered]:
     """(text, confidence, probabilities of the labels) for each question of a batch; the last None without labels."""
     with autocast(device, recipe.machine.precision):
@@ -146,7 +140,7 @@ def _answer(
 
 
 def evaluate_split(
-    run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, ranks: Ranks, step: int,
+    run: Run, adapter: TextAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, ranks: Ranks, step: int,
     *, limit: int | None = None, rows: int | None = None, fit_confidence: bool = False,
     embedder: Embedder | None = None,
 ) -> TextScores:  # fmt: skip
@@ -195,7 +189,7 @@ def answered(
 
 
 def evaluate_baselines(
-    run: Run, adapter: ModelAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, device: torch.device,
+    run: Run, adapter: TextAdapter, datasets: Sequence[Dataset], split: str, recipe: Recipe, device: torch.device,
     step: int, *, limit: int | None = None,
 ) -> list[Baseline]:  # fmt: skip
     """What stands beside a split's predictions on its first documents; writes evaluations/SPLIT/baselines.json."""
@@ -227,7 +221,7 @@ def _seen(path: Path, recipe: Recipe) -> Images | Document:
 
 
 def predict_files(
-    run: Run, adapter: ModelAdapter, paths: Sequence[Path], recipe: Recipe, device: torch.device, step: int,
+    run: Run, adapter: TextAdapter, paths: Sequence[Path], recipe: Recipe, device: torch.device, step: int,
     prompt: str | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Answers about image or text files, in their order: labels where the run has a label set, unless another prompt is

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from visiontune.data.dataset import Dataset, Index
 from visiontune.data.pages import engine
-from visiontune.data.sample import Images, Sample, Text
+from visiontune.data.sample import Images, Sample
 from visiontune.errors import RecipeError
 from visiontune.files import write_json, written_whole
 from visiontune.machine import versions
@@ -36,7 +36,6 @@ from visiontune.training.receipts import ReceiptBook, check_placeholders
 
 FEATURES_VERSION = 1
 DECISION_NAME = "features.json"
-PART = "vision_encoder"
 CHUNK_ROWS = 32
 OPEN_CHUNKS = 64
 # Computing and writing a view takes a little longer than computing it in a step, and reading it takes little.
@@ -63,7 +62,7 @@ class FeatureStore:
         features, starts = _opened(self.chunk(dataset, epoch % self.views, row // CHUNK_ROWS))
         at = row % CHUNK_ROWS
         index = self.indexes[dataset]
-        sample = Sample(index.ids[row], Images(()), Text(index.answers[row], index.prompts[row]))
+        sample = Sample(index.ids[row], Images(()), index.target(row))
         return sample, Features(features[starts[at] : starts[at + 1]], self.layouts[dataset][row])
 
     def chunk(self, dataset: int, view: int, number: int) -> Path:
@@ -105,7 +104,7 @@ def features_of(
     Raises RecipeError where the recipe insists on features that cannot be kept, ReceiptError where an image does not
     reach the encoder.
     """
-    if why := _forbidden(recipe):
+    if why := _forbidden(recipe, adapter):
         if recipe.features.cache == "always":
             raise RecipeError(why, where="features.cache", fix="use --features.cache auto")
         return None
@@ -124,9 +123,15 @@ def forget(run: Run) -> None:
     shutil.rmtree(run.path / "features", ignore_errors=True)
 
 
-def _forbidden(recipe: Recipe) -> str | None:
-    if recipe.parts[PART] != "frozen":
-        return f"The vision encoder is trained ({recipe.parts[PART]}), so its features change."
+def _forbidden(recipe: Recipe, adapter: ModelAdapter) -> str | None:
+    if not adapter.feature_parts:
+        return f"The vision encoder's work is not kept for models of the family {adapter.family}."
+    if learning := [
+        f"{part} is {recipe.parts[part]}" for part in adapter.feature_parts if recipe.parts[part] != "frozen"
+    ]:
+        return f"The vision encoder is trained ({', '.join(learning)}), so its features change."
+    if recipe.objects is not None and (recipe.objects.mirror != "none" or recipe.data.augment):
+        return "Images are mirrored or augmented anew in each epoch; --objects.mirror none --data.augment 0 keep them."
     if recipe.data.augment and recipe.data.augmented_views is None:
         return "Images are augmented anew in each epoch; data.augmented_views says how many views to keep."
     return None
@@ -149,7 +154,7 @@ def _shared_key(recipe: Recipe, adapter: ModelAdapter) -> dict[str, Any]:
     """All that the features of any row depend on, but the row itself."""
     module, data = adapter.trained_module, recipe.data
     named = [*module.named_parameters(), *module.named_buffers()]
-    vision = {name: tensor for name, tensor in named if part_of(adapter.parts, name) == PART}
+    vision = {name: tensor for name, tensor in named if part_of(adapter.parts, name) in adapter.feature_parts}
     return {
         "version": FEATURES_VERSION,
         "weights": tensors_sha256(vision),

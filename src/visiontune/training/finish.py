@@ -5,7 +5,7 @@ from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, t
 from visiontune.progress import progress
 from visiontune.training import checkpoint, features, receipts
 from visiontune.training.batches import promised
-from visiontune.training.evaluate import evaluate_split
+from visiontune.training.scoring import evaluate_validation
 from visiontune.training.session import Session, probe_losses
 
 
@@ -25,30 +25,20 @@ def finish(session: Session) -> None:
         book.add(receipt)
         failed += [receipt.name] if receipt.status == "failed" else []
     best = at.best_step or at.step
-    checkpoint.put_tensors(session.module, checkpoint.load(run, best, with_optimizer=False).trained)
+    checkpoint.put_tensors(session.module, checkpoint.load(run, best, with_optimizer=False).shipped)
     held_out = receipts.held_out(session.datasets, recipe.data.limit)
     if len(held_out) < receipts.HELD_OUT_AT_LEAST:
         receipt = receipts.too_few_held_out(len(held_out))
     else:
-        exchanged = receipts.exchanged(held_out)
+        partners = receipts.partners(held_out)
         with progress("images exchanged", 2 * len(held_out), "samples", show=ranks.is_first) as advance:
             true = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book, advance)
-            others = receipts.sample_losses(adapter, exchanged, recipe, ranks.device, book, advance)
+            others = receipts.sample_losses(adapter, held_out, recipe, ranks.device, book, advance, partners)
         receipt = receipts.image_matters(true, others)
     book.add(receipt)
     failed += [receipt.name] if receipt.status == "failed" else []
     if sum(dataset.count("validation") for dataset in session.datasets):
-        evaluate_split(
-            run,
-            adapter,
-            session.datasets,
-            "validation",
-            recipe,
-            ranks,
-            best,
-            rows=recipe.data.limit,
-            fit_confidence=True,
-        )
+        evaluate_validation(run, adapter, session.datasets, recipe, ranks, best)
     if failed:
         reasons = "; ".join(f"{name}: {book.receipts[name].reason}" for name in failed)
         raise ReceiptError(

@@ -6,7 +6,7 @@ the ranks, clip, update. Then, where due: evaluate, checkpoint, pause.
 
 import math
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from visiontune.data.order import key
 from visiontune.errors import MachineError, PausedError, RunError
 from visiontune.files import write_json
 from visiontune.machine import hardware, process_peak_bytes
-from visiontune.metrics.text import score_texts
 from visiontune.models.adapter import Batch
 from visiontune.models.parts import set_training_mode, trained_tensors
 from visiontune.progress import note, progress, warn
@@ -25,11 +24,11 @@ from visiontune.run import Run
 from visiontune.training import checkpoint, memory, receipts
 from visiontune.training import optimizer as optimizers
 from visiontune.training.batches import load_steps, plan_steps
-from visiontune.training.evaluate import closed_labels, predict_split
 from visiontune.training.finish import finish
 from visiontune.training.pause import PauseRequests
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
+from visiontune.training.scoring import score_some
 from visiontune.training.session import Session, set_up
 
 
@@ -141,6 +140,8 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
     if check:
         receipts.check_gradients(session.book, session.module, session.adapter.parts, recipe.parts)
     norm = _update(session, step)
+    if session.average is not None:
+        session.average.update(step + 1)
     _synchronise(ranks.device)
     session.seconds["optimizer"] = time.perf_counter() - started
     overflowed = not math.isfinite(norm) and recipe.machine.precision != "fp16"  # where the scaler skips such a step
@@ -209,9 +210,8 @@ def _forward_backward(
                 torch.manual_seed(key(recipe.seed, 5, step, number, piece_number))
                 with autocast(ranks.device, recipe.machine.precision):
                     losses = session.adapter.losses(on_device)
-                terms = [losses[term].sum() / weights[term] for term in losses if weights[term]]
-                if not terms:
-                    continue
+                # An image without objects teaches too: what it adds is divided by no less than one.
+                terms = [losses[term].sum() / max(1.0, weights[term]) for term in losses]
                 loss = torch.stack(terms).sum()
                 _synchronise(ranks.device)
                 seconds["forward"] += time.perf_counter() - started
@@ -258,12 +258,10 @@ def _evaluate(session: Session, log: Any) -> None:
     """Answer a subset of the validation split; keep the best step, and stop early where the recipe says so."""
     recipe, at = session.recipe, session.progress
     started = time.perf_counter()
-    predictions = predict_split(
-        session.adapter, session.datasets, "validation", recipe, session.ranks, limit=recipe.evaluation.samples
-    )
-    scores = score_texts(predictions, closed_labels(session.datasets))
+    with session.average.in_place() if session.average is not None else nullcontext():
+        scores = score_some(session.adapter, session.datasets, recipe, session.ranks)
     set_training_mode(session.module, session.adapter.network, session.adapter.parts, recipe.parts)
-    value = scores.metric(recipe.evaluation.metric).value if predictions else None
+    value = scores.metric(recipe.evaluation.metric).value if scores else None
     if value is not None:
         better = at.best_value is None or value > at.best_value
         at.evaluations_without_better = 0 if better else at.evaluations_without_better + 1
@@ -272,7 +270,7 @@ def _evaluate(session: Session, log: Any) -> None:
         patience = recipe.evaluation.patience
         at.stopped_early = patience is not None and at.evaluations_without_better >= patience
     if log:
-        metrics = scores.to_json()["metrics"]
+        metrics = scores.to_json()["metrics"] if scores else {}
         entry = {"kind": "evaluation", "attempt": session.attempt, "step": at.step, "split": "validation"}
         log.write({**entry, "metrics": metrics, "seconds": round(time.perf_counter() - started, 4)})
         shown = f"{recipe.evaluation.metric} {value:.3f}" if value is not None else "no validation samples"
@@ -285,7 +283,8 @@ def _save(session: Session) -> None:
     if session.ranks.is_first:
         trained = trained_tensors(session.module, adapter.parts, recipe.parts)
         moments = optimizers.state_tensors(session.optimizer, session.module)
-        checkpoint.save(session.run, at, trained, moments, recipe.checkpoints.keep)
+        average = None if session.average is None else session.average.tensors
+        checkpoint.save(session.run, at, trained, moments, recipe.checkpoints.keep, average)
         if at.best_value is not None:
             best = {"step": at.best_step, "metric": recipe.evaluation.metric, "value": at.best_value}
             write_json(session.run.checkpoints_folder / "best.json", best)

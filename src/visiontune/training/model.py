@@ -8,7 +8,7 @@ import torch
 from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
 from visiontune.data.pages import load_fonts
-from visiontune.errors import DataError, RunError
+from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.load import is_tiny, load_adapter
 from visiontune.models.moe_dropout import attach
@@ -46,9 +46,21 @@ def base_name(run: Run, recipe: Recipe) -> str:
     return str(run.base_folder) if is_tiny(recipe.model.name) else recipe.model.name
 
 
+def new_weights_seed(recipe: Recipe) -> int:
+    """What the weights follow from that the classes of a run ask for anew."""
+    return key(recipe.seed, 8)
+
+
 def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
     """The model that the run starts from, as it computes in the run: in its precision, on its device, in eval mode."""
-    adapter = load_adapter(base_name(run, recipe), recipe.model.revision, recipe.data, recipe.device)
+    adapter = load_adapter(
+        base_name(run, recipe),
+        recipe.model.revision,
+        recipe.data,
+        recipe.device,
+        objects=recipe.objects,
+        seed=new_weights_seed(recipe),
+    )
     if (spec := recipe.data.pages) is not None:
         adapter.encoder.fonts = load_fonts([(font_path(run.path, font), font.face) for font in spec.fonts])
         spec.check(adapter.encoder.fonts)
@@ -65,6 +77,12 @@ def adapt(adapter: ModelAdapter, recipe: Recipe) -> None:
     train_in_float32(adapter.trained_module)
     if recipe.machine.recompute:
         network: Any = adapter.network
+        if not network.supports_gradient_checkpointing:
+            raise RecipeError(
+                f"Layers of the family {adapter.family} cannot be computed again for their backward.",
+                where="machine.recompute",
+                fix="leave it off; lower batch.tokens to need less memory",
+            )
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
@@ -80,6 +98,6 @@ def load_trained(run: Run, recipe: Recipe, device: torch.device, step: int | Non
         step = int(run.best["step"]) if run.best else steps[-1]
     adapter = load_base(run, recipe, device)
     adapt(adapter, recipe)
-    put_tensors(adapter.trained_module, load(run, step, with_optimizer=False).trained)
+    put_tensors(adapter.trained_module, load(run, step, with_optimizer=False).shipped)
     adapter.trained_module.eval()
     return adapter, step

@@ -14,11 +14,12 @@ from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, resize_scale, x_height
 from visiontune.data.split import SPLITS
-from visiontune.errors import DataError, RunError
+from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
 from visiontune.models.load import (
     build_tiny,
+    build_tiny_finder,
     chat_prompt,
     cuts_into_tiles,
     is_tiny,
@@ -71,9 +72,9 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
     for dataset in datasets:
         if dataset.info.target != "text":
             raise DataError(
-                "Boxes and masks are read, checked and prepared; no model is trained on them yet.",
+                "The target is objects, and this model writes text.",
                 where=str(dataset.path),
-                fix="train on images with labels or texts, or on documents",
+                fix="name a model that finds objects, such as --model tiny/rf-detr",
             )
         indexes = {split: dataset.index(split) for split in SPLITS}
         for index in indexes.values():
@@ -342,12 +343,21 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
     """Write a new run folder: the recipe, and the tiny model where one was asked for. Raises RunError if one stands."""
     refuse_taken(run)
     refuse_illegible(recipe, datasets[0])
+    known = None if datasets[0].info.objects is None else tuple(datasets[0].info.objects.classes)
+    if recipe.objects is not None and recipe.objects.classes != known:
+        raise RecipeError(
+            f"objects.classes are {', '.join(recipe.objects.classes)}; the data have {', '.join(known or ())}.",
+            where=str(datasets[0].path),
+            fix="leave the field out: the data say what the classes are; rename them in the data",
+        )
     run.path.mkdir(parents=True, exist_ok=True)
-    if is_tiny(recipe.model.name):
+    seed, size = key(recipe.seed, 6), recipe.data.image_longest_edge
+    if is_tiny(recipe.model.name) and recipe.objects is not None:
+        build_tiny_finder(recipe.model.name, run.base_folder, recipe.objects, seed, size)
+    elif is_tiny(recipe.model.name):
         facts = data_facts(datasets, recipe.data.limit)
         texts = [recipe.data.prompt, *facts.prompts[:TINY_TEXTS], *facts.answers[:TINY_TEXTS]]
-        size = recipe.data.image_longest_edge
-        build_tiny(recipe.model.name, run.base_folder, texts, key(recipe.seed, 6), size)
+        build_tiny(recipe.model.name, run.base_folder, texts, seed, size)
     for font in recipe.data.pages.fonts if recipe.data.pages is not None else ():
         kept = font_path(run.path, font)
         if kept.parent == run.path and not kept.exists():  # the package's own font is not copied

@@ -21,7 +21,7 @@ from visiontune.data.sample import Prediction, Sample
 from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_json, written_whole
 from visiontune.metrics.intervals import Metric, mean
-from visiontune.models.adapter import Encoder, ModelAdapter
+from visiontune.models.text import TextAdapter, TextEncoder
 from visiontune.progress import progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -90,8 +90,8 @@ class _Asking:
     """What the points of one curve have in common."""
 
     folder: Path
-    adapter: ModelAdapter
-    encoder: Encoder
+    adapter: TextAdapter
+    encoder: TextEncoder
     samples: Sequence[Sample]
     text_tokens: Sequence[int]
     page_tokens: int
@@ -115,7 +115,7 @@ def check_ratios(ratios: Sequence[float], recipe: Recipe) -> None:
 
 def evaluate_ratios(
     run: Run,
-    adapter: ModelAdapter,
+    adapter: TextAdapter,
     samples: Sequence[Sample],
     predictions: Sequence[Prediction],
     split: str,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from visiontune.data.dataset import Dataset
+from visiontune.data.objects import Objects
 from visiontune.data.sample import Images, Sample
 from visiontune.errors import ReceiptError
 from visiontune.files import write_json
@@ -72,22 +73,21 @@ class ReceiptBook:
 # supervised
 
 
-def supervised(reading: Reading, refs: Sequence[SampleRef], answers: Sequence[str]) -> Receipt:
-    """The learned span of some training samples is the answer and the end token, and nothing else."""
+def supervised(reading: Reading, refs: Sequence[SampleRef]) -> Receipt:
+    """What some training samples teach, read back from their tensors, is their target and nothing else."""
     examples, wrong = [], []
-    for ref, answer in zip(refs, answers, strict=True):
-        dataset, index, _ = ref
-        encoded = reading.encoder.encode(reading.datasets[dataset].sample("train", index))
-        read = reading.encoder.answer_of(encoded)
-        if not encoded.supervised.any() or not (answer.strip().startswith(read) and (read or not answer.strip())):
-            wrong.append(f"{encoded.id}: learns {read!r} instead of {answer!r}")
-        segments = [{"text": text, "supervised": learned} for text, learned in reading.encoder.segments(encoded)]
-        example = {"dataset": dataset, "split": "train", "index": index, "id": encoded.id, "segments": segments}
-        examples.append(example)
+    objects = False
+    for dataset, index, _ in refs:
+        sample = reading.datasets[dataset].sample("train", index)
+        found = reading.encoder.supervision(sample)
+        wrong += [] if found.wrong is None else [found.wrong]
+        objects = isinstance(sample.target, Objects)
+        examples.append({"dataset": dataset, "split": "train", "index": index, "id": sample.id, **found.shown})
     numbers = {"samples_shown": len(examples), "wrong": len(wrong)}
     if wrong:
         return Receipt("supervised", "failed", "; ".join(wrong[:3]), numbers, examples)
-    reason = f"in {len(examples)} of {len(examples)} samples the learned span is the answer and its end token"
+    what = "boxes and classes learned are those drawn" if objects else "learned span is the answer and its end token"
+    reason = f"in {len(examples)} of {len(examples)} samples the {what}"
     return Receipt("supervised", "passed", reason, numbers, examples)
 
 
@@ -122,11 +122,17 @@ def placeholders(progress: Progress, samples: int) -> Receipt:
 # image matters
 
 
-def exchanged(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample with the images of another one; partners are half the samples apart in the order of their answers."""
-    by_answer = sorted(range(len(samples)), key=lambda i: (samples[i].text.answer, samples[i].id))
-    partner = {i: by_answer[(place + len(samples) // 2) % len(samples)] for place, i in enumerate(by_answer)}
-    return [Sample(one.id, samples[partner[i]].seen, one.target) for i, one in enumerate(samples)]
+def partners(samples: Sequence[Sample]) -> list[Sample]:
+    """For each sample the one whose images it gets: half the samples apart in the order of their targets."""
+
+    def place(i: int) -> tuple[Any, ...]:
+        target = samples[i].target
+        told = (len(target), tuple(sorted(target.classes.tolist()))) if isinstance(target, Objects) else target.answer
+        return told, samples[i].id
+
+    ordered = sorted(range(len(samples)), key=place)
+    partner = {i: ordered[(place + len(samples) // 2) % len(samples)] for place, i in enumerate(ordered)}
+    return [samples[partner[i]] for i in range(len(samples))]
 
 
 @torch.no_grad()
@@ -137,12 +143,15 @@ def sample_losses(
     device: torch.device,
     book: ReceiptBook,
     advance: Advance | None = None,
+    shown: Sequence[Sample] | None = None,
 ) -> np.ndarray:
-    """The mean loss a target of each sample; shape (samples,), float64. Raises ReceiptError as `check_placeholders`."""
+    """The mean loss a target of each sample, with the images of the samples `shown` where given; shape (samples,),
+    float64. Raises ReceiptError as `check_placeholders`."""
     adapter.trained_module.eval()
+    encoder = adapter.encoder
     losses = []
-    for sample in samples:
-        batch = adapter.encoder.collate([adapter.encoder.encode(sample)])
+    for i, sample in enumerate(samples):
+        batch = encoder.collate([encoder.encode(sample) if shown is None else encoder.exchanged(sample, shown[i])])
         check_placeholders(book, batch)
         with autocast(device, recipe.machine.precision):
             sums = adapter.losses(batch.to(device))

@@ -20,14 +20,15 @@ from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training import checkpoint, receipts
 from visiontune.training import optimizer as optimizers
+from visiontune.training.average import WeightAverage
 from visiontune.training.batches import Reading, plan_window
 from visiontune.training.checkpoint import Progress
-from visiontune.training.evaluate import closed_labels, tree_to_score
 from visiontune.training.features import FeatureStore, features_of
 from visiontune.training.memory import predicted_peak, ran_out
 from visiontune.training.model import adapt, load_base, open_datasets
 from visiontune.training.precision import loss_scaler
 from visiontune.training.ranks import Ranks
+from visiontune.training.scoring import refuse_unscored
 
 SUPERVISED_SHOWN = 6
 PROBE_SAMPLES = 4
@@ -53,6 +54,7 @@ class Session:
     predicted_bytes: int = 0
     peak_bytes: int = 0
     features: FeatureStore | None = None
+    average: WeightAverage | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -91,6 +93,8 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
         for s in summaries:
             note(f"  {s.part:16} {s.state:8} {s.parameters:>14,} parameters, {s.trainable:,} trained")
     session.features = features_of(run, recipe, ranks, adapter, datasets, book)
+    if recipe.optimizer.average:
+        session.average = WeightAverage(session.module, recipe.optimizer.average)
     _continue_from_checkpoint(session)
     _check_before_first_step(session)
     if ranks.is_first:
@@ -143,6 +147,8 @@ def _continue_from_checkpoint(session: Session) -> None:
     checkpoint.put_tensors(session.module, latest.trained)
     optimizers.put_state(session.optimizer, session.module, latest.moments)
     session.progress = latest.progress
+    if session.average is not None:
+        session.average.put(latest.average)
     if latest.progress.loss_scale:
         session.scaler.load_state_dict(latest.progress.loss_scale)
     if session.ranks.is_first:
@@ -151,12 +157,10 @@ def _continue_from_checkpoint(session: Session) -> None:
 
 def _check_before_first_step(session: Session) -> None:
     recipe, adapter = session.recipe, session.adapter
-    tree_to_score(adapter, closed_labels(session.datasets), recipe)  # what cannot be scored is said before training
+    refuse_unscored(adapter, session.datasets, recipe)  # what cannot be scored is said before training
     steps = plan_window(session.order, session.lengths, recipe.batch, 0)
     refs = [ref for step in steps for micro_batch in step for ref in micro_batch.samples]
-    answers = {d: session.datasets[d].index("train").answers for d in {ref[0] for ref in refs[:SUPERVISED_SHOWN]}}
-    shown = [(ref, answers[ref[0]][ref[1]]) for ref in refs[:SUPERVISED_SHOWN]]
-    session.book.require(receipts.supervised(session.reading, [r for r, _ in shown], [a for _, a in shown]))
+    session.book.require(receipts.supervised(session.reading, refs[:SUPERVISED_SHOWN]))
     largest = max(
         (m for step in steps for m in step),
         key=lambda m: len(m.samples) * max(int(session.lengths[d][i]) for d, i, _ in m.samples),
@@ -180,6 +184,8 @@ def _check_before_first_step(session: Session) -> None:
 def _refuse_too_long(adapter: ModelAdapter, datasets: Sequence[Dataset], recipe: Recipe) -> None:
     """Raise DataError where images and question leave no room for an answer: images are never cut."""
     most = recipe.data.max_tokens
+    if recipe.objects is not None:
+        return
     found = []
     for dataset in datasets:
         for split in SPLITS:

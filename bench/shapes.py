@@ -1,0 +1,107 @@
+"""Shapes drawn on photographs: is a detector learned, does a teacher help a student, and is anything forgotten?
+
+    python bench/shapes.py learn       tiny/rf-detr by its derived recipe: AP50 on the test split
+    python bench/shapes.py distil      a student with 10 % of the labels, alone and with a teacher's labels for the rest
+    python bench/shapes.py forget      six classes learned by tiny/mm-grounding-dino, three of them tuned further by LoRA
+
+The teacher of `distil` stands for a large model: it is trained on as many images of its own as there are unlabelled
+ones, which no student sees. Both students take equally many steps.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import visiontune
+from visiontune.demo_boxes import IMAGES, SIZE
+from visiontune.demo_shapes import CLASSES, draw_source, photographs
+
+TENTH = 60
+SIX = 500
+
+
+def prepared(folder: Path, count: int, seed: int, classes: tuple[str, ...]) -> tuple[Path, Path]:
+    """A drawn source and its prepared dataset."""
+    source = draw_source(
+        folder / f"source-{seed}", count, size=SIZE, classes=classes, seed=seed, masks=False, grounds=photographs()
+    )
+    return source, visiontune.prepare(source, folder / f"data-{seed}").path
+
+
+def ap(run: Path) -> dict[str, float]:
+    """AP and AP50 of a run on its own test split."""
+    scores: Any = visiontune.evaluate(run, split="test")
+    return {name: round(scores.metric(name).value, 4) for name in ("box_ap", "box_ap50")}
+
+
+def learn(folder: Path) -> None:
+    _, data = prepared(folder, IMAGES, 0, CLASSES[:3])
+    started = time.monotonic()
+    run: Any = visiontune.train(data, model="tiny/rf-detr", out=folder / "run")
+    took = time.monotonic() - started
+    print(f"{IMAGES} images, {run.recipe.schedule.steps} steps, {took:.0f} s: {ap(run.path)}")
+
+
+def distil(folder: Path) -> None:
+    classes = CLASSES[:3]
+    _, teachers = prepared(folder, IMAGES, 1, classes)
+    few, labelled = prepared(folder, TENTH * 3 // 2, 2, classes)  # two thirds of them train, as `prepare` splits them
+    more = draw_source(folder / "more", IMAGES, size=SIZE, classes=classes, seed=3, masks=False, grounds=photographs())
+    teacher: Any = visiontune.train(teachers, model="tiny/rf-detr", out=folder / "teacher")
+    steps = {"schedule.steps": teacher.recipe.schedule.steps}
+    _, judge = prepared(folder, IMAGES, 4, classes)
+    alone = visiontune.train(labelled, model="tiny/rf-detr", out=folder / "alone", overrides=steps)
+    taught = visiontune.train(
+        labelled, model="tiny/rf-detr", teacher=teacher.path, unlabelled=[more.parent / "images"],
+        out=folder / "taught", overrides=steps,
+    )  # fmt: skip
+    print(
+        f"{few.parent.name}: {TENTH * 3 // 2} labelled images, {IMAGES} unlabelled, {steps['schedule.steps']} steps each"
+    )
+    for name, run in (("teacher", teacher), ("student, 10 % of the labels alone", alone), ("student, taught", taught)):
+        print(f"{name}: {judged(run, judge)}")
+
+
+def judged(run: Any, data: Path) -> dict[str, float]:
+    """AP and AP50 of a run on all images of a dataset that it never saw."""
+    from visiontune.data.dataset import Dataset
+    from visiontune.models.objects import finds_objects
+    from visiontune.training.evaluate_objects import find_in_split, score_predictions
+    from visiontune.training.model import load_trained
+    from visiontune.training.ranks import Ranks
+
+    ranks = Ranks("cpu")
+    adapter = finds_objects(load_trained(run, run.recipe, ranks.device)[0])
+    found = find_in_split(adapter, [Dataset.open(data)], "train", run.recipe, ranks)
+    scores = score_predictions(found, "none", halves=0)
+    return {name: round(scores.metric(name).value or 0.0, 4) for name in ("box_ap", "box_ap50")}
+
+
+def forget(folder: Path) -> None:
+    source, six = prepared(folder, SIX, 5, CLASSES)
+    _, three = prepared(folder, SIX, 6, CLASSES[:3])
+    base: Any = visiontune.train(six, model="tiny/mm-grounding-dino", out=folder / "base")
+    print(f"six classes learned: {ap(base.path)}")
+    merged = visiontune.export(base.path, to="merged", out=folder / "merged")["merged"]
+    tuned: Any = visiontune.train(three, model=str(merged), out=folder / "tuned")
+    print(f"three classes tuned further by LoRA, {tuned.recipe.schedule.steps} steps: {ap(tuned.path)}")
+    visiontune.evaluate(tuned.path, split="test", known=six)
+    known = json.loads((tuned.path / f"evaluations/known-{six.name}.json").read_text())["metrics"]
+    others = [known[f"box_ap.{name}"] for name in CLASSES[3:]]
+    for when in ("before", "after"):
+        print(f"AP of the other three classes, {when}: {sum(one[when]['value'] for one in others) / len(others):.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("learn", "distil", "forget"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        {"learn": learn, "distil": distil, "forget": forget}[arguments.what](Path(folder))
+
+
+if __name__ == "__main__":
+    main()

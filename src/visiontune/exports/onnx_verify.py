@@ -1,0 +1,68 @@
+"""The certificate of a shipped ONNX folder run again, wherever it stands. torch only where the run is given."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.images import decode
+from visiontune.data.objects import Objects, from_entries
+from visiontune.errors import CertificateError
+from visiontune.exports.certificate import CERTIFICATE_NAME, Check
+from visiontune.exports.onnx_certificate import (
+    LIMITS,
+    certify_onnx,
+    check_contract,
+    check_files,
+    check_objects,
+    ordered,
+)
+from visiontune.exports.onnx_runtime import OnnxContract, open_model, read_onnx_contract
+from visiontune.exports.reference import REFERENCE_NAME, image_of
+from visiontune.progress import progress
+from visiontune.run import Run
+
+
+def verify_onnx(folder: Path, run: Run | None = None, data: Dataset | None = None) -> list[Check]:
+    """The certificate's checks again, here and now.
+
+    With the run all are made anew. Without it files and contract are held to the certificate and, with the prepared
+    dataset, what is found in the compared images to what the trained model found. Raises CertificateError where there
+    is no certificate.
+    """
+    path = folder / CERTIFICATE_NAME
+    if not path.is_file():
+        raise CertificateError("There is no certificate here.", where=str(folder), fix="export the run again")
+    value = json.loads(path.read_bytes())
+    contract = read_onnx_contract(folder)
+    if run is not None:
+        from visiontune.exports.onnx_ship import held_to_run, load_finder
+
+        trained = load_finder(run, value["trained"]["step"])
+        inputs = value["inputs"]
+        held_to = held_to_run(trained, value["dtype"], inputs["compared"], inputs["evaluation_limit"])
+        return ordered(certify_onnx(folder, held_to, value["files"]).checks)
+    certified = OnnxContract.model_validate(value["contract"])
+    checks = [check_files(folder, contract, value["files"]), check_contract(contract, certified, "certified")]
+    if checks[0].status == "failed":
+        return ordered(checks, "a file is not the certified one")
+    if data is None:
+        return ordered(checks, "the images are not here: give --run or --data")
+    model, limits = open_model(folder), LIMITS[contract.dtype]
+    rows = {name: i for i, name in enumerate(data.index("validation").ids)}
+    pairs: list[tuple[Objects, Objects]] = []
+    lines = [json.loads(line) for line in (folder / REFERENCE_NAME).read_bytes().splitlines()]
+    with progress("the same images through the shipped graphs", len(lines), "images") as advance:
+        for line in lines:
+            advance(1)
+            if line["id"] not in rows:
+                continue
+            sample = data.sample("validation", rows[line["id"]])
+            image = image_of(sample)
+            if hashlib.sha256(image).hexdigest() == line["image_sha256"]:
+                assert isinstance(sample.target, Objects)
+                made = model.find(decode(image), sample.target)
+                pairs.append((from_entries(line["objects"], certified.classes), made))
+    if pairs:
+        checks.append(check_objects(pairs, certified.score_threshold, limits))
+    return ordered(checks, "only with the run: --run" if pairs else "the compared images are not in these data")

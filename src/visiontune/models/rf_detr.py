@@ -1,0 +1,403 @@
+"""RF-DETR (Robinson et al. 2025): boxes, with a mask head masks too, from an image alone; and a tiny one to try.
+
+The loss is RF-DETR's own: each decoder layer and the proposals of the encoder, each group of queries matched by itself.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from visiontune.data.annotations import masks as coco_masks
+from visiontune.data.objects import Objects
+from visiontune.errors import ModelError
+from visiontune.models import set_loss
+from visiontune.models.adapter import Batch
+from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, to_pixels
+from visiontune.models.parts import Part
+from visiontune.models.set_loss import Targets
+from visiontune.recipe import Data, ObjectChoices
+
+PARTS = (
+    Part("vision_encoder", ("model.backbone.backbone",)),
+    Part("projector", ("model.backbone.projector",)),
+    Part("decoder", ("model.decoder", "model.query_feat", "model.reference_point_embed")),
+    Part(
+        "heads",
+        (
+            "model.enc_output",
+            "model.enc_output_norm",
+            "model.enc_out_class_embed",
+            "model.enc_out_bbox_embed",
+            "class_embed",
+            "bbox_embed",
+        ),
+    ),
+)
+# With masks the detector stands inside. The bias stands on no module, so PEFT could not save it beside LoRA.
+MASK_PARTS = (
+    *(Part(part.name, tuple(f"model.{path}" for path in part.modules)) for part in PARTS),
+    Part("mask_head", ("blocks", "spatial_features_proj", "query_features_block", "query_features_proj")),
+    Part("mask_bias", (), loose=("segmentation_bias",)),
+)
+
+TERMS, MASK_TERMS = ("classes", "l1", "giou"), ("mask", "dice")
+
+QUALITY_ALPHA = 0.25  # a matched query's target is likelihood^alpha * IoU^(1 - alpha)
+LEAST_QUALITY = 0.01
+MASK_COEFFICIENT, DICE_COEFFICIENT = 5.0, 5.0
+MASK_COST_STRIDE = 2  # matching looks at every second pixel of masks, both ways
+FIRST_PROBABILITY = 0.01
+
+CUTS_INTO_TILES = False
+TINY_PATCH, TINY_WINDOWS, TINY_QUERIES = 16, 2, 60
+TINY_IMAGE_SIZE = 128
+
+
+def native_image_size(config: Any) -> int:
+    """Pixels a side of the square that the checkpoint was trained on."""
+    step = _step(config)
+    return -(-int(config.backbone_config.image_size) // step) * step
+
+
+class RfDetrEncoder(ObjectEncoder):
+    """Images to squares of `data.image_longest_edge` pixels a side, by the checkpoint's own processor."""
+
+    def __init__(self, processor: Any, data: Data, objects: ObjectChoices, config: Any) -> None:
+        super().__init__(processor, data, objects)
+        self.side = data.image_longest_edge
+        processor.size = {"height": self.side, "width": self.side}
+        self.patches = (self.side // config.backbone_config.patch_size) ** 2
+        self.mask_side = self.side // config.mask_downsample_ratio
+
+    def see(self, image: Image) -> tuple[Tensor, tuple[int, int]]:
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0], (self.side, self.side)
+
+    def picture(self, height: int, width: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def mask_size(self, picture: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (self.mask_side, self.mask_side), (self.mask_side, self.mask_side)
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.patches
+
+    def loss_weights(self, encoded: Sequence[EncodedObjects]) -> dict[str, float]:
+        objects = sum(set_loss.weight_of(one.soft, one.crowd) for one in encoded)
+        masked = sum(set_loss.weight_of(one.soft[one.has_mask], one.crowd[one.has_mask]) for one in encoded)
+        terms = {term: objects for term in TERMS}
+        return terms | {term: masked for term in MASK_TERMS} if self.choices.masks else terms
+
+
+class RfDetrAdapter(ObjectAdapter):
+    """RF-DETR for the training loop: with masks an RfDetrForInstanceSegmentation, else an RfDetrForObjectDetection."""
+
+    family = "rf_detr"
+
+    def __init__(self, network: Any, encoder: RfDetrEncoder) -> None:
+        self.network = network
+        self.encoder = encoder
+        self.masks = encoder.choices.masks
+        self.parts = MASK_PARTS if self.masks else PARTS
+        self.terms = TERMS + MASK_TERMS if self.masks else TERMS
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        network: Any = self.network
+        logits, boxes, masks = self._everything(batch.tensors["pixel_values"][:, 0])
+        groups = network.config.group_detr if network.training else 1
+        rows = []
+        for row in range(len(batch.ids)):
+            # (layers, groups * queries, ...) to (layers * groups, queries, ...)
+            sets = [values[:, row].unflatten(1, (groups, -1)).flatten(0, 1).float() for values in (logits, boxes)]
+            drawn = [values[row].unflatten(0, (groups, -1)) for values in masks]
+            rows.append(_image_losses(sets[0], sets[1], drawn, set_loss.targets_of(batch, row)))
+        return {term: torch.stack([row[term] for row in rows]) / groups for term in self.terms}
+
+    @torch.no_grad()
+    def find(self, batch: Batch) -> list[Objects]:
+        network: Any = self.network
+        logits, boxes, masks = self._everything(batch.tensors["pixel_values"][:, 0], last=True)
+        queries = network.config.num_queries  # of the first group
+        likely = logits[0, :, :queries].float().sigmoid()
+        classes = likely.shape[-1]
+        scores, places = likely.flatten(1).topk(min(self.encoder.choices.most, queries * classes))
+        found = []
+        for row, size in enumerate(batch.tensors["size"].tolist()):
+            query = places[row] // classes
+            shapes: dict[int, Any] = {}
+            if masks:
+                for one in query.unique().tolist():
+                    whole = functional.interpolate(masks[0][row, one][None, None].float(), size, mode="bilinear")
+                    shapes[one] = coco_masks.from_pixels((whole[0, 0] > 0).cpu().numpy())
+            found.append(
+                Objects(
+                    boxes=_clipped(to_pixels(boxes[0, row, query].double().cpu().numpy(), size), size),
+                    classes=(places[row] % classes).cpu().numpy(),
+                    masks=tuple(shapes.get(one) for one in query.tolist()),
+                    crowd=np.zeros(len(query), bool),
+                    ids=tuple(range(len(query))),
+                    scores=scores[row].double().cpu().numpy(),
+                    soft=likely[row, query].double().cpu().numpy(),
+                )
+            )
+        return found
+
+    def _everything(self, pixels: Tensor, last: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Class logits (layers, batch, queries, classes), boxes (layers, batch, queries, 4) and for each layer mask
+        logits (batch, queries, height, width), none without masks: of the decoder's layers and, as the last, of the
+        encoder's proposals. With `last` of the decoder's last layer alone."""
+        network: Any = self.network
+        detector = network.model if self.masks else network
+        seen = detector.model(pixels)
+        hidden = seen.intermediate_hidden_states
+        logits, boxes = detector.predict_class_and_boxes(
+            hidden[-1:] if last else hidden, seen.intermediate_reference_points[-1]
+        )
+        masks: list[Tensor] = []
+        if self.masks:
+            masks = network.segmentation_head(seen.backbone_features, hidden, pixels.shape[-2:])
+        if last:
+            return logits, boxes, masks[-1:]
+        if self.masks:
+            proposed = seen.enc_outputs_class
+            masks.append(
+                network.segmentation_head(seen.backbone_features, proposed, pixels.shape[-2:], skip_blocks=True)
+            )
+        proposals = detector.predict_encoder_class_logits(seen.enc_outputs_class)
+        return (
+            torch.cat([logits, proposals[None]]),
+            torch.cat([boxes, seen.enc_outputs_coord_logits[None]]),
+            masks,
+        )
+
+
+def _image_losses(logits: Tensor, boxes: Tensor, masks: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+    """The sum of each term over one image's objects and sets of queries, times its coefficient.
+
+    logits: (S, queries, classes); boxes: (S, queries, 4); masks: for each layer (groups, queries, height, width).
+    """
+    with torch.no_grad():
+        cost = set_loss.class_cost(logits, targets.soft) + set_loss.box_cost(boxes, targets.boxes)
+        if masks and targets.masks is not None:
+            cost += _mask_cost(masks, targets.masks) * targets.has_mask
+        queries, objects = set_loss.match(cost)
+    paired, weights = boxes.gather(1, _wide(queries, 4)), targets.weights[objects]
+    drawn = targets.boxes[objects]
+    l1, giou = set_loss.box_losses(paired, drawn, weights)
+    losses = {
+        "classes": set_loss.CLASS_COEFFICIENT * _class_loss(logits, boxes, paired, drawn, queries, objects, targets),
+        "l1": set_loss.L1_COEFFICIENT * l1,
+        "giou": set_loss.GIOU_COEFFICIENT * giou,
+    }
+    if masks and targets.masks is not None:
+        weights = weights * targets.has_mask[objects]
+        sums = [logits.new_zeros(2)]
+        cut = (values.chunk(len(masks)) for values in (queries, objects, weights))
+        for layer, mine, its, weight in zip(masks, *cut, strict=True):
+            # What lies between mask logits and their loss is many times larger than either: made again in the backward.
+            sums.append(
+                checkpoint(
+                    _mask_loss, layer, targets.masks, mine, its, weight,
+                    use_reentrant=False, preserve_rng_state=False,
+                )
+            )  # fmt: skip
+        total = torch.stack(sums).sum(dim=0)
+        losses |= {"mask": MASK_COEFFICIENT * total[0], "dice": DICE_COEFFICIENT * total[1]}
+    return losses
+
+
+def _class_loss(
+    logits: Tensor, boxes: Tensor, paired: Tensor, drawn: Tensor, queries: Tensor, objects: Tensor, targets: Targets
+) -> Tensor:
+    """The IoU-aware cross-entropy of LW-DETR (Chen et al. 2024), summed.
+
+    A matched query that has a class counts as positive with the quality of its box and as negative with the rest; all
+    else counts as negative with the square of its probability. Where a class is merely likely, both in this proportion.
+    """
+    likely = logits.sigmoid()
+    soft, classes = targets.soft[objects], logits.shape[-1]
+    iou, _ = set_loss.overlaps(paired.detach(), drawn)
+    own = likely.detach().gather(1, _wide(queries, classes))
+    quality = (own**QUALITY_ALPHA * iou[..., None] ** (1 - QUALITY_ALPHA)).clamp(min=LEAST_QUALITY)
+    zeros = torch.zeros_like(likely)
+    has = zeros.scatter(1, _wide(queries, classes), soft)
+    positive = zeros.scatter(1, _wide(queries, classes), soft * quality)
+    negative = (has - positive) + (1 - has) * likely**2
+    loss = -positive * functional.logsigmoid(logits) - negative * functional.logsigmoid(-logits)
+    return loss.masked_fill(set_loss.excused(boxes, queries, targets), 0.0).sum()
+
+
+def _mask_cost(masks: list[Tensor], drawn: Tensor) -> Tensor:
+    """What matching costs by masks, (S, queries, n), from every second pixel both ways."""
+    points = (
+        ...,
+        slice(MASK_COST_STRIDE // 2, None, MASK_COST_STRIDE),
+        slice(MASK_COST_STRIDE // 2, None, MASK_COST_STRIDE),
+    )
+    seen = drawn[points].flatten(-2).float() / 255
+    return torch.cat(
+        [set_loss.mask_cost(m[points].flatten(-2).float(), seen, MASK_COEFFICIENT, DICE_COEFFICIENT) for m in masks]
+    )
+
+
+def _mask_loss(masks: Tensor, drawn: Tensor, queries: Tensor, objects: Tensor, weights: Tensor) -> Tensor:
+    """(2,): cross-entropy and dice, summed over the matched masks (groups, m) of one layer that weigh anything."""
+    group, place = weights.nonzero(as_tuple=True)
+    mine, its = masks[group, queries[group, place]], drawn[objects[group, place]]
+    return torch.stack(set_loss.mask_losses(mine.flatten(1), its.flatten(1) / 255, weights[group, place]))
+
+
+def load(folder: str, revision: str | None, data: Data, objects: ObjectChoices, seed: int) -> RfDetrAdapter:
+    """A checkpoint, weights in float32. What it lacks is new and depends on `seed` alone: heads for other classes than
+    its own, and a mask head where masks are learned by a checkpoint that only finds boxes. Where no masks are learned,
+    the mask head is left out.
+
+    Raises ModelError where images of this size cannot be cut into its windows, or into as many patches as it has
+    queries.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        RfDetrForInstanceSegmentation,
+        RfDetrForObjectDetection,
+    )
+
+    config: Any = AutoConfig.from_pretrained(folder, revision=revision)
+    _check_size(config, data.image_longest_edge)
+    draws_masks = "RfDetrForInstanceSegmentation" in (config.architectures or ())
+    kind: Any = RfDetrForInstanceSegmentation if draws_masks else RfDetrForObjectDetection
+    network = kind.from_pretrained(folder, revision=revision, dtype=torch.float32, use_safetensors=True)
+    detector = network.model if draws_masks else network
+    if tuple(detector.config.id2label.values()) != objects.classes:
+        _replace_class_heads(detector, objects.classes, seed)
+    if not objects.masks:
+        network = detector
+    elif not draws_masks:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = RfDetrForInstanceSegmentation(detector.config)
+        network.model = detector
+    processor = AutoImageProcessor.from_pretrained(folder, revision=revision)
+    return RfDetrAdapter(network.eval(), RfDetrEncoder(processor, data, objects, network.config))
+
+
+def build_tiny(folder: Path, objects: ObjectChoices, seed: int, *, image_size: int) -> None:
+    """Write a small RF-DETR with random weights to `folder`, its real processor beside it. The same arguments give the
+    same files. Raises ModelError as `load`."""
+    from transformers import (
+        RfDetrConfig,
+        RfDetrForInstanceSegmentation,
+        RfDetrForObjectDetection,
+        RfDetrImageProcessor,
+    )
+
+    config = RfDetrConfig(
+        backbone_config={
+            "model_type": "rf_detr_dinov2",
+            "image_size": image_size,
+            "patch_size": TINY_PATCH,
+            "num_windows": TINY_WINDOWS,
+            "hidden_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
+            "out_features": ["stage2", "stage4"],
+            "use_mask_token": False,
+        },
+        d_model=96,
+        decoder_layers=3,
+        decoder_ffn_dim=256,
+        decoder_self_attention_heads=3,
+        decoder_cross_attention_heads=6,
+        intermediate_size=192,
+        num_queries=objects.queries or TINY_QUERIES,
+        group_detr=5,
+        dropout=0.0,
+        id2label=dict(enumerate(objects.classes)),
+        label2id={name: place for place, name in enumerate(objects.classes)},
+    )
+    _check_size(config, image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: Any = (RfDetrForInstanceSegmentation if objects.masks else RfDetrForObjectDetection)(config)
+        _initialise(network.model if objects.masks else network)
+    network.save_pretrained(folder)
+    RfDetrImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
+
+
+@torch.no_grad()
+def _initialise(detector: Any) -> None:
+    """Draw weights to train from the start. transformers has 0.02 for the deviation of them all, which wide layers that
+    were trained before need; narrow ones learn several times faster from those of Glorot and Bengio 2010.
+
+    Content of queries from N(0, 1) and reference points of 0 are those of the original RF-DETR; positions are the sines
+    and cosines of Beyer et al. 2022, "Better plain ViT baselines".
+    """
+    classifiers = [detector.class_embed, *detector.model.enc_out_class_embed]
+    embeddings = detector.model.backbone.backbone.embeddings
+    kept = {id(module) for module in (*classifiers, embeddings.patch_embeddings.projection)}
+    for module in detector.modules():
+        # Weights of 0 are meant: boxes start where they are proposed, and are looked at all around.
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and id(module) not in kept and module.weight.any():
+            torch.nn.init.xavier_uniform_(module.weight)
+    torch.nn.init.normal_(detector.model.query_feat.weight)
+    torch.nn.init.zeros_(detector.model.reference_point_embed.weight)
+    embeddings.position_embeddings[0, 1:] = _positions(*embeddings.position_embeddings.shape[1:])
+
+
+def _positions(tokens: int, width: int) -> Tensor:
+    """Sines and cosines of the rows and columns of a square of patches, (tokens - 1, width)."""
+    side = math.isqrt(tokens - 1)
+    places = torch.arange(side).repeat(side), torch.arange(side).repeat_interleave(side)
+    speeds = 10000 ** -(torch.arange(width // 4) / (width // 4))
+    angles = [place[:, None] * speeds for place in places]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+
+
+def _replace_class_heads(detector: Any, classes: Sequence[str], seed: int) -> None:
+    """Give the detector class heads for `classes`, whose weights depend on `seed` alone."""
+    config = detector.config
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: place for place, name in enumerate(classes)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = [torch.nn.Linear(config.d_model, len(classes)) for _ in range(1 + config.group_detr)]
+        for head in heads:
+            torch.nn.init.normal_(head.weight, std=config.init_std)
+            torch.nn.init.constant_(head.bias, -math.log(1 / FIRST_PROBABILITY - 1))
+    detector.class_embed, detector.model.enc_out_class_embed = heads[0], torch.nn.ModuleList(heads[1:])
+
+
+def _step(config: Any) -> int:
+    """Pixels of which the side of an image must be a multiple."""
+    return int(config.backbone_config.patch_size * config.backbone_config.num_windows)
+
+
+def _check_size(config: Any, side: int) -> None:
+    step, patch = _step(config), int(config.backbone_config.patch_size)
+    least = -(-math.ceil(config.num_queries**0.5) * patch // step) * step
+    if side % step or side < least:
+        raise ModelError(
+            f"Images of {side} x {side} pixels do not fit this RF-DETR: it cuts them into windows of {step} pixels, "
+            f"and chooses {config.num_queries} of their patches of {patch} pixels.",
+            where="data.image_longest_edge",
+            fix=f"use {max(least, round(side / step) * step)}, or another multiple of {step} from {least} on",
+        )
+
+
+def _clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes (n, 4), left, top, width and height in pixels, cut at the edges of an image of (height, width)."""
+    limits = np.array(size[::-1], np.float64)
+    low = boxes[:, :2].clip(0, limits)
+    return np.c_[low, (boxes[:, :2] + boxes[:, 2:]).clip(0, limits) - low]
+
+
+def _wide(places: Tensor, width: int) -> Tensor:
+    """(S, m) places as (S, m, width), to gather and scatter rows of this width."""
+    return places[..., None].expand(-1, -1, width)

@@ -1,0 +1,89 @@
+"""From measures of images with objects to the choices of a recipe, each with the numbers that decided it."""
+
+import math
+from typing import Any
+
+from visiontune.data.object_measures import ObjectMeasures
+
+# A tiny model learns from nothing: so many images are shown, repeated as often as it takes, but not without end.
+TINY_IMAGES_SHOWN, TINY_EPOCHS = 18_000, (5, 150)
+LORA_IMAGES_SHOWN, LORA_EPOCHS = 6_000, (3, 30)
+# Images up to which the strength of augmentation is used.
+STRENGTHS = ((300, 0.6), (3_000, 0.4), (30_000, 0.25), (math.inf, 0.1))
+FAINT_OBJECTS = 0.04  # objects that differ less from what is around them are lost where colours are changed much
+TINY_SIDES = (128, 320)  # pixels
+PATCHES_OF_A_SMALL_OBJECT = 2
+TINY_QUERIES = (20, 300)
+USUAL_MOST = 100  # objects an image that COCO's evaluation counts
+SMALL_SET = 1_000  # images
+
+
+def object_choices(
+    measures: ObjectMeasures, *, tiny: bool, native_side: int, patch: int | None, multiple: int | None = None
+) -> dict[str, tuple[Any, str]]:
+    """Values with reasons, by the names of recipe fields; beside these `epochs` and, for a tiny model, `queries`.
+
+    native_side: pixels of the longer side that the model was published for. patch: pixels a side of what its vision
+    encoder sees as one token, None where that is unknown. multiple: the sides of a tiny model's images are multiples of
+    so many pixels; None: of `patch`.
+    """
+    n = measures.images
+    choices: dict[str, tuple[Any, str]] = {
+        "objects.mirror": _mirror(measures),
+        "data.augment": _strength(measures),
+        "data.image_longest_edge": _tiny_side(measures, patch or 16, multiple)
+        if tiny
+        else (native_side, f"the model was published for {native_side} px"),
+        "objects.most": _most(measures),
+        "epochs": _epochs(n, *(TINY_IMAGES_SHOWN, *TINY_EPOCHS) if tiny else (LORA_IMAGES_SHOWN, *LORA_EPOCHS)),
+        "batch.samples": (8 if n < SMALL_SET else 16, f"{n} training images"),
+    }
+    if tiny:
+        queries = min(TINY_QUERIES[1], max(TINY_QUERIES[0], math.ceil(1.5 * measures.most)))
+        choices["queries"] = queries, f"{measures.most} objects in an image at most, and half as many again"
+    return choices
+
+
+def _mirror(measures: ObjectMeasures) -> tuple[str, str]:
+    left_right = measures.symmetry["left_right"]
+    others = [measures.symmetry["up_down"], measures.symmetry["transposed"]]
+    known = [one for one in others if one is not None]
+    if left_right is not None and left_right.broken:
+        return "none", f"left and right differ: {left_right}"
+    if left_right is None or len(known) < len(others):
+        return "horizontal", f"{measures.looked_at} images are too few to tell; most photographs have an upper side"
+    farthest = max(known, key=lambda one: one.ratio)
+    if farthest.broken:
+        return "horizontal", f"left and right look alike, the rest does not: {farthest}"
+    farthest = max(left_right, farthest, key=lambda one: one.ratio)
+    return "all", f"the data look alike from all sides; what differs most is {farthest}"
+
+
+def _strength(measures: ObjectMeasures) -> tuple[float, str]:
+    strength = next(strength for images, strength in STRENGTHS if measures.images <= images)
+    if measures.objects and measures.object_contrast < FAINT_OBJECTS:
+        return strength / 2, f"{measures.images} training images; objects are faint ({measures.object_contrast:.3f})"
+    return strength, f"{measures.images} training images; objects' contrast is {measures.object_contrast:.2f}"
+
+
+def _tiny_side(measures: ObjectMeasures, patch: int, multiple: int | None) -> tuple[int, str]:
+    unit = multiple or patch
+    small = measures.sizes["10%"]
+    least, largest = TINY_SIDES
+    wanted = PATCHES_OF_A_SMALL_OBJECT * patch / small if small else least
+    side = max(1, min(math.ceil(max(least, wanted) / unit), largest // unit)) * unit
+    reason = (
+        f"the smallest tenth of the objects is up to {small:.1%} of the image a side: {small * side:.0f} px here, "
+        f"patches have {patch} px"
+    )
+    return side, reason
+
+
+def _most(measures: ObjectMeasures) -> tuple[int, str]:
+    most = max(USUAL_MOST, math.ceil(1.5 * measures.most / 10) * 10)
+    return most, f"{measures.most} objects in an image at most"
+
+
+def _epochs(images: int, shown: int, least: int, most: int) -> tuple[int, str]:
+    epochs = min(most, max(least, round(shown / images)))
+    return epochs, f"{images} training images, {epochs * images} shown in all"

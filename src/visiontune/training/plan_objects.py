@@ -1,0 +1,249 @@
+"""From images with objects, model and machine to a recipe with a reason for each choice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.object_measures import ObjectMeasures, measure_objects
+from visiontune.errors import DataError, ModelError
+from visiontune.machine import Hardware
+from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
+from visiontune.models.objects import ObjectAdapter, finds_objects
+from visiontune.recipe import Data, DatasetUse, ObjectChoices, PartState, Recipe, parse
+from visiontune.training.object_choices import object_choices
+
+Values = dict[str, Any]
+TINY_PATCH, TINY_MULTIPLE = 16, 32  # pixels: of a token, and of the windows that a tiny model looks through
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How models of a family are usually trained: what happens to their parts, and the optimiser's settings."""
+
+    states: Mapping[str, PartState]
+    learning_rate: float
+    weight_decay: float
+    reason: str
+    average: float = 0.0
+    part_rates: Mapping[str, float] = field(default_factory=dict)
+    mask_states: Mapping[str, PartState] = field(default_factory=dict)
+    clip_norm: float = 0.1
+
+
+# family -> published checkpoints
+USUAL = {
+    "rf_detr": Usual(
+        states=dict.fromkeys(("vision_encoder", "projector", "decoder", "heads"), "full"),
+        mask_states=dict.fromkeys(("mask_head", "mask_bias"), "full"),
+        learning_rate=1e-4,
+        part_rates={"vision_encoder": 2e-5},
+        weight_decay=1e-4,
+        average=0.993,
+        reason="a small model is trained whole, its pretrained encoder more slowly",
+    ),
+    "grounding_dino": Usual(
+        states={
+            "vision_encoder": "frozen",
+            "text_encoder": "frozen",
+            "fusion": "lora",
+            "decoder": "lora",
+            "heads": "full",
+        },
+        learning_rate=2e-4,
+        weight_decay=1e-4,
+        reason="the encoders keep what they know; adapters and heads learn the new classes",
+    ),
+    "sam": Usual(
+        states={"vision_encoder": "frozen", "prompt_encoder": "frozen", "mask_decoder": "full"},
+        learning_rate=1e-4,
+        weight_decay=1e-4,
+        reason="the encoder is frozen, so that what it makes of an image is computed once; the mask decoder learns",
+        clip_norm=1.0,
+    ),
+}
+# the same for tiny models, where every part learns
+TINY = {
+    "rf_detr": Usual({}, 5e-4, 1e-2, "random weights: there is nothing worth keeping, every part learns", 0.99),
+    "grounding_dino": Usual({}, 5e-4, 1e-2, "random weights: there is nothing worth keeping, every part learns", 0.99),
+    "sam": Usual({}, 1e-3, 1e-2, "random weights: there is nothing worth keeping, every part learns", 0.99),
+}
+
+
+def check_objects(datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    """The classes of datasets of objects, in order. Raises DataError where they differ, or nothing can be learned."""
+    summaries = [dataset.info.objects for dataset in datasets]
+    for dataset, summary in zip(datasets, summaries, strict=True):
+        if summary is None:
+            raise DataError(
+                "Objects and texts cannot be learned together.",
+                where=str(dataset.path),
+                fix="train on one kind of target at a time",
+            )
+        if list(summary.classes) != list((summaries[0] or summary).classes):
+            raise DataError(
+                "The datasets have other classes, or the same in another order.",
+                where=f"{datasets[0].path}, {dataset.path}",
+                fix="prepare them from one source, or with the same categories",
+            )
+    first = summaries[0]
+    if first is None or not sum(summary.count for summary in summaries if summary is not None):
+        raise DataError("There is no object to learn from.", fix="prepare a dataset with at least one box or mask")
+    if not sum(dataset.count("train") for dataset in datasets):
+        raise DataError("There is no training image.", fix="prepare a dataset with at least one row in `train`")
+    return tuple(first.classes)
+
+
+def draws_masks(model: str) -> bool:
+    """Whether a model can draw masks, prompted or not."""
+    family = family_of(model)
+    if family != "rf_detr" or is_tiny(model):
+        return family in ("rf_detr", "sam")
+    return any("Segmentation" in name for name in read_config(model).architectures or ())
+
+
+def zero_shot(model: str, datasets: Sequence[Dataset], device: torch.device) -> ObjectAdapter:
+    """A model that finds the classes of these data by their names, as it was published; ModelError for any other."""
+    if family_of(model) != "grounding_dino" or is_tiny(model):
+        raise ModelError(
+            "Only a published detector that is asked by names can label images that it was not trained for.",
+            where=model,
+            fix="give a run as the teacher, or a Grounding DINO checkpoint",
+        )
+    uses = tuple(DatasetUse(path=str(d.path), content_hash=d.info.content_hash) for d in datasets)
+    data = Data(datasets=uses, image_longest_edge=native_image_size(read_config(model)))
+    objects = ObjectChoices(classes=check_objects(datasets), masks=False, mirror="none")
+    adapter = finds_objects(load_adapter(model, None, data, objects=objects))
+    adapter.network.to(device).eval()
+    return adapter
+
+
+def derive_objects(
+    datasets: Sequence[Dataset],
+    weights: Sequence[float | None],
+    model: str,
+    machine: Hardware,
+    *,
+    ranks: int = 1,
+    limit: int | None = None,
+    epochs: float | None = None,
+    masks: bool | None = None,
+) -> tuple[Recipe, ObjectMeasures]:
+    """The recipe that data, model and machine call for, with its reasons, and what was measured of the data.
+
+    `masks` says whether masks are learned; None: where the data have some and the model draws them.
+    Raises ModelError and DataError.
+    """
+    classes = check_objects(datasets)
+    tiny, family = is_tiny(model), family_of(model)
+    if family not in USUAL:
+        raise ModelError("This model writes text; it finds no objects.", where=model, fix="--model tiny/rf-detr")
+    segmenter = is_segmenter(model)
+    measures = measure_objects(datasets[0], limit=limit)
+    native = 0 if tiny else native_image_size(read_config(model))
+    chosen = object_choices(measures, tiny=tiny, native_side=native, patch=TINY_PATCH, multiple=TINY_MULTIPLE)
+    places = (chosen["data.image_longest_edge"][0] // TINY_PATCH) ** 2  # a query starts from a token of its own
+    why: dict[str, str] = {}
+
+    def choose(name: str, value: Any, reason: str) -> Any:
+        why[name] = reason
+        return value
+
+    def of_data(name: str) -> Any:
+        return choose(name, *chosen[name])
+
+    drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
+    masks = draws_masks(model) and drawn if masks is None else masks
+    usual = (TINY if tiny else USUAL)[family]
+    states = dict(USUAL[family].states) | (dict(USUAL[family].mask_states) if masks else {})
+    if tiny:
+        states = dict.fromkeys(states, "full")
+    keeps_features = segmenter and states["vision_encoder"] == "frozen"
+    n = sum(min(dataset.count("train"), limit or dataset.count("train")) for dataset in datasets)
+    validation = sum(min(dataset.count("validation"), limit or dataset.count("validation")) for dataset in datasets)
+    samples = of_data("batch.samples")
+    if epochs is None:
+        epochs, reason = float(chosen["epochs"][0]), chosen["epochs"][1]
+        why["schedule.steps"] = f"{epochs:g} epochs: {reason}"
+    else:
+        why["schedule.steps"] = f"{epochs:g} epochs, as asked"
+    steps = max(1, -(-round(epochs * n) // samples))
+    gigabytes = machine.memory / 2**30
+    metric = "prompted_mask_ap" if segmenter else "mask_ap" if masks else "box_ap"
+    values: Values = {
+        "seed": 0,
+        "model": {"name": model},
+        "data": {
+            "datasets": [
+                {"path": str(d.path.resolve()), "content_hash": d.info.content_hash, "weight": weight}
+                for d, weight in zip(datasets, weights, strict=True)
+            ],
+            "limit": limit,
+            "image_longest_edge": of_data("data.image_longest_edge"),
+            "augment": choose("data.augment", 0.0, "what the frozen encoder makes of an image is computed once")
+            if keeps_features
+            else of_data("data.augment"),
+        },
+        "objects": {
+            "classes": list(classes),
+            "masks": choose(
+                "objects.masks", masks, "the data have masks, and the model draws them" if masks else "boxes alone"
+            ),
+            "mirror": choose("objects.mirror", "none", "what the frozen encoder makes of an image is computed once")
+            if keeps_features
+            else of_data("objects.mirror"),
+            "most": of_data("objects.most"),
+            "queries": choose("objects.queries", min(chosen["queries"][0], places), chosen["queries"][1])
+            if tiny and family == "rf_detr"
+            else None,
+        },
+        "parts": choose("parts", states, usual.reason),
+        "lora": {
+            "rank": choose("lora.rank", 8 if n < 1000 else 16, f"{n} training images"),
+            "alpha": choose("lora.alpha", 16.0 if n < 1000 else 32.0, "twice the rank"),
+            "dropout": choose("lora.dropout", 0.05, "few images for many weights"),
+        },
+        "optimizer": {
+            "learning_rate": choose(
+                "optimizer.learning_rate", usual.learning_rate, "random weights" if tiny else "usual for this family"
+            ),
+            "part_learning_rates": dict(usual.part_rates),
+            "weight_decay": choose("optimizer.weight_decay", usual.weight_decay, "usual for this family"),
+            "clip_norm": choose("optimizer.clip_norm", usual.clip_norm, "usual for this family"),
+            "average": choose("optimizer.average", usual.average, "steadier than the last weights"),
+        },
+        "schedule": {"steps": steps},
+        "batch": {
+            "samples": samples,
+            "tokens": choose(
+                "batch.tokens",
+                4096 if machine.device == "cpu" else int(min(65536, max(4096, gigabytes * 512))),
+                f"{machine.device} with {gigabytes:.0f} GB",
+            ),
+            "window": 8 * samples,
+        },
+        "evaluation": {
+            "every": choose("evaluation.every", max(1, -(-steps // 10)), "ten times a run"),
+            "samples": choose("evaluation.samples", min(max(1, validation), 256), "enough to choose by"),
+            "metric": choose("evaluation.metric", metric, "what the model is for"),
+        },
+        "checkpoints": {"every": max(1, -(-steps // 10))},
+        "machine": {
+            "device": choose("machine.device", machine.device, "the best device here"),
+            "precision": choose(
+                "machine.precision",
+                "bf16" if machine.bf16 else "fp32",
+                "the device computes in bf16" if machine.bf16 else "no fast bf16 on this device",
+            ),
+            "workers": choose(
+                "machine.workers", min(8, max(1, (machine.cores - 1) // ranks)), f"{machine.cores} cores"
+            ),
+            "threads": choose(
+                "machine.threads", max(1, machine.cores // ranks), f"{machine.cores} cores for {ranks} ranks"
+            ),
+        },
+        "why": why,
+    }
+    return parse(values, "the derived recipe"), measures

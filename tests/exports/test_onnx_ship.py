@@ -1,0 +1,154 @@
+"""A run that finds objects becomes an ONNX folder that can be verified wherever it stands."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import visiontune
+from visiontune.data.dataset import Dataset
+from visiontune.demo_shapes import draw_source
+from visiontune.errors import CertificateError, RunError
+from visiontune.exports import onnx_ship
+from visiontune.exports.certificate import Check
+from visiontune.exports.onnx_runtime import open_model
+from visiontune.exports.onnx_ship import ship_onnx
+from visiontune.exports.onnx_verify import verify_onnx
+from visiontune.run import Run
+
+QUICK: dict[str, Any] = {
+    "data.image_longest_edge": 64,
+    "objects.queries": 12,
+    "batch.samples": 4,
+    "batch.window": 8,
+    "schedule.steps": 2,
+    "evaluation.every": 2,
+    "evaluation.samples": 2,
+    "checkpoints.every": 2,
+    "machine.device": "cpu",
+    "machine.precision": "fp32",
+    "machine.workers": 0,
+    "machine.threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    source = draw_source(tmp_path_factory.mktemp("shapes") / "source", 24, masks=False)
+    return visiontune.prepare(source, tmp_path_factory.mktemp("prepared") / "shapes")
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "detector"
+    return visiontune.train(shapes.path, model="tiny/rf-detr", out=out, overrides=QUICK)
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ship_onnx(run, tmp_path_factory.mktemp("shipped") / "onnx", samples=3)
+
+
+def statuses(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.status for check in checks}
+
+
+def test_everything_that_an_app_needs_is_in_the_folder_and_nothing_else(run: Run, folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.onnx", "contract.json", "certificate.json", "reference.jsonl", "README.md"}
+    value = json.loads((folder / "certificate.json").read_text())
+    assert value["verdict"] == "passed" and value["trained"]["step"] == 2
+    assert value["versions"]["onnxruntime"] and value["speed"]["median_ms"] > 0
+    contract = json.loads((folder / "contract.json").read_text())
+    assert contract["classes"] == ["disc", "square"] and contract["side"] == 64
+    card = (folder / "README.md").read_text()
+    assert "disc, square" in card and "| outputs | passed |" in card
+    for file in ("contract.json", "certificate.json", "README.md", "reference.jsonl"):
+        assert str(run.path.parent) not in (folder / file).read_text()
+
+
+def test_it_is_verified_alone_with_its_data_and_with_its_run(run: Run, folder: Path, shapes: Dataset) -> None:
+    alone = statuses(verify_onnx(folder))
+    assert alone["files"] == alone["contract"] == "passed" and alone["objects"] == "not checked"
+    assert statuses(verify_onnx(folder, data=shapes))["objects"] == "passed"
+    assert set(statuses(verify_onnx(folder, run=run)).values()) == {"passed"}
+
+
+def test_a_folder_whose_graph_is_of_another_run_fails_verification(
+    folder: Path, shapes: Dataset, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    lines = [json.loads(line) for line in (other / "reference.jsonl").read_text().splitlines()]
+    for line in lines:
+        for entry in line["objects"]:
+            entry["bbox"] = [value + 30 for value in entry["bbox"]]
+    (other / "reference.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert statuses(verify_onnx(other, data=shapes))["objects"] == "failed"
+    (other / "certificate.json").unlink()
+    with pytest.raises(CertificateError, match="no certificate"):
+        verify_onnx(other)
+
+
+def test_eight_bits_are_calibrated_on_training_images_and_their_loss_is_told(
+    run: Run, shapes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    quantise = onnx_ship.quantise
+
+    def watched(graph: Path, out: Path, inputs: Any) -> Any:
+        seen.extend(inputs)
+        return quantise(graph, out, seen)
+
+    monkeypatch.setattr(onnx_ship, "quantise", watched)
+    small = ship_onnx(run, tmp_path / "int8", int8=True, samples=3)
+    assert len(seen) == shapes.count("train") and seen[0]["pixel_values"].shape == (1, 3, 64, 64)
+    assert {path.name for path in small.iterdir()} >= {"model.onnx", "contract.json"} and not list(
+        small.glob(".float*")
+    )
+    value = json.loads((small / "certificate.json").read_text())
+    assert value["export"]["graphs"]["model.onnx"]["form"] == "static"
+    (metric,) = (check for check in value["checks"] if check["name"] == "metric")
+    assert metric["status"] == "passed" and {"trained", "shipped", "difference"} == metric["numbers"]["box_ap"].keys()
+    assert open_model(small, 1).contract.dtype == "int8"
+
+
+def test_graphs_that_are_not_the_trained_model_do_not_get_the_name_that_was_asked_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = onnx_ship.plain_network
+
+    def wrong(adapter: Any) -> Any:
+        network: Any = merged(adapter)
+        network.class_embed.bias.data += 0.1
+        return network
+
+    monkeypatch.setattr(onnx_ship, "plain_network", wrong)
+    with pytest.raises(CertificateError, match=r"outputs: .*logits mean"):
+        ship_onnx(run, tmp_path / "out", samples=2, limit=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+
+def test_a_killed_export_leaves_no_folder_that_looks_whole(run: Run, tmp_path: Path) -> None:
+    code = f"from visiontune.run import Run; from pathlib import Path; import visiontune.exports.onnx_ship as s\n\
+s.ship_onnx(Run.open({str(run.path)!r}), Path({str(tmp_path / 'out')!r}), samples=2, limit=2)"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".out.*.part/model.onnx")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(RunError, match="holds something else"):
+        ship_onnx(run, tmp_path / "out")

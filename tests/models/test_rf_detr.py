@@ -1,0 +1,340 @@
+"""Facts about RF-DETR: what it sees, what it learns from, what it finds."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import AutoImageProcessor, RfDetrForInstanceSegmentation, RfDetrForObjectDetection
+
+from visiontune.data.annotations.masks import from_pixels, to_pixels
+from visiontune.data.objects import Objects
+from visiontune.data.sample import ImageFile, Images, Sample
+from visiontune.errors import ModelError
+from visiontune.metrics.object_scores import score_objects
+from visiontune.models import rf_detr
+from visiontune.models.parts import check_parts
+from visiontune.recipe import Data, DatasetUse, ObjectChoices
+
+SIDE, QUERIES = 96, 20
+CLASSES = ("disc", "square")
+
+
+def choices(**changes: Any) -> ObjectChoices:
+    return ObjectChoices(**{"classes": CLASSES, "masks": False, "mirror": "none", "queries": QUERIES, **changes})
+
+
+def data(side: int = SIDE) -> Data:
+    return Data(datasets=(DatasetUse(path="drawn", content_hash="0"),), image_longest_edge=side)
+
+
+def adapter(folder: Path, objects: ObjectChoices, seed: int = 0) -> Any:
+    if not folder.exists():
+        rf_detr.build_tiny(folder, objects, 0, image_size=SIDE)
+    return rf_detr.load(str(folder), None, data(), objects, seed)
+
+
+@pytest.fixture(scope="module")
+def boxes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rf_detr") / "boxes"
+    rf_detr.build_tiny(folder, choices(), 0, image_size=SIDE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rf_detr") / "masks"
+    rf_detr.build_tiny(folder, choices(masks=True), 0, image_size=SIDE)
+    return folder
+
+
+def drawn(number: int, count: int = 3, width: int = 120, height: int = 100) -> Sample:
+    """Discs and squares in places of their own on grey."""
+    generator = np.random.default_rng(number)
+    image = Image.fromarray(generator.integers(90, 130, (height, width, 3), dtype=np.uint8))
+    draw, boxes, classes, masks = ImageDraw.Draw(image), [], [], []
+    for cell in generator.permutation(6)[:count].tolist():
+        side = int(generator.integers(22, 34))
+        left, top = (
+            cell % 3 * 40 + int(generator.integers(40 - side)),
+            cell // 3 * 50 + int(generator.integers(50 - side)),
+        )
+        kind = int(generator.integers(2))
+        corners = (left, top, left + side - 1, top + side - 1)
+        mask = Image.new("1", image.size)
+        for canvas, colour in ((draw, ("red", "blue")[kind]), (ImageDraw.Draw(mask), 1)):
+            (canvas.rectangle if kind else canvas.ellipse)(corners, fill=colour)
+        boxes.append([left, top, side, side])
+        classes.append(kind)
+        masks.append(from_pixels(np.asarray(mask)))
+    packed = io.BytesIO()
+    image.save(packed, "PNG")
+    target = Objects(
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        classes=np.array(classes, np.int64),
+        masks=tuple(masks),
+        crowd=np.zeros(count, bool),
+        ids=tuple(range(count)),
+    )
+    return Sample(f"drawn {number}", Images((ImageFile(packed.getvalue(), f"{number}.png"),)), target)
+
+
+def objects_of(sample: Sample) -> Objects:
+    assert isinstance(sample.target, Objects)
+    return sample.target
+
+
+def changed(sample: Sample, **changes: Any) -> Sample:
+    return replace(sample, target=replace(objects_of(sample), **changes))
+
+
+def batch_of(model: Any, samples: list[Sample]) -> Any:
+    return model.encoder.collate([model.encoder.encode(sample) for sample in samples])
+
+
+def total(model: Any, batch: Any) -> torch.Tensor:
+    return torch.stack([v.sum() / max(1.0, batch.weights[k]) for k, v in model.losses(batch).items()]).sum()
+
+
+def terms(model: Any, samples: list[Sample]) -> dict[str, float]:
+    with torch.no_grad():
+        return {name: values.sum().item() for name, values in model.losses(batch_of(model, samples)).items()}
+
+
+def train(model: Any, batch: Any, steps: int, rate: float = 2e-3) -> None:
+    optimizer = torch.optim.AdamW(model.network.parameters(), rate, weight_decay=1e-4)
+    model.network.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 20, 1.1 - step / steps)
+        optimizer.zero_grad()
+        total(model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
+        optimizer.step()
+    model.network.eval()
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_every_weight_belongs_to_one_part(masks: bool, boxes_folder: Path, masks_folder: Path):
+    model = adapter(masks_folder if masks else boxes_folder, choices(masks=masks))
+    check_parts(model.network, model.parts, {part.name: "full" for part in model.parts})
+
+
+def test_the_model_sees_what_its_own_processor_makes(boxes_folder: Path):
+    model = adapter(boxes_folder, choices())
+    image = Image.open(io.BytesIO(drawn(0).seen.files[0].data))  # pyright: ignore[reportAttributeAccessIssue]
+    own = AutoImageProcessor.from_pretrained(boxes_folder)(images=image, return_tensors="pt")["pixel_values"][0]
+    pixels, picture = model.encoder.see(image)
+    assert torch.equal(pixels, own)
+    assert picture == model.encoder.picture(image.height, image.width) == own.shape[1:]
+
+
+def test_the_loss_of_boxes_is_the_librarys(boxes_folder: Path):
+    model = adapter(boxes_folder, choices())
+    model.network.train()
+    with torch.no_grad():
+        for head in (model.network.bbox_embed, *model.network.model.enc_out_bbox_embed):
+            head.layers[-1].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(model, [drawn(0), drawn(1, count=5), drawn(2, count=0)])
+    present = batch.tensors["present"]
+    labels = [
+        {"class_labels": classes[here], "boxes": boxes[here]}
+        for classes, boxes, here in zip(batch.tensors["classes"], batch.tensors["boxes"], present, strict=True)
+    ]
+    theirs = model.network(pixel_values=batch.tensors["pixel_values"][:, 0], labels=labels).loss
+    ours = total(model, batch)
+    assert batch.weights == {"classes": 8.0, "l1": 8.0, "giou": 8.0}
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    weights = list(model.network.parameters())
+    for mine, its in zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True):
+        assert torch.allclose(mine, its, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_loses_as_much_as_its_pieces(training: bool, masks_folder: Path):
+    model = adapter(masks_folder, choices(masks=True))
+    model.network.train(training)
+    crowded = changed(drawn(2), crowd=np.array([False, True, False]))
+    unmasked = changed(drawn(3, count=4), masks=(None,) * 4)
+    batch = batch_of(model, [drawn(0), drawn(1, count=5), crowded, unmasked, drawn(4, count=0)])
+    assert batch.weights == {"classes": 14.0, "l1": 14.0, "giou": 14.0, "mask": 10.0, "dice": 10.0}
+    whole = model.losses(batch)
+    pieces = [model.losses(piece) for piece in batch.pieces(3)]
+    assert set(whole) == set(model.terms)
+    for name, values in whole.items():
+        assert values.shape == (5,) and values.dtype == torch.float32
+        assert torch.allclose(values, torch.cat([piece[name] for piece in pieces]), rtol=1e-5, atol=1e-5)
+
+
+def test_images_without_objects_teach_that_there_are_none(masks_folder: Path):
+    model = adapter(masks_folder, choices(masks=True))
+    model.network.train()
+    batch = batch_of(model, [drawn(0, count=0), drawn(1, count=0)])
+    assert set(batch.weights.values()) == {0.0}
+    losses = model.losses(batch)
+    assert (losses["classes"] > 0).all()
+    assert all((losses[name] == 0).all() for name in ("l1", "giou", "mask", "dice"))
+    total(model, batch).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.network.parameters() if p.grad is not None)
+
+
+def test_the_same_batch_gives_the_same_gradients_bit_for_bit(masks_folder: Path):
+    model = adapter(masks_folder, choices(masks=True))
+    model.network.train()
+    batch, gradients, state = batch_of(model, [drawn(0), drawn(1)]), [], torch.get_rng_state()
+    for _ in range(2):
+        model.network.zero_grad()
+        total(model, batch).backward()
+        gradients.append([p.grad.clone() for p in model.network.parameters()])
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_crowd_is_not_learned_and_excuses_what_is_found_in_it(boxes_folder: Path):
+    model = adapter(boxes_folder, choices())
+    for head in (model.network.class_embed, *model.network.model.enc_out_class_embed):
+        torch.nn.init.zeros_(head.bias)  # what is found weighs
+    sample = drawn(0)
+    everywhere = changed(
+        sample,
+        boxes=np.concatenate([objects_of(sample).boxes, [[0, 0, 120, 100]]]),
+        classes=np.append(objects_of(sample).classes, 1),
+        masks=(*objects_of(sample).masks, None),
+        crowd=np.array([False, False, False, True]),
+        ids=(0, 1, 2, 3),
+    )
+    without, crowded = terms(model, [sample]), terms(model, [everywhere])
+    assert batch_of(model, [everywhere]).weights["classes"] == 3.0
+    assert crowded["l1"] == without["l1"] and crowded["giou"] == without["giou"]
+    # Half of the classes are excused but for the queries that have an object, 3 of 20.
+    assert 0.5 * without["classes"] < crowded["classes"] < 0.7 * without["classes"]
+
+
+def test_an_object_counts_as_much_as_it_is_likely(boxes_folder: Path):
+    model = adapter(boxes_folder, choices())
+    sample = drawn(0, count=1)
+    certain = np.eye(2)[objects_of(sample).classes]
+    hard, soft = terms(model, [sample]), terms(model, [changed(sample, soft=certain)])
+    half = terms(model, [changed(sample, soft=certain / 2)])
+    none = terms(model, [changed(sample, soft=certain * 0)])
+    assert soft == hard
+    assert batch_of(model, [changed(sample, soft=certain / 2)]).weights["l1"] == 0.5
+    for name in ("l1", "giou"):
+        assert half[name] == pytest.approx(hard[name] / 2, rel=0.05)
+        assert none[name] == 0
+    assert none["classes"] < half["classes"] < hard["classes"]
+
+
+def test_only_objects_with_a_mask_teach_masks(masks_folder: Path):
+    model = adapter(masks_folder, choices(masks=True))
+    assert terms(model, [changed(drawn(0), masks=(None,) * 3)])["dice"] == 0
+    one = changed(drawn(0), masks=(*objects_of(drawn(0)).masks[:1], None, None))
+    assert batch_of(model, [one]).weights == {"classes": 3.0, "l1": 3.0, "giou": 3.0, "mask": 1.0, "dice": 1.0}
+    assert 0 < terms(model, [one])["dice"] < terms(model, [drawn(0)])["dice"]
+
+
+def test_what_is_found_is_what_the_librarys_post_processing_finds(masks_folder: Path):
+    model = adapter(masks_folder, choices(masks=True, most=7))
+    batch = batch_of(model, [drawn(0), drawn(1, width=150, height=90)])
+    found = model.find(batch)
+    with torch.no_grad():
+        seen = model.network(pixel_values=batch.tensors["pixel_values"][:, 0])
+    own = model.encoder.processor.post_process_object_detection(seen, 0.0, batch.tensors["size"], top_k=7)
+    shapes = model.encoder.processor.post_process_instance_segmentation(
+        seen, 0.0, target_sizes=batch.tensors["size"].tolist(), return_binary_maps=True, top_k=7
+    )
+    for mine, its, masks, size in zip(found, own, shapes, batch.tensors["size"].tolist(), strict=True):
+        assert np.allclose(mine.scores, its["scores"]) and (np.diff(mine.scores) <= 0).all()
+        assert mine.classes.tolist() == its["labels"].tolist()
+        low, high = mine.boxes[:, :2], mine.boxes[:, :2] + mine.boxes[:, 2:]
+        limits = torch.tensor([size[1], size[0]] * 2)
+        assert np.allclose(np.c_[low, high], its["boxes"].clamp(min=0).minimum(limits), atol=1e-3)
+        drawn_masks = [to_pixels(mask) for mask in mine.masks]
+        assert all(mask.shape == tuple(size) for mask in drawn_masks)
+        kept = [mask for mask in drawn_masks if mask.any()]
+        assert len(kept) == len(masks["segmentation"])
+        assert all((a == b.numpy()).all() for a, b in zip(kept, masks["segmentation"], strict=True))
+        assert np.allclose(mine.soft[np.arange(7), mine.classes], mine.scores)
+
+
+def test_a_tiny_model_learns_to_find_drawn_shapes(boxes_folder: Path):
+    model = adapter(boxes_folder, choices())
+    samples = [drawn(number) for number in range(8)]
+    batch = batch_of(model, samples)
+    train(model, batch, 120)
+    assert average_precision(model.find(batch), samples) > 0.9
+
+
+def average_precision(found: list[Objects], samples: list[Sample]) -> float:
+    """AP at an IoU of 0.5, averaged over the classes."""
+    truths: list[Any] = [sample.target for sample in samples]
+    scores = score_objects(truths, found, [(100, 120)] * len(found), CLASSES, prompts="none", halves=2)
+    return scores.metric("box_ap50").value or 0.0
+
+
+def test_a_tiny_model_learns_masks(masks_folder: Path):
+    model = adapter(masks_folder, choices(masks=True))
+    samples = [drawn(number) for number in range(2)]
+    before = terms(model, samples)
+    train(model, batch_of(model, samples), 30)
+    after = terms(model, samples)
+    assert after["dice"] < 0.8 * before["dice"] and after["mask"] < 0.8 * before["mask"]
+
+
+def test_heads_for_other_classes_follow_from_the_seed_alone(boxes_folder: Path, masks_folder: Path):
+    def heads(folder: Path, names: tuple[str, ...], seed: int, masks: bool = False) -> Any:
+        model = adapter(folder, choices(classes=names, masks=masks), seed)
+        detector = model.network.model if masks else model.network
+        assert tuple(detector.config.id2label.values()) == names
+        return detector
+
+    letters = ("a", "b", "c")
+    first, same = heads(boxes_folder, letters, 3), heads(masks_folder, letters, 3, masks=True)
+    other, kept = heads(boxes_folder, letters, 4), heads(boxes_folder, CLASSES, 3)
+    stored = RfDetrForObjectDetection.from_pretrained(boxes_folder)
+    assert torch.equal(first.class_embed.weight, same.class_embed.weight)
+    assert torch.equal(first.model.enc_out_class_embed[2].weight, same.model.enc_out_class_embed[2].weight)
+    assert not torch.equal(first.class_embed.weight, other.class_embed.weight)
+    assert torch.equal(kept.class_embed.weight, stored.class_embed.weight)
+    with torch.no_grad():
+        logits = first.eval()(pixel_values=torch.randn(1, 3, SIDE, SIDE)).logits
+    assert logits.shape[-1] == 3 and logits.sigmoid().mean().item() == pytest.approx(0.01, rel=0.5)
+
+
+def test_a_checkpoint_of_boxes_learns_masks_and_one_of_masks_boxes(
+    boxes_folder: Path, masks_folder: Path, tmp_path: Path
+):
+    with_masks = adapter(boxes_folder, choices(masks=True), 1)
+    assert isinstance(with_masks.network, RfDetrForInstanceSegmentation)
+    assert with_masks.find(batch_of(with_masks, [drawn(0)]))[0].masks[0] is not None
+    plain = adapter(boxes_folder, choices())
+    for name, weight in plain.network.state_dict().items():
+        assert torch.equal(weight, with_masks.network.state_dict()[f"model.{name}"])
+    boxes_alone = adapter(masks_folder, choices())
+    assert isinstance(boxes_alone.network, RfDetrForObjectDetection)
+    assert boxes_alone.terms == ("classes", "l1", "giou")
+    for number, model in enumerate((with_masks, boxes_alone)):
+        model.network.save_pretrained(tmp_path / str(number))
+        again = type(model.network).from_pretrained(tmp_path / str(number))
+        for name, weight in model.network.state_dict().items():
+            assert torch.equal(weight, again.state_dict()[name])
+
+
+def test_images_that_do_not_fit_the_model_are_refused_with_a_size_that_does(boxes_folder: Path):
+    for side in (100, 32):
+        with pytest.raises(ModelError) as refused:
+            rf_detr.load(str(boxes_folder), None, data(side), choices(), 0)
+        assert "96" in str(refused.value.fix)
+    rf_detr.load(str(boxes_folder), None, data(128), choices(), 0)
+
+
+def test_the_same_arguments_build_the_same_files(boxes_folder: Path, tmp_path: Path):
+    state = torch.get_rng_state()
+    rf_detr.build_tiny(tmp_path, choices(), 0, image_size=SIDE)
+    assert torch.equal(state, torch.get_rng_state())
+    for file in boxes_folder.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes()

@@ -1,0 +1,110 @@
+"""Choices for images with objects: each follows from the data, and its reason says the number that decided."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import visiontune
+from tests.drawn_objects import Scene, cells, coco_source, letters, street, text_lines
+from visiontune.data.object_measures import ObjectMeasures, measure_objects
+from visiontune.training.object_choices import object_choices
+
+Measure = Callable[[list[Scene]], ObjectMeasures]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measure:
+    """`measured(scenes)`: the measures of the scenes' training images, prepared from a COCO file."""
+
+    def make(scenes: list[Scene]) -> ObjectMeasures:
+        folder = tmp_path_factory.mktemp("scenes")
+        return measure_objects(visiontune.prepare(coco_source(folder / "source", scenes), folder / "data", workers=1))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def usual(measured: Measure) -> ObjectMeasures:
+    return measured([cells(seed) for seed in range(40)])
+
+
+def chosen(measures: ObjectMeasures, name: str, *, tiny: bool = True, patch: int | None = 8, **more: Any) -> Any:
+    """The value, after its reason was seen to hold a number."""
+    value, reason = object_choices(measures, tiny=tiny, native_side=560, patch=patch, **more)[name]
+    assert any(letter.isdigit() for letter in reason), reason
+    return value
+
+
+@pytest.mark.parametrize(
+    ("scene", "mirror", "reason"),
+    [
+        (cells, "all", "look alike from all sides"),
+        (street, "horizontal", "look of"),
+        (letters, "none", "left and right differ: look of"),
+        (text_lines, "none", "left and right differ: strokes"),
+    ],
+)
+def test_images_are_mirrored_only_as_the_data_look_alike(
+    scene: Callable[[int], Scene], mirror: str, reason: str, measured: Measure
+) -> None:
+    measures = measured([scene(seed) for seed in range(60)])
+    value, why = object_choices(measures, tiny=True, native_side=560, patch=8)["objects.mirror"]
+    assert value == mirror and reason in why
+
+
+def test_too_few_images_are_taken_for_photographs(measured: Measure) -> None:
+    measures = measured([cells(seed) for seed in range(10)])
+    value, why = object_choices(measures, tiny=True, native_side=560, patch=8)["objects.mirror"]
+    assert value == "horizontal" and f"{measures.looked_at} images are too few" in why
+
+
+def test_few_images_are_changed_more_and_faint_objects_less(usual: ObjectMeasures, measured: Measure) -> None:
+    faint = measured([cells(seed, depth=8) for seed in range(40)])
+    many = replace(usual, images=50_000)
+    assert chosen(faint, "data.augment") < chosen(usual, "data.augment") > chosen(many, "data.augment") > 0
+
+
+def test_a_tiny_model_sees_small_objects_at_a_larger_size_and_a_published_one_at_its_own(
+    usual: ObjectMeasures, measured: Measure
+) -> None:
+    name = "data.image_longest_edge"
+    small, large = (measured([cells(seed, radius=r, count=4) for seed in range(24)]) for r in (3, 25))
+    for patch in (8, 16):
+        sides = [chosen(one, name, patch=patch) for one in (small, usual, large)]
+        assert sides[0] == 320 and sides[2] == 128 and all(side % patch == 0 for side in sides)
+    side = chosen(usual, name, patch=8)
+    assert side * usual.sizes["10%"] >= 2 * 8 and (side == 128 or (side - 8) * usual.sizes["10%"] < 2 * 8)
+    assert chosen(usual, name, patch=16, multiple=96) % 96 == 0
+    assert {chosen(one, name, tiny=False) for one in (small, usual, large)} == {560}
+
+
+def test_crowded_images_call_for_more_queries_and_more_objects_found(usual: ObjectMeasures, measured: Measure) -> None:
+    crowded = measured([cells(seed, radius=3, count=120) for seed in range(12)])
+    assert crowded.most > 80 > usual.most
+    assert chosen(usual, "queries") == 20 and chosen(usual, "objects.most") == 100
+    assert 1.5 * crowded.most <= chosen(crowded, "queries") < 1.5 * crowded.most + 1
+    assert 1.5 * crowded.most <= chosen(crowded, "objects.most") < 1.5 * crowded.most + 10
+    assert chosen(replace(crowded, most=2000), "queries") == 300
+    assert "queries" not in object_choices(usual, tiny=False, native_side=560, patch=None)
+
+
+def test_few_images_are_shown_more_often_and_random_weights_need_more_of_it(usual: ObjectMeasures) -> None:
+    def epochs(images: int, tiny: bool) -> int:
+        return chosen(replace(usual, images=images), "epochs", tiny=tiny)
+
+    assert epochs(200, True) == 90 and epochs(200, False) == 30 and epochs(600, False) == 10
+    for tiny in (True, False):
+        several = [epochs(images, tiny) for images in (20, 300, 1000, 100_000)]
+        assert several == sorted(several, reverse=True) and several[-1] >= 3 and several[0] <= 150
+    assert chosen(usual, "epochs") == 150 and usual.images < 60
+
+
+def test_small_sets_are_learned_in_small_batches(usual: ObjectMeasures) -> None:
+    assert chosen(usual, "batch.samples") == 8 and chosen(replace(usual, images=5000), "batch.samples") == 16
+
+
+def test_images_without_objects_get_choices_too(measured: Measure) -> None:
+    nothing = measured([(cells(seed)[0], [], []) for seed in range(24)])
+    assert chosen(nothing, "data.image_longest_edge") == 128 and chosen(nothing, "queries") == 20

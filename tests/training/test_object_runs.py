@@ -1,0 +1,248 @@
+"""Runs that find objects, through every verb, on drawn shapes and tiny models of the real classes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import visiontune
+from visiontune.data.dataset import Dataset
+from visiontune.demo_shapes import draw_source
+from visiontune.errors import DataError, ModelError, PausedError, RecipeError
+from visiontune.run import Run
+from visiontune.run_group import RunGroup
+from visiontune.training import loop
+from visiontune.training.loop import train_run
+
+QUICK: dict[str, Any] = {
+    "data.image_longest_edge": 64,
+    "objects.queries": 16,
+    "batch.samples": 4,
+    "batch.window": 16,
+    "schedule.steps": 6,
+    "evaluation.every": 3,
+    "evaluation.samples": 4,
+    "checkpoints.every": 2,
+    "machine.device": "cpu",
+    "machine.precision": "fp32",
+    "machine.workers": 0,
+    "machine.threads": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_source(tmp_path_factory.mktemp("shapes") / "source", 40)
+
+
+@pytest.fixture(scope="session")
+def shapes(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return visiontune.prepare(source, tmp_path_factory.mktemp("prepared") / "shapes")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    folder = run.checkpoint_path(run.checkpoint_steps()[-1])
+    return load_file(folder / "trained.safetensors") | {
+        f"average {name}": tensor for name, tensor in load_file(folder / "average.safetensors").items()
+    }
+
+
+def train(data: Any, out: Path, model: str = "tiny/rf-detr", **overrides: Any) -> Any:
+    return visiontune.train(data, model=model, out=out, overrides={**QUICK, **overrides})
+
+
+@pytest.fixture(scope="session")
+def finished(shapes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(shapes.path, tmp_path_factory.mktemp("runs") / "detector")
+
+
+def test_annotations_alone_become_a_finished_run_with_receipts(finished: Run) -> None:
+    assert finished.status == "finished"
+    status = {receipt["name"]: receipt["status"] for receipt in finished.receipts}
+    assert status["supervised"] == status["trained moved"] == status["seen"] == "passed"
+    assert "failed" not in status.values()
+    written = json.loads((finished.path / "evaluations/validation/metrics.json").read_text())
+    assert {"box_ap", "box_ap50", "box_ar100", "mask_ap", "mask_ap_small"} <= set(written["metrics"])
+    assert (finished.path / "report.html").is_file() and (finished.path / "measures.json").is_file()
+
+
+def test_the_data_decide_whether_masks_are_learned(finished: Run, tmp_path: Path) -> None:
+    assert finished.recipe.objects is not None and finished.recipe.objects.masks
+    boxes = draw_source(tmp_path / "boxes", 20, masks=False)
+    run = train(boxes, tmp_path / "run", **{"schedule.steps": 1, "checkpoints.every": 1})
+    assert not run.recipe.objects.masks and run.recipe.evaluation.metric == "box_ap"
+
+
+def test_a_run_that_was_paused_and_resumed_is_the_uninterrupted_run_bit_for_bit(
+    shapes: Dataset, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = loop._count
+
+    def pause_at_three(session: Any, batches: Any) -> None:
+        count(session, batches)
+        if session.progress.step == 3:
+            session.run.ask_to_pause()
+
+    monkeypatch.setattr(loop, "_count", pause_at_three)
+    with pytest.raises(PausedError):
+        train(shapes.path, tmp_path / "run")
+    monkeypatch.undo()
+    train_run(Run(tmp_path / "run"))
+    again, whole = weights(Run(tmp_path / "run")), weights(finished)
+    assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_finer_cut_into_micro_batches_gives_the_same_weights(shapes: Dataset, finished: Run, tmp_path: Path) -> None:
+    cut = weights(train(shapes.path, tmp_path / "run", **{"batch.tokens": 1}))
+    for name, tensor in weights(finished).items():
+        torch.testing.assert_close(cut[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+# Field -> its new value, where the losses of a short run must differ.
+CHANGES_LOSSES: dict[str, Any] = {
+    "objects.masks": False,
+    "objects.mirror": "none",
+    "objects.queries": 12,
+    "data.augment": 0.0,
+}
+
+
+def losses(run: Run) -> list[float]:
+    return [entry["loss"] for entry in run.metrics("step")]
+
+
+@pytest.mark.parametrize("field", CHANGES_LOSSES)
+def test_a_field_changes_what_is_learned(shapes: Dataset, finished: Run, tmp_path: Path, field: str) -> None:
+    changed = train(shapes.path, tmp_path / "run", **{"schedule.steps": 2, field: CHANGES_LOSSES[field]})
+    assert losses(changed)[:2] != losses(finished)[:2]
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_shipped(finished: Run) -> None:
+    from visiontune.training.model import load_trained
+
+    step = finished.checkpoint_steps()[-1]
+    folder = finished.checkpoint_path(step)
+    own, average = load_file(folder / "trained.safetensors"), load_file(folder / "average.safetensors")
+    adapter, _ = load_trained(finished, finished.recipe, torch.device("cpu"), step)
+    loaded = dict(adapter.trained_module.named_parameters())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in average.items())
+    assert any(not torch.equal(own[name], tensor) for name, tensor in average.items())
+
+
+def test_so_many_objects_are_found_at_most(finished: Run, shapes: Dataset) -> None:
+    from visiontune.models.objects import finds_objects
+    from visiontune.training.model import load_trained
+
+    recipe = finished.recipe
+    assert recipe.objects is not None
+    few = recipe.model_copy(update={"objects": recipe.objects.model_copy(update={"most": 3})})
+    for wanted, one in ((recipe.objects.most, recipe), (3, few)):
+        adapter = finds_objects(load_trained(finished, one, torch.device("cpu"))[0])
+        batch = adapter.encoder.collate([adapter.encoder.encode(shapes.sample("test", 0))])
+        with torch.no_grad():
+            assert len(adapter.find(batch)[0]) == min(wanted, 16 * 2)
+
+
+def test_other_classes_than_the_data_have_are_refused(shapes: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="classes"):
+        train(shapes.path, tmp_path / "run", **{"objects.classes": ["cat", "dog"]})
+
+
+def test_the_boxes_that_a_segmenter_is_told_are_jittered_while_it_learns(group: RunGroup, shapes: Dataset) -> None:
+    from visiontune.models.objects import finds_objects
+    from visiontune.training.model import load_base
+
+    run = group.runs["segmenter"]
+    encoder = finds_objects(load_base(run, run.recipe, torch.device("cpu"))).encoder
+    sample = shapes.sample("train", 0)
+    told = [
+        encoder.collate([encoder.encode(sample, augmentation=number)]).tensors["prompts"] for number in (None, 1, 2)
+    ]
+    assert not torch.equal(told[0], told[1]) and not torch.equal(told[1], told[2])
+    encoder.choices = encoder.choices.model_copy(update={"prompt_jitter": 0.0})
+    exact = encoder.collate([encoder.encode(sample, augmentation=1)]).tensors
+    assert torch.equal(exact["prompts"][exact["present"]], exact["boxes"][exact["present"]])
+
+
+def test_fields_of_texts_are_refused(shapes: Dataset, tmp_path: Path) -> None:
+    for field, value in (("data.prompt", "What?"), ("evaluation.max_new_tokens", 4), ("evaluation.metric", "accuracy")):
+        with pytest.raises(RecipeError, match=field.split(".")[1]):
+            train(shapes.path, tmp_path / field, **{field: value})
+
+
+def test_a_model_for_texts_is_refused_before_anything_is_trained(shapes: Dataset, tmp_path: Path) -> None:
+    with pytest.raises((ModelError, DataError, RecipeError), match="text"):
+        train(shapes.path, tmp_path / "run", model="tiny/smolvlm")
+
+
+def test_found_objects_are_listed_and_drawn(finished: Run, source: Path, tmp_path: Path) -> None:
+    picture = source.parent / "images" / "0000.png"
+    (found,) = visiontune.predict(finished.path, [picture], pictures=tmp_path / "drawn", least_score=0.0)
+    value = json.loads(json.dumps(found.to_json()))
+    assert value["kind"] == "objects" and value["size"] == [96, 96] and value["objects"]
+    assert {"category", "bbox", "score", "segmentation"} <= set(value["objects"][0])
+    assert (tmp_path / "drawn" / "0000.png").is_file()
+    with pytest.raises(RecipeError, match="knows the classes"):
+        visiontune.predict(finished.path, [picture], classes=["dog"])
+
+
+def test_a_run_is_what_its_folder_says(finished: Run, tmp_path: Path) -> None:
+    assert {check.name: check.status for check in visiontune.verify(finished.path)}["answers"] == "passed"
+
+
+def test_merged_weights_loaded_by_plain_transformers_find_the_same_objects(finished: Run, tmp_path: Path) -> None:
+    folder = visiontune.export(finished.path, to="merged", out=tmp_path / "merged")["merged"]
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["verdict"] == "passed" and certificate["checks"][0]["numbers"]["objects"] >= 0
+
+
+@pytest.fixture(scope="session")
+def group(shapes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunGroup:
+    changes = {"data.image_longest_edge": 96, "schedule.steps": 2, "checkpoints.every": 1, "evaluation.every": 2}
+    return train(shapes.path, tmp_path_factory.mktemp("runs") / "teacher", "tiny/mm-grounding-dino,tiny/sam", **changes)
+
+
+def test_two_models_make_two_whole_runs_under_one_plan(group: RunGroup) -> None:
+    assert {role: run.status for role, run in group.runs.items()} == {"detector": "finished", "segmenter": "finished"}
+    assert group.runs["detector"].recipe.model.name == "tiny/mm-grounding-dino"
+    assert group.runs["segmenter"].recipe.evaluation.metric == "prompted_mask_ap"
+
+
+def test_the_pipeline_and_given_boxes_are_named_apart(group: RunGroup) -> None:
+    scores: Any = visiontune.evaluate(group.path, split="test")
+    assert scores.prompts == "detector boxes" and "mask_ap" in scores.metrics
+    alone = json.loads((group.runs["segmenter"].path / "evaluations/test/metrics.json").read_text())
+    assert alone["prompts"] == "ground-truth boxes" and "prompted_mask_ap" in alone["metrics"]
+    assert json.loads((group.path / "evaluations/test/metrics.json").read_text())["prompts"] == "detector boxes"
+
+
+def test_a_detector_that_is_asked_by_names_finds_other_classes(group: RunGroup, source: Path, tmp_path: Path) -> None:
+    picture = source.parent / "images" / "0000.png"
+    (found,) = visiontune.predict(group.path, [picture], classes=["car", "bicycle"], pictures=tmp_path, least_score=0)
+    assert found.classes == ("car", "bicycle") and len(found.target)
+    assert all(mask is not None for mask in found.target.masks)
+
+
+def test_a_student_learns_from_people_and_from_what_a_teacher_finds(
+    group: RunGroup, shapes: Dataset, tmp_path: Path
+) -> None:
+    more = draw_source(tmp_path / "more", 6, seed=9).parent / "images"
+    student = visiontune.train(
+        shapes.path, model="tiny/rf-detr", teacher=group.path, unlabelled=[more], out=tmp_path / "student",
+        overrides={**QUICK, "schedule.steps": 2, "checkpoints.every": 1},
+    )  # fmt: skip
+    assert isinstance(student, Run) and student.status == "finished"
+    assert [Path(use.path).name for use in student.recipe.data.datasets] == ["labelled-1", "unlabelled"]
+    record = json.loads((student.path / "distilled" / "distillation.json").read_text())
+    assert set(record["thresholds"]) == {"disc", "square"}
+
+
+def test_segmenters_need_masks(tmp_path: Path) -> None:
+    boxes = draw_source(tmp_path / "boxes", 12, masks=False)
+    with pytest.raises(DataError, match="no masks"):
+        train(boxes, tmp_path / "run", model="tiny/sam")
+    with pytest.raises(ModelError, match="both a detector"):
+        train(boxes, tmp_path / "other", model="tiny/rf-detr,tiny/mm-grounding-dino")
