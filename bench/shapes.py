@@ -1,8 +1,8 @@
 """Shapes drawn on photographs: is a detector learned, does a teacher help a student, and is anything forgotten?
 
     python bench/shapes.py learn       tiny/rf-detr by its derived recipe: AP50 on the test split
-    python bench/shapes.py distil      a student with 10 % of the labels, alone and with a teacher's labels for the rest
-    python bench/shapes.py forget      six classes learned by tiny/mm-grounding-dino, three of them tuned further by LoRA
+    python bench/shapes.py distil      a student with 10 % of the labels, alone and with a teacher's labels beside
+    python bench/shapes.py forget      six classes learned by tiny/mm-grounding-dino, three tuned further by LoRA
 
 The teacher of `distil` stands for a large model: it is trained on as many images of its own as there are unlabelled
 ones, which no student sees. Both students take equally many steps.
@@ -48,7 +48,7 @@ def learn(folder: Path) -> None:
 def distil(folder: Path) -> None:
     classes = CLASSES[:3]
     _, teachers = prepared(folder, IMAGES, 1, classes)
-    few, labelled = prepared(folder, TENTH * 3 // 2, 2, classes)  # two thirds of them train, as `prepare` splits them
+    _, labelled = prepared(folder, TENTH * 3 // 2, 2, classes)  # two thirds of them train, as `prepare` splits them
     more = draw_source(folder / "more", IMAGES, size=SIZE, classes=classes, seed=3, masks=False, grounds=photographs())
     teacher: Any = visiontune.train(teachers, model="tiny/rf-detr", out=folder / "teacher")
     steps = {"schedule.steps": teacher.recipe.schedule.steps}
@@ -58,9 +58,8 @@ def distil(folder: Path) -> None:
         labelled, model="tiny/rf-detr", teacher=teacher.path, unlabelled=[more.parent / "images"],
         out=folder / "taught", overrides=steps,
     )  # fmt: skip
-    print(
-        f"{few.parent.name}: {TENTH * 3 // 2} labelled images, {IMAGES} unlabelled, {steps['schedule.steps']} steps each"
-    )
+    steps_each = steps["schedule.steps"]
+    print(f"{TENTH * 3 // 2} labelled images, {IMAGES} unlabelled, {steps_each} steps each")
     for name, run in (("teacher", teacher), ("student, 10 % of the labels alone", alone), ("student, taught", taught)):
         print(f"{name}: {judged(run, judge)}")
 
@@ -81,7 +80,7 @@ def judged(run: Any, data: Path) -> dict[str, float]:
 
 
 def forget(folder: Path) -> None:
-    source, six = prepared(folder, SIX, 5, CLASSES)
+    _, six = prepared(folder, SIX, 5, CLASSES)
     _, three = prepared(folder, SIX, 6, CLASSES[:3])
     base: Any = visiontune.train(six, model="tiny/mm-grounding-dino", out=folder / "base")
     print(f"six classes learned: {ap(base.path)}")

@@ -86,9 +86,7 @@ def main() -> None:
         slow = seconds(lambda: large(**inputs), arguments.runs)
     mine, torch_mine, its = (statistics.median(taken) for taken in (fast, plain, slow))
     count = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (small, large)]
-    print(
-        f"RF-DETR Nano, {count[0]:.1f} M parameters, ONNX: {1000 * mine:.0f} ms a picture (torch: {1000 * torch_mine:.0f})"
-    )
+    print(f"RF-DETR Nano, {count[0]:.1f} M parameters: ONNX {1000 * mine:.0f} ms, torch {1000 * torch_mine:.0f}")
     print(f"Grounding DINO, {count[1]:.1f} M parameters, torch: {1000 * its:.0f} ms a picture")
     print(f"{its / mine:.0f} times faster on {arguments.threads} threads")
 

@@ -95,7 +95,7 @@ class ObjectChoices(Section):
     most: Count = Field(default=100, description="objects found in an image at most")
     queries: Count | None = Field(
         default=None,
-        description="places for objects in a tiny detector, which is built for them; others have their own",
+        description="places for objects in a tiny detector, built for them; others have their own",
     )
     prompt_jitter: Share = Field(
         default=0.1,

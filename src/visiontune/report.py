@@ -132,6 +132,8 @@ def _exports(run: Run) -> list[Entry]:
         checks = {check["name"]: check for check in value["checks"]}
         graphs = value.get("form") == "onnx"
         metric = checks["metric"]["numbers"] or None
+        speed = value["speed"]
+        seconds = speed["median_ms"] / 1000 if speed.get("median_ms") else speed.get("median_seconds")
         rows.append(
             {
                 "quantisation": f"ONNX, {value['dtype']}" if graphs else value["quantisation"],
@@ -139,9 +141,7 @@ def _exports(run: Run) -> list[Entry]:
                 "folder": value["folder"],
                 "step": value["trained"]["step"],
                 "bytes": sum(file["bytes"] for file in value["files"].values()),
-                "seconds": value["speed"].get("median_ms", 0) / 1000
-                if graphs
-                else value["speed"].get("median_seconds"),
+                "seconds": seconds,
                 "metric": _average_precision(metric) if graphs and metric else metric,
                 "failed": [check["name"] for check in value["checks"] if check["status"] == "failed"],
             }

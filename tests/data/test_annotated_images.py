@@ -17,7 +17,7 @@ from visiontune.data.formats.rows import SourceRow
 from visiontune.data.objects import Objects, from_text, to_text
 from visiontune.data.split import SPLITS, assign
 from visiontune.data.survey import _strata
-from visiontune.errors import DataError
+from visiontune.errors import DataError, ModelError
 
 CLASSES = ("cat", "dog", "owl")
 SIDE = 32
@@ -242,8 +242,8 @@ def test_images_outside_the_source_are_not_read(tmp_path: Path) -> None:
     assert "missing-image-file" in found
 
 
-def test_no_model_is_trained_on_objects_yet_and_that_is_said(prepared: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no model is trained on them yet"):
+def test_a_model_that_writes_text_is_not_trained_on_objects_and_that_is_said(prepared: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="finds no objects"):
         visiontune.train(prepared.path, model="tiny/smolvlm", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -16,7 +16,7 @@ from visiontune.exports.onnx_certificate import HeldTo
 from visiontune.exports.onnx_graph import plain_network, write_graphs
 from visiontune.exports.onnx_ship import contract_of, see_base, see_trained
 from visiontune.files import file_sha256
-from visiontune.models import rf_detr
+from visiontune.models import rf_detr, sam
 from visiontune.models.parts import apply_states
 from visiontune.recipe import Data, DatasetUse, Lora, ObjectChoices
 from visiontune.training.evaluate_objects import prompts_of
@@ -56,6 +56,19 @@ def detector(folder: Path, *, masks: bool = True, lora: bool = False, seed: int 
         states: Any = {part.name: "lora" if part.name == "vision_encoder" else "frozen" for part in adapter.parts}
         adapter.peft = apply_states(adapter.network, adapter.parts, states, Lora(rank=4, alpha=8, dropout=0.0), 0)
     scattered(adapter.trained_module, seed)
+    adapter.trained_module.eval()
+    return adapter
+
+
+def segmenter(folder: Path) -> Any:
+    """SAM with an adapter in its vision encoder."""
+    objects = ObjectChoices(classes=CLASSES, masks=True, mirror="none")
+    sam.build_tiny(folder, objects, 0, image_size=SIDE)
+    data = Data(datasets=(DatasetUse(path="drawn", content_hash="0"),), image_longest_edge=SIDE)
+    adapter = sam.load(str(folder), None, data, objects, 0)
+    states: Any = {part.name: "lora" if part.name == "vision_encoder" else "frozen" for part in adapter.parts}
+    adapter.peft = apply_states(adapter.network, adapter.parts, states, Lora(rank=4, alpha=8, dropout=0.0), 0)
+    scattered(adapter.trained_module)
     adapter.trained_module.eval()
     return adapter
 

@@ -177,7 +177,9 @@ def test_the_loss_is_that_of_transformers_on_the_same_outputs(adapter: Any, fold
     )
     for term, theirs, coefficient in (("classes", "loss_ce", 2), ("l1", "loss_bbox", 5), ("giou", "loss_giou", 2)):
         layers = [seen.loss_dict[name] for name in (theirs, f"{theirs}_0")] + [proposed[theirs]]
-        assert losses[term].sum() / batch.weights[term] == pytest.approx(coefficient * float(sum(layers)), rel=1e-4)
+        assert float(losses[term].sum()) / batch.weights[term] == pytest.approx(
+            coefficient * float(sum(layers)), rel=1e-4
+        )
     assert batch.weights == dict.fromkeys(losses, 6.0)
 
 
@@ -191,7 +193,7 @@ def test_images_whose_objects_stand_in_different_prompts_are_learned_together_wh
     together = adapter.losses(batch_of(adapter, samples))
     for row, one in enumerate(samples):
         for term, value in adapter.losses(batch_of(adapter, [one])).items():
-            assert together[term][row] == pytest.approx(float(value), rel=1e-4)
+            assert float(together[term][row]) == pytest.approx(float(value), rel=1e-4)
 
     processor, native = AutoProcessor.from_pretrained(many_folder), adapter.network
     lists = [[MANY[number] for number in prompts.chunks[prompts.chunk_of[end]].classes] for end in ends]
@@ -208,7 +210,7 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut(adapter: Any):
     together = adapter.losses(batch_of(adapter, samples))
     for row, one in enumerate(samples):
         for term, value in adapter.losses(batch_of(adapter, [one])).items():
-            assert together[term][row] == pytest.approx(float(value), rel=1e-4, abs=1e-5)
+            assert float(together[term][row]) == pytest.approx(float(value), rel=1e-4, abs=1e-5)
 
 
 def test_images_without_any_object_teach_that_there_is_none(adapter: Any):

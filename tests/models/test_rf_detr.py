@@ -210,8 +210,8 @@ def test_a_crowd_is_not_learned_and_excuses_what_is_found_in_it(boxes_folder: Pa
     without, crowded = terms(model, [sample]), terms(model, [everywhere])
     assert batch_of(model, [everywhere]).weights["classes"] == 3.0
     assert crowded["l1"] == without["l1"] and crowded["giou"] == without["giou"]
-    # Half of the classes are excused but for the queries that have an object, 3 of 20.
-    assert 0.5 * without["classes"] < crowded["classes"] < 0.7 * without["classes"]
+    # Half of the classes are excused but for the queries that have an object.
+    assert 0.5 * without["classes"] < crowded["classes"] < 0.8 * without["classes"]
 
 
 def test_an_object_counts_as_much_as_it_is_likely(boxes_folder: Path):

@@ -1,21 +1,26 @@
 """Runs that find objects, through every verb, on drawn shapes and tiny models of the real classes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import visiontune
 from visiontune.data.dataset import Dataset
+from visiontune.data.objects import Objects
 from visiontune.demo_shapes import draw_source
 from visiontune.errors import DataError, ModelError, PausedError, RecipeError
+from visiontune.models.objects import nothing
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
 from visiontune.training import loop
 from visiontune.training.loop import train_run
+from visiontune.training.teacher import Teacher
 
 QUICK: dict[str, Any] = {
     "data.image_longest_edge": 64,
@@ -157,14 +162,13 @@ def test_the_boxes_that_a_segmenter_is_told_are_jittered_while_it_learns(group: 
 
     run = group.runs["segmenter"]
     encoder = finds_objects(load_base(run, run.recipe, torch.device("cpu"))).encoder
+    encoder.data = encoder.data.model_copy(update={"augment": 0.0})
+    encoder.choices = encoder.choices.model_copy(update={"mirror": "none"})
     sample = shapes.sample("train", 0)
-    told = [
-        encoder.collate([encoder.encode(sample, augmentation=number)]).tensors["prompts"] for number in (None, 1, 2)
-    ]
-    assert not torch.equal(told[0], told[1]) and not torch.equal(told[1], told[2])
+    exact, first, second = (encoder.encode(sample, augmentation=number).boxes for number in (None, 1, 2))
+    assert not torch.equal(exact, first) and not torch.equal(first, second)
     encoder.choices = encoder.choices.model_copy(update={"prompt_jitter": 0.0})
-    exact = encoder.collate([encoder.encode(sample, augmentation=1)]).tensors
-    assert torch.equal(exact["prompts"][exact["present"]], exact["boxes"][exact["present"]])
+    assert torch.allclose(encoder.encode(sample, augmentation=1).boxes, exact, atol=1e-6)
 
 
 def test_fields_of_texts_are_refused(shapes: Dataset, tmp_path: Path) -> None:
@@ -227,17 +231,33 @@ def test_a_detector_that_is_asked_by_names_finds_other_classes(group: RunGroup, 
 
 
 def test_a_student_learns_from_people_and_from_what_a_teacher_finds(
-    group: RunGroup, shapes: Dataset, tmp_path: Path
+    group: RunGroup, shapes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = draw_source(tmp_path / "more", 6, seed=9).parent / "images"
-    student = visiontune.train(
-        shapes.path, model="tiny/rf-detr", teacher=group.path, unlabelled=[more], out=tmp_path / "student",
-        overrides={**QUICK, "schedule.steps": 2, "checkpoints.every": 1},
-    )  # fmt: skip
+    options: dict[str, Any] = {"model": "tiny/rf-detr", "teacher": group.path, "unlabelled": [more]}
+    options["overrides"] = {**QUICK, "schedule.steps": 2, "checkpoints.every": 1}
+    with pytest.raises(DataError, match="nothing to learn from this teacher"):  # it has hardly been trained
+        visiontune.train(shapes.path, out=tmp_path / "untaught", **options)
+    truths = {sample.id: sample.target for split in ("train", "validation") for sample in samples_of(shapes, split)}
+
+    def find(self: Teacher, samples: Any) -> list[Objects]:
+        return [sure(truths[sample.id]) if sample.id in truths else nothing(2) for sample in samples]
+
+    monkeypatch.setattr(Teacher, "find", find)
+    student = visiontune.train(shapes.path, out=tmp_path / "student", **options)
     assert isinstance(student, Run) and student.status == "finished"
     assert [Path(use.path).name for use in student.recipe.data.datasets] == ["labelled-1", "unlabelled"]
     record = json.loads((student.path / "distilled" / "distillation.json").read_text())
-    assert set(record["thresholds"]) == {"disc", "square"}
+    assert {name: one["threshold"] for name, one in record["thresholds"].items()} == {"disc": 0.9, "square": 0.9}
+
+
+def samples_of(dataset: Dataset, split: str) -> list[Any]:
+    return [dataset.sample(split, i) for i in range(dataset.count(split))]
+
+
+def sure(objects: Objects) -> Objects:
+    """What people drew, as a teacher finds it."""
+    return replace(objects, scores=np.full(len(objects), 0.9), soft=0.9 * np.eye(2)[objects.classes])
 
 
 def test_segmenters_need_masks(tmp_path: Path) -> None:

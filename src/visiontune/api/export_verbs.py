@@ -33,12 +33,13 @@ def export(
     public: bool = False,
 ) -> dict[str, Path]:
     """Write the trained model as `adapter` (plain PEFT), `merged` (plain transformers), `gguf` (llama.cpp; models that
-    write text), `onnx` (onnxruntime; RF-DETR and SAM), or several. Of a group of runs each goes to a folder of its role.
+    write text), `onnx` (onnxruntime; RF-DETR and SAM), or several; of a group of runs each to a folder of its role.
 
-    `quantisation` is the type of a GGUF (q8_0 where not given), or int8 for ONNX (float32 where not given). One form goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder
-    `exports`. GGUF and ONNX exports run `samples` inputs through model and file and write the certificate;
-    CertificateError where they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads
-    to a hub repository, private unless `public`. Returns the folders.
+    `quantisation` is the type of a GGUF (q8_0 where not given), or int8 for ONNX (float32 where not given). One form
+    goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder `exports`.
+    GGUF and ONNX exports run `samples` inputs through model and file and write the certificate; CertificateError where
+    they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads to a
+    hub repository, private unless `public`. Returns the folders.
     """
     from visiontune.run_group import RunGroup, open_run
 

@@ -209,9 +209,7 @@ def export(
     ] = None,
     step: AtStep = None,
     samples: Annotated[int, Parameter(help="inputs that the shipped file and the trained model are compared on")] = 64,
-    limit: Annotated[
-        int | None, Parameter(help="let the shipped file answer the first N validation samples only")
-    ] = None,
+    limit: Annotated[int | None, Parameter(help="let the shipped file see the first N validation samples only")] = None,
     with_inputs: Annotated[bool, Parameter(help="put the compared pictures beside the certificate")] = False,
     push: Annotated[str | None, Parameter(help="hub repository ORG/NAME to upload to, private")] = None,
     public: Annotated[bool, Parameter(help="make the hub repository public")] = False,

@@ -49,7 +49,11 @@ _DECODER = ("layers", "layer_norm", "reference_points_head")
 PARTS = (
     Part("vision_encoder", ("model.backbone",)),
     Part("text_encoder", ("model.text_backbone",)),
-    Part("projector", ("model.input_proj_vision", "model.text_projection"), loose=("model.level_embed",)),
+    Part(
+        "projector",
+        ("model.input_proj_vision", "model.text_projection"),
+        loose=("model.level_embed", "model.special_tokens"),
+    ),
     Part("fusion", ("model.encoder",)),
     Part("decoder", ("model.query_position_embeddings", *(f"model.decoder.{name}" for name in _DECODER))),
     Part("heads", _HEADS),

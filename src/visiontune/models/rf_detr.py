@@ -57,7 +57,8 @@ MASK_COST_STRIDE = 2  # matching looks at every second pixel of masks, both ways
 FIRST_PROBABILITY = 0.01
 
 CUTS_INTO_TILES = False
-TINY_PATCH, TINY_WINDOWS, TINY_QUERIES = 16, 2, 60
+TINY_PATCH, TINY_WINDOWS = 16, 2
+TINY_TRAINED_QUERIES = 300  # of all groups together
 TINY_IMAGE_SIZE = 128
 
 
@@ -298,6 +299,7 @@ def build_tiny(folder: Path, objects: ObjectChoices, seed: int, *, image_size: i
         RfDetrImageProcessor,
     )
 
+    queries = objects.queries or min((image_size // TINY_PATCH) ** 2, TINY_TRAINED_QUERIES)
     config = RfDetrConfig(
         backbone_config={
             "model_type": "rf_detr_dinov2",
@@ -316,8 +318,8 @@ def build_tiny(folder: Path, objects: ObjectChoices, seed: int, *, image_size: i
         decoder_self_attention_heads=3,
         decoder_cross_attention_heads=6,
         intermediate_size=192,
-        num_queries=objects.queries or TINY_QUERIES,
-        group_detr=5,
+        num_queries=queries,
+        group_detr=max(1, TINY_TRAINED_QUERIES // queries),
         dropout=0.0,
         id2label=dict(enumerate(objects.classes)),
         label2id={name: place for place, name in enumerate(objects.classes)},

@@ -106,7 +106,7 @@ class SamAdapter(ObjectAdapter):
     terms = TERMS
     prompted = True
     feature_parts = ("vision_encoder", "vision_encoder_late")
-    encoder: SamEncoder
+    encoder: SamEncoder  # pyright: ignore[reportIncompatibleVariableOverride]  # set once
 
     def __init__(self, network: Any, encoder: SamEncoder) -> None:
         self.network = network
@@ -136,7 +136,7 @@ class SamAdapter(ObjectAdapter):
         found = []
         for row, prompts in enumerate(_corners(tensors["boxes"], tensors["picture"])):
             places, masks, scores = asked[row].nonzero()[:, 0], [], [torch.zeros(0)]
-            picture, size = tensors["picture"][row].tolist(), tensors["size"][row].tolist()
+            picture, size = _pair(tensors["picture"][row]), _pair(tensors["size"][row])
             for some in places.split(DRAWN_AT_ONCE if len(places) else 1):
                 if not len(some):
                     continue
@@ -239,6 +239,11 @@ def _parts(
         Part("prompt_encoder", ("prompt_encoder", "shared_image_embedding")),
         Part("mask_decoder", ("mask_decoder",)),
     )
+
+
+def _pair(values: Tensor) -> tuple[int, int]:
+    high, wide = values.tolist()
+    return int(high), int(wide)
 
 
 def _corners(boxes: Tensor, picture: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ USUAL = {
         states={
             "vision_encoder": "frozen",
             "text_encoder": "frozen",
+            "projector": "frozen",
             "fusion": "lora",
             "decoder": "lora",
             "heads": "full",
@@ -57,18 +58,24 @@ USUAL = {
         reason="the encoders keep what they know; adapters and heads learn the new classes",
     ),
     "sam": Usual(
-        states={"vision_encoder": "frozen", "prompt_encoder": "frozen", "mask_decoder": "full"},
+        states={
+            "vision_encoder": "frozen",
+            "vision_encoder_late": "frozen",
+            "prompt_encoder": "frozen",
+            "mask_decoder": "full",
+        },
         learning_rate=1e-4,
         weight_decay=1e-4,
         reason="the encoder is frozen, so that what it makes of an image is computed once; the mask decoder learns",
         clip_norm=1.0,
     ),
 }
+RANDOM = "random weights: there is nothing worth keeping, every part learns"
 # the same for tiny models, where every part learns
 TINY = {
-    "rf_detr": Usual({}, 5e-4, 1e-2, "random weights: there is nothing worth keeping, every part learns", 0.99),
-    "grounding_dino": Usual({}, 5e-4, 1e-2, "random weights: there is nothing worth keeping, every part learns", 0.99),
-    "sam": Usual({}, 1e-3, 1e-2, "random weights: there is nothing worth keeping, every part learns", 0.99),
+    "rf_detr": Usual({}, 5e-4, 1e-2, RANDOM, 0.99),
+    "grounding_dino": Usual({}, 5e-4, 1e-2, RANDOM, 0.99),
+    "sam": Usual({}, 2e-3, 1e-2, RANDOM, 0.99, clip_norm=1.0),
 }
 
 
@@ -214,7 +221,10 @@ def derive_objects(
             "clip_norm": choose("optimizer.clip_norm", usual.clip_norm, "usual for this family"),
             "average": choose("optimizer.average", usual.average, "steadier than the last weights"),
         },
-        "schedule": {"steps": steps},
+        "schedule": {
+            "steps": steps,
+            "warmup": choose("schedule.warmup", 0.3, "random weights need a slow start") if tiny else 0.1,
+        },
         "batch": {
             "samples": samples,
             "tokens": choose(
