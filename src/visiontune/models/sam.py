@@ -110,7 +110,7 @@ class SamAdapter(ObjectAdapter):
 
     def __init__(self, network: Any, encoder: SamEncoder) -> None:
         self.network = network
-        self.encoder = encoder
+        self.encoder = encoder  # pyright: ignore[reportIncompatibleVariableOverride]
         self.parts = _parts("vision_encoder", "layers", len(network.vision_encoder.layers), ("pos_embed",))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
