@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import visiontune
-from tests.killed import Counted, killed
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
 from visiontune.errors import CertificateError, RunError
@@ -145,19 +147,20 @@ def test_graphs_that_are_not_the_trained_model_do_not_get_the_name_that_was_aske
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
 
-@pytest.mark.usefixtures("copied")
-def test_a_killed_export_leaves_no_folder_that_looks_whole(run: Run, tmp_path: Path) -> None:
-    def export(counted: Counted) -> None:
-        for name in ("quantise", "write_graphs", "certify_onnx", "write_onnx_card"):
-            setattr(onnx_ship, name, counted(getattr(onnx_ship, name)))
-        Path.rename = counted(Path.rename)
-        ship_onnx(run, tmp_path / "out", samples=2, limit=2)
-
-    moment = 0
-    while not killed(moment, export):
-        assert not (tmp_path / "out").exists()
-        moment += 1
-    assert moment == 4 and statuses(verify_onnx(tmp_path / "out"))["files"] == "passed"
+def test_an_export_that_is_killed_as_it_is_checked_leaves_no_folder(run: Run, folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, shutil, signal\n"
+        "from pathlib import Path\n"
+        "from visiontune.exports import onnx_ship\n"
+        "from visiontune.run import Run\n"
+        f"graph = Path({str(folder)!r}) / 'model.onnx'\n"
+        "onnx_ship.write_graphs = lambda *given: [Path(shutil.copy(graph, given[-1])).name]\n"
+        "onnx_ship.certify_onnx = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"onnx_ship.ship_onnx(Run.open({str(run.path)!r}), Path({str(tmp_path)!r}) / 'out', samples=2, limit=2)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.") and (left / "contract.json").is_file()
 
 
 def test_a_folder_of_something_else_is_not_replaced(run: Run, tmp_path: Path) -> None:
