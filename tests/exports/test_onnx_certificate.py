@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,18 @@ def test_queries_that_begin_at_worse_places_are_found(folder: Path, wanted: Held
     assert "proposals mean" in found["outputs"]
 
 
+def test_eight_bits_that_cost_too_much_precision_fail_and_less_is_told(
+    folder: Path, adapter: Any, tmp_path: Path
+) -> None:
+    small, wanted = edited(folder, tmp_path / "small", dtype="int8"), held_to(adapter, IMAGES, "int8")
+    checks = {check.name: check for check in _checks(small, wanted)}
+    assert checks["metric"].status == "passed" and checks["outputs"].status == "not checked"
+    assert "logits mean" in checks["outputs"].found
+    right = [replace(p, target=replace(p.truth, scores=np.ones(2))) for p in wanted.predictions if p.truth]
+    found = faults(small, replace(wanted, predictions=right))
+    assert found.keys() == {"metric"} and "limit 0.02" in found["metric"]
+
+
 def test_a_file_that_was_exchanged_is_not_even_opened(folder: Path, wanted: HeldTo, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(folder, other)
@@ -133,9 +146,34 @@ def test_a_file_that_was_exchanged_is_not_even_opened(folder: Path, wanted: Held
     assert faults(folder, wanted, certified) == {"files": "model.onnx is not the file that was certified"}
 
 
+def test_a_graph_of_a_model_with_other_queries_fails_and_says_so(
+    folder: Path, adapter: Any, wanted: HeldTo, tmp_path: Path
+) -> None:
+    def change(model: Any) -> None:
+        (choice,) = (node for node in model.graph.node if node.op_type == "TopK")
+        model.graph.node.append(onnx.helper.make_node("Slice", ["all", "from", "to", "axis"], ["proposals"]))
+        choice.output[list(choice.output).index("proposals")] = "all"
+        for node in model.graph.node:
+            for place, name in enumerate(node.input):
+                if name == "proposals":
+                    node.input[place] = "all"
+        for name, value in (("from", 0), ("to", 5), ("axis", 1)):
+            model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+        (told,) = (one for one in model.graph.output if one.name == "proposals")
+        told.type.tensor_type.shape.dim[1].dim_value = 5
+
+    found = faults(rewritten(folder, tmp_path / "other", change), wanted)
+    assert "The graph has 5 queries, not 12" in found["outputs"]
+
+
 def test_a_graph_that_cannot_be_run_fails_and_says_why(folder: Path, wanted: HeldTo, tmp_path: Path) -> None:
     def change(model: Any) -> None:
         model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 32
 
     found = faults(rewritten(folder, tmp_path / "other", change), wanted)
-    assert "could not be run" in found["outputs"]
+    assert "could not be compared: onnxruntime cannot run model.onnx" in found["outputs"]
+
+
+def test_a_contract_of_another_family_or_size_fails_at_once(folder: Path, wanted: HeldTo, tmp_path: Path) -> None:
+    assert faults(edited(folder, tmp_path / "family", family="sam"), wanted).keys() == {"contract"}
+    assert faults(edited(folder, tmp_path / "side", side=96), wanted).keys() == {"contract"}

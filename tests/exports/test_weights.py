@@ -83,8 +83,8 @@ def test_a_run_without_lora_is_exported_merged_only(plan: Plan, digits: Dataset,
 
 def test_an_unknown_form_is_refused_with_the_list(plan: Plan, tmp_path: Path) -> None:
     run = plan("planned")
-    with pytest.raises(VisiontuneError, match="'onnx'") as caught:
-        visiontune.export(run.path, to="onnx", out=tmp_path / "ship")
+    with pytest.raises(VisiontuneError, match="'tflite'") as caught:
+        visiontune.export(run.path, to="tflite", out=tmp_path / "ship")
     assert "adapter" in (caught.value.fix or "")
 
 

@@ -20,7 +20,7 @@ from visiontune.models import rf_detr
 from visiontune.models.parts import check_parts
 from visiontune.recipe import Data, DatasetUse, ObjectChoices
 
-SIDE, QUERIES = 96, 20
+SIDE, QUERIES = 96, 36
 CLASSES = ("disc", "square")
 
 
@@ -265,7 +265,7 @@ def test_a_tiny_model_learns_to_find_drawn_shapes(boxes_folder: Path):
     model = adapter(boxes_folder, choices())
     samples = [drawn(number) for number in range(8)]
     batch = batch_of(model, samples)
-    train(model, batch, 120)
+    train(model, batch, 80)
     assert average_precision(model.find(batch), samples) > 0.9
 
 

@@ -73,7 +73,7 @@ def write_onnx_card(run: Run, folder: Path, contract: OnnxContract, certificate:
     task = "image-segmentation" if contract.family == "rf_detr" and contract.masks else TASKS[contract.family]
     front = {
         "library_name": "onnx",
-        **({"base_model": model, "base_model_relation": "quantized"} if public else {}),
+        **({"base_model": model, "base_model_relation": "finetune"} if public else {}),
         **licence(run),
         "pipeline_tag": task,
         "tags": ["visiontune", "onnx"],

@@ -16,7 +16,7 @@ import numpy as np
 from visiontune.data.images import decode
 from visiontune.data.objects import Objects
 from visiontune.data.sample import ObjectPrediction, Sample
-from visiontune.errors import VisiontuneError
+from visiontune.errors import ModelError, VisiontuneError
 from visiontune.exports.certificate import Check
 from visiontune.exports.onnx_runtime import Floats, OnnxContract, OnnxModel, open_model, read_onnx_contract, sigmoid
 from visiontune.exports.reference import image_of
@@ -110,8 +110,8 @@ def certify_onnx(folder: Path, held_to: HeldTo, certified: Mapping[str, Any] | N
     contract = read_onnx_contract(folder)
     limits = LIMITS[held_to.wanted.dtype]
     checks = [check_files(folder, contract, certified), check_contract(contract, held_to.wanted, "trained")]
-    if checks[0].status == "failed":
-        return Found(checks, [], {})
+    if checks[0].status == "failed" or (contract.family, contract.side) != (held_to.wanted.family, held_to.wanted.side):
+        return Found(checks, [], {})  # nothing there could be compared
     try:
         model = open_model(folder, held_to.threads)
         pixels, outputs, pairs = [], [], []
@@ -129,7 +129,7 @@ def certify_onnx(folder: Path, held_to: HeldTo, certified: Mapping[str, Any] | N
         checks.append(check_objects(pairs, held_to.wanted.score_threshold, limits))
         predictions, speed = _predict(model, held_to)
     except VisiontuneError as error:
-        return Found([*checks, Check("outputs", "failed", f"the graphs could not be run: {error.found}")], [], {})
+        return Found([*checks, Check("outputs", "failed", f"the graphs could not be compared: {error.found}")], [], {})
     checks.append(_check_metric(held_to, predictions, limits))
     return Found(checks, [seen for seen, _ in pairs], speed)
 
@@ -164,10 +164,12 @@ def check_pixels(samples: Sequence[Sample], largest: Sequence[float]) -> Check:
 
 def _distances(seen: Seen, its: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
     """Mean and largest distance of each output that is there: of boxes in shares of the picture, of logits as
-    probabilities."""
+    probabilities. ModelError where one is missing or has another shape."""
     found = {"proposals": (seen.shortfall, seen.shortfall)} if "proposals" in its else {}
     for name, values in seen.outputs.items():
-        pair = (values, its[name])
+        pair = (values, its.get(name, np.zeros(0, np.float32)))
+        if pair[1].shape != values.shape:
+            raise ModelError(f"{name} has the shape {pair[1].shape}, not {values.shape}.")
         one, other = pair if name in ("boxes", "scores") else map(sigmoid, pair)
         if values.size:
             distance = np.abs(one - other)

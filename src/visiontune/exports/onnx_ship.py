@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects, to_entries
 from visiontune.data.sample import ObjectPrediction, Sample
-from visiontune.errors import CertificateError, MachineError, RunError
+from visiontune.errors import CertificateError, MachineError, ModelError, RunError
 from visiontune.exports.certificate import CERTIFICATE_NAME, SCHEMA_VERSION, failures, verdict
 from visiontune.exports.onnx_card import write_onnx_card
 from visiontune.exports.onnx_certificate import LIMITS, HeldTo, Seen, as_json, certify_onnx, ordered
@@ -219,13 +219,20 @@ def best_threshold(predictions: Sequence[ObjectPrediction]) -> float:
 
 
 def see_trained(adapter: ObjectAdapter, sample: Sample, made: Mapping[str, NDArray[Any]]) -> Seen:
-    """What the trained model makes of one image; one that is prompted is told the boxes that people drew."""
+    """What the trained model makes of one image; one that is prompted is told the boxes that people drew. ModelError
+    where the graph has other queries than the model."""
     encoded = adapter.encoder.encode(sample, with_answer=adapter.prompted)
     pixels = encoded.pixel_values
     assert pixels is not None
-    given = torch.from_numpy(made["proposals"])[None] if "proposals" in made else None
+    network: Any = adapter.network
+    given = None
+    if not adapter.prompted:
+        places = made.get("proposals", np.zeros(0, np.int64))
+        if len(places) != network.config.num_queries:
+            raise ModelError(f"The graph has {len(places)} queries, not {network.config.num_queries}.")
+        given = torch.from_numpy(places)[None]
     with Proposals(given) as proposals:
-        outputs = graph_outputs(adapter.family, adapter.network, pixels, _prompts(encoded))
+        outputs = graph_outputs(adapter.family, network, pixels, _prompts(encoded))
     with Proposals(given):
         (objects,) = adapter.find(adapter.encoder.collate([encoded]))
     return Seen(pixels.numpy(), outputs, objects, proposals.shortfall)

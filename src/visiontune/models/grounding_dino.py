@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,29 +36,31 @@ from visiontune.models.set_loss import (
 )
 from visiontune.recipe import Data, ObjectChoices
 
-_HEADS = (
-    "model.enc_output",
-    "model.enc_output_norm",
-    "model.encoder_output_bbox_embed",
-    "model.encoder_output_class_embed",
-    "model.decoder.bbox_embed",
-    "bbox_embed",
-    "class_embed",
-)
 _DECODER = ("layers", "layer_norm", "reference_points_head")
+_COMPARED = ("model.input_proj_vision", "model.text_projection", "class_embed")
+_PROJECTOR = Part("projector", _COMPARED, loose=("model.level_embed", "model.special_tokens"))
 PARTS = (
     Part("vision_encoder", ("model.backbone",)),
     Part("text_encoder", ("model.text_backbone",)),
-    Part(
-        "projector",
-        ("model.input_proj_vision", "model.text_projection"),
-        loose=("model.level_embed", "model.special_tokens"),
-    ),
+    _PROJECTOR,
     Part("fusion", ("model.encoder",)),
     Part("decoder", ("model.query_position_embeddings", *(f"model.decoder.{name}" for name in _DECODER))),
-    Part("heads", _HEADS),
+    Part(
+        "heads",
+        (
+            "model.enc_output",
+            "model.enc_output_norm",
+            "model.encoder_output_bbox_embed",
+            "model.encoder_output_class_embed",
+            "model.decoder.bbox_embed",
+            "bbox_embed",
+        ),
+    ),
 )
-MM_PARTS = (*PARTS[:-1], Part("heads", (*_HEADS, "model.decoder.class_embed")))
+# Here products of vision and text have biases. Those that share their weights would part if PEFT copied them to train
+# them, so they belong to the part that it may not copy.
+_MM_PROJECTOR = replace(_PROJECTOR, modules=(*_COMPARED, "model.decoder.class_embed"))
+MM_PARTS = tuple(_MM_PROJECTOR if part is _PROJECTOR else part for part in PARTS)
 
 CUTS_INTO_TILES = False
 NATIVE_LONGEST_EDGE = 1333
@@ -320,14 +322,12 @@ def load(folder: str, revision: str | None, data: Data, objects: ObjectChoices, 
 def prepared(network: Any) -> Any:
     """transformers' Grounding DINO, changed in place so that PEFT can adapt it, or load what was trained here.
 
-    PEFT asks for the input embeddings, which the class does not name. And heads that share their weights become one
+    PEFT asks for the input embeddings, which the class does not name. And box heads that share their weights become one
     module: PEFT would give each an adapter of its own, learn one of them, and merge all of them into the one weight.
     """
     network.get_input_embeddings = network.model.text_backbone.get_input_embeddings
-    decoder: Any = network.model.decoder
-    for outer, inner in ((network.bbox_embed, decoder.bbox_embed), (network.class_embed, decoder.class_embed)):
-        known: dict[tuple[int, ...], Any] = {}
-        for heads in (outer,) if inner is None else (outer, inner):
-            for place, head in enumerate(heads):
-                heads[place] = known.setdefault(tuple(id(weight) for weight in head.parameters()), head)
+    known: dict[tuple[int, ...], Any] = {}
+    for heads in (network.bbox_embed, network.model.decoder.bbox_embed):
+        for place, head in enumerate(heads):
+            heads[place] = known.setdefault(tuple(id(weight) for weight in head.parameters()), head)
     return network

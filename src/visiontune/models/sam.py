@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visiontune.data.annotations import masks as coco_masks
-from visiontune.data.objects import Objects
+from visiontune.data.objects import Objects, Rle
 from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.models.adapter import Batch, Features
@@ -63,9 +63,15 @@ class SamEncoder(ObjectEncoder):
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
     def mask_size(self, picture: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """That of the whole square, of which masks are made first."""
         cells = self.patches * CELLS
-        high, wide = (max(1, round(length * cells / self.side)) for length in picture)
-        return (cells, cells), (high, wide)
+        return (cells, cells), (cells, cells)
+
+    def _masks(self, objects: Objects, picture: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+        if self.keeps_proportions:
+            # A border inside a cell stays there: rounded to whole cells, all masks would be stretched.
+            objects = replace(objects, masks=tuple(mask and _squared(mask) for mask in objects.masks))
+        return super()._masks(objects, picture)
 
     def tokens(self, height: int, width: int) -> int:
         return self.patches**2
@@ -122,7 +128,7 @@ class SamAdapter(ObjectAdapter):
         embeddings, rows = self._embeddings(self._seen(batch)), []
         for row, prompts in enumerate(_corners(tensors["boxes"], tensors["picture"])):
             total = sums[:, row]
-            for places in learned[row].nonzero()[:, 0].split(DRAWN_AT_ONCE):
+            for places in _cut(learned[row]):
                 logits, overlaps = self._drawn(embeddings, row, prompts[places])
                 total = total + object_losses(logits, tensors["masks"][row, places].float() / 255, overlaps).sum(dim=1)
             rows.append(total)
@@ -135,21 +141,19 @@ class SamAdapter(ObjectAdapter):
         embeddings = self._embeddings(self._seen(batch)) if asked.any() else None
         found = []
         for row, prompts in enumerate(_corners(tensors["boxes"], tensors["picture"])):
-            places, masks, scores = asked[row].nonzero()[:, 0], [], [torch.zeros(0)]
+            masks, scores = [], [torch.zeros(0)]
             picture, size = _pair(tensors["picture"][row]), _pair(tensors["size"][row])
-            for some in places.split(DRAWN_AT_ONCE if len(places) else 1):
-                if not len(some):
-                    continue
-                logits, overlaps = self._drawn(embeddings, row, prompts[some])
+            for places in _cut(asked[row]):
+                logits, overlaps = self._drawn(embeddings, row, prompts[places])
                 scores.append(overlaps.clamp(0, 1).cpu())
                 # One at a time: the masks of an image with hundreds of objects do not fit in memory.
                 for one in logits.split(1):
                     masks.append(coco_masks.from_pixels((self.encoder.whole(one, picture, size)[0] > 0).cpu().numpy()))
             score = torch.cat(scores).double().numpy()
-            classes = tensors["classes"][row, places].cpu().numpy()
+            classes = tensors["classes"][row, asked[row]].cpu().numpy()
             found.append(
                 Objects(
-                    boxes=to_pixels(tensors["boxes"][row, places].double().cpu().numpy(), size),
+                    boxes=to_pixels(tensors["boxes"][row, asked[row]].double().cpu().numpy(), size),
                     classes=classes,
                     masks=tuple(masks),
                     crowd=np.zeros(len(classes), bool),
@@ -239,6 +243,19 @@ def _parts(
         Part("prompt_encoder", ("prompt_encoder", "shared_image_embedding")),
         Part("mask_decoder", ("mask_decoder",)),
     )
+
+
+def _cut(chosen: Tensor) -> Sequence[Tensor]:
+    """The places of the chosen objects (n,) bool, so many at a time as are drawn at once."""
+    places = chosen.nonzero()[:, 0]
+    return places.split(DRAWN_AT_ONCE) if len(places) else ()
+
+
+def _squared(mask: Rle) -> Rle:
+    """A mask at the upper left of the smallest square that holds it."""
+    side = max(mask.height, mask.width)
+    pixels = np.pad(coco_masks.to_pixels(mask), ((0, side - mask.height), (0, side - mask.width)))
+    return coco_masks.from_pixels(pixels)
 
 
 def _pair(values: Tensor) -> tuple[int, int]:

@@ -79,6 +79,9 @@ def build_sam2(folder: Path, objects: ObjectChoices, seed: int, *, image_size: i
                 "hidden_size": 16,
                 "num_attention_heads": 1,
                 "image_size": [side, side],
+                "patch_kernel_size": [5, 5],
+                "patch_stride": [2, 2],
+                "patch_padding": [2, 2],
                 "blocks_per_stage": [1, 2, 2, 1],
                 "embed_dim_per_stage": [16, 32, 64, 128],
                 "num_attention_heads_per_stage": [1, 2, 4, 8],
@@ -87,10 +90,10 @@ def build_sam2(folder: Path, objects: ObjectChoices, seed: int, *, image_size: i
                 "global_attention_blocks": [4],
             },
             "backbone_channel_list": [128, 64, 32, 16],
-            "backbone_feature_sizes": [[side // 4, side // 4], [side // 8, side // 8], [side // 16, side // 16]],
+            "backbone_feature_sizes": [[side // 2] * 2, [side // 4] * 2, [side // 8] * 2],
             "fpn_hidden_size": WIDTH,
         },
-        prompt_encoder_config={"hidden_size": WIDTH, "image_size": side, "patch_size": 16},
+        prompt_encoder_config={"hidden_size": WIDTH, "image_size": side, "patch_size": PATCH},
         mask_decoder_config={
             "hidden_size": WIDTH,
             "mlp_dim": 2 * WIDTH,
@@ -106,7 +109,7 @@ def build_sam2(folder: Path, objects: ObjectChoices, seed: int, *, image_size: i
         _start(network)
     network.save_pretrained(folder)
     size = {"height": side, "width": side}
-    processor = Sam2ImageProcessor(size=size, mask_size={"height": side // 4, "width": side // 4})
+    processor = Sam2ImageProcessor(size=size, mask_size={"height": side // 2, "width": side // 2})
     Sam2Processor(processor).save_pretrained(folder)
 
 
@@ -127,9 +130,22 @@ def _start(network: Any) -> None:
     for layer in transformer.layers:
         _compare(layer.cross_attn_token_to_image, half, waves, sided=False)
         _compare(layer.cross_attn_image_to_token, half, waves, sided=True)
+        out = layer.cross_attn_image_to_token
+        nn.init.orthogonal_(out.v_proj.weight)
+        nn.init.orthogonal_(_output(out).weight)
         layer.layer_norm3.weight.fill_(0.5)
         layer.layer_norm4.weight.fill_(0.5)
+    own = transformer.layers[0].self_attn
+    for projection, gain in ((own.q_proj, 1.5), (own.k_proj, 1.5), (own.v_proj, 1.0), (_output(own), 1.0)):
+        nn.init.eye_(projection.weight).mul_(gain)
+        projection.bias.zero_()
     _compare(transformer.final_attn_token_to_image, half, waves, sided=False)
+
+
+def _output(attention: Any) -> Any:
+    """The last layer of an attention; the two generations call it differently."""
+    layers = dict(attention.named_children())
+    return layers.get("out_proj") or layers["o_proj"]
 
 
 def _compare(attention: Any, half: int, waves: int, *, sided: bool) -> None:
