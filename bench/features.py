@@ -3,22 +3,36 @@
 Both runs go through the whole product (loader, loop, receipts): small DeepSeek-OCR models of both generations with the
 published patches of 16 pixels, random weights, LoRA in projector and decoder, dropout off, four documents of one page a
 step. The same recipe, the same losses; only `features.cache` differs.
+
+And SAM with its ViT-B at 1024 pixels, random weights: a step of the mask decoder on one image with 1 and with 8 boxes,
+from a kept embedding beside the frozen encoder run each time; the losses must be equal to the last bit.
+`python bench/features.py sam` runs this part alone.
 """
 
+import io
 import json
 import statistics
+import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image, ImageDraw
 
 import visiontune
+from visiontune.data.annotations.masks import from_pixels
 from visiontune.data.dataset import Dataset
+from visiontune.data.objects import Objects
 from visiontune.data.pages import pages
+from visiontune.data.sample import ImageFile, Images, Sample
 from visiontune.errors import ReceiptError
 from visiontune.machine import hardware
 from visiontune.models.deepseek_ocr_tiny import build_first, build_second
+from visiontune.models.sam import SamAdapter, SamEncoder
+from visiontune.recipe import Data, DatasetUse, ObjectChoices
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 from visiontune.training.plan import derive, plan_run
@@ -30,6 +44,67 @@ CASES = (("v1", build_first, 512, 5), ("v2", build_second, 768, 10))
 
 
 def main() -> None:
+    if sys.argv[1:] != ["sam"]:
+        pages_read()
+    for boxes in (1, 8):
+        sam_drawn(boxes)
+
+
+def sam_drawn(boxes: int, runs: int = 3) -> None:
+    """Print seconds of a decoder step with the encoder and from a kept embedding."""
+    from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
+
+    choices = ObjectChoices(classes=("disc",), masks=True, mirror="none")
+    uses = (DatasetUse(path="-", content_hash="-"),)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = SamConfig()
+    seen = Data(datasets=uses, image_longest_edge=1024)
+    encoder = SamEncoder(SamProcessor(SamImageProcessorPil()), seen, choices, config)
+    adapter = SamAdapter(SamModel(config), encoder)
+    for name, parameter in adapter.network.named_parameters():
+        parameter.requires_grad_(name.startswith("mask_decoder"))
+    batch = encoder.collate([encoder.encode(_discs(boxes))])
+    with torch.no_grad():
+        (kept,) = adapter.vision_features(batch)
+    tensors = {name: tensor for name, tensor in batch.tensors.items() if name != "pixel_values"}
+    cached = replace(batch, tensors=tensors | {"features": kept[None]})
+    seconds, losses = [], []
+    for one in (batch, cached):
+        taken = []
+        for _ in range(runs):
+            started = time.perf_counter()
+            loss = torch.stack(list(adapter.losses(one).values())).sum()
+            loss.backward()
+            taken.append(time.perf_counter() - started)
+        seconds.append(statistics.median(taken))
+        losses.append(float(loss))
+    print(
+        f"SAM ViT-B, 1024 px, {boxes} boxes: {seconds[0]:.2f} s a step with the encoder, {seconds[1]:.2f} s from its "
+        f"kept embedding: {seconds[0] / seconds[1]:.1f} times (promised 5); losses equal: {losses[0] == losses[1]}",
+        flush=True,
+    )
+
+
+def _discs(count: int) -> Sample:
+    """A picture with discs in a row, and their masks."""
+    picture = Image.new("RGB", (1024, 768), (90, 90, 90))
+    boxes, masks = [], []
+    for number in range(count):
+        box = (20 + 125 * number, 300, 120 + 125 * number, 400)
+        ImageDraw.Draw(picture).ellipse(box, fill=(220, 120, 40))
+        drawn = Image.new("1", picture.size)
+        ImageDraw.Draw(drawn).ellipse(box, fill=1)
+        masks.append(from_pixels(np.asarray(drawn)))
+        boxes.append((box[0], box[1], box[2] - box[0], box[3] - box[1]))
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    classes, crowd = np.zeros(count, np.int64), np.zeros(count, bool)
+    target = Objects(np.array(boxes, np.float64), classes, tuple(masks), crowd, tuple(range(count)))
+    return Sample("discs", Images((ImageFile(data.getvalue(), "discs.png"),)), target)
+
+
+def pages_read() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, build, side, promised in CASES:
             place = Path(folder, name)

@@ -18,7 +18,7 @@ from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
 from visiontune.recipe import Recipe, field_names
 from visiontune.run import Run
-from visiontune.training import loop
+from visiontune.training import loop, scoring
 from visiontune.training.loop import train_run
 from visiontune.training.plan import derive, plan_run
 
@@ -361,7 +361,7 @@ def test_metric_decides_the_best_checkpoint(plan: Plan) -> None:
 
 
 def test_patience_stops_early(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loop.score_texts
+    original = scoring.score_texts
     values = iter([0.5, 0.6, 0.6, 0.4, 0.9])
 
     def scored(predictions: Any, labels: Any) -> Any:
@@ -371,7 +371,7 @@ def test_patience_stops_early(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> No
         metric = replace(scores.metric("accuracy"), value=next(values))
         return replace(scores, metrics={**scores.metrics, "accuracy": metric})
 
-    monkeypatch.setattr(loop, "score_texts", scored)
+    monkeypatch.setattr(scoring, "score_texts", scored)
     run = train_run(plan("patient", {"evaluation.every": 2, "evaluation.patience": 2}))
     assert [e["step"] for e in run.metrics("evaluation")] == [2, 4, 6, 8]
     assert len(run.metrics("step")) == 8 and run.status == "finished"

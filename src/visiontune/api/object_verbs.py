@@ -264,6 +264,8 @@ def distilled(
     finders: dict[str, Finder] = {}
     if RunGroup.stands_at(teacher) or Run(teacher).recipe_path.is_file():
         opened = open_run(teacher)
+        if isinstance(opened, RunGroup) and "detector" not in opened.runs:
+            raise ModelError("This group of runs has no detector to teach.", where=str(teacher), fix="give a detector")
         for role, run in (opened.runs if isinstance(opened, RunGroup) else {"detector": opened}).items():
             recipe = run.recipe
             adapter, _ = load_trained(run, recipe, device)
