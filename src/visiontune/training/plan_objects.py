@@ -33,6 +33,8 @@ class Usual:
     clip_norm: float = 0.1
     warmup: float = 0.1
     samples: int | None = None  # a step; None: as the data call for
+    most_epochs: float | None = None
+    largest_side: int | None = None  # pixels of a tiny model's images
 
 
 # family -> published checkpoints
@@ -78,7 +80,8 @@ TINY = {
     # With four images a step it learns much more from as many images than with eight.
     "rf_detr": Usual({}, 3e-4, 1e-4, RANDOM, 0.99, clip_norm=0.5, warmup=0.03, samples=4),
     "grounding_dino": Usual({}, 5e-4, 1e-2, RANDOM, 0.99, warmup=0.3),
-    "sam": Usual({}, 2e-3, 1e-2, RANDOM, 0.99, clip_norm=1.0),
+    # Each image teaches up to sixteen masks at once; a token is eight pixels, so that large images cost much.
+    "sam": Usual({}, 2e-3, 1e-2, RANDOM, 0.99, clip_norm=1.0, samples=4, most_epochs=60, largest_side=256),
 }
 
 
@@ -173,11 +176,16 @@ def derive_objects(
     keeps_features = segmenter and states["vision_encoder"] == "frozen"
     n = sum(min(dataset.count("train"), limit or dataset.count("train")) for dataset in datasets)
     validation = sum(min(dataset.count("validation"), limit or dataset.count("validation")) for dataset in datasets)
+    side = of_data("data.image_longest_edge")
+    if tiny and usual.largest_side is not None and side > usual.largest_side:
+        side = choose("data.image_longest_edge", usual.largest_side, "no larger: its tokens are small")
     samples = of_data("batch.samples")
     if usual.samples is not None:
         samples = choose("batch.samples", usual.samples, "small steps teach random weights more from as many images")
     if epochs is None:
         epochs, reason = float(chosen["epochs"][0]), chosen["epochs"][1]
+        if usual.most_epochs is not None and epochs > usual.most_epochs:
+            epochs, reason = usual.most_epochs, f"{n} training images; enough for this family"
         why["schedule.steps"] = f"{epochs:g} epochs: {reason}"
     else:
         why["schedule.steps"] = f"{epochs:g} epochs, as asked"
@@ -193,7 +201,7 @@ def derive_objects(
                 for d, weight in zip(datasets, weights, strict=True)
             ],
             "limit": limit,
-            "image_longest_edge": of_data("data.image_longest_edge"),
+            "image_longest_edge": side,
             "augment": choose("data.augment", 0.0, "what the frozen encoder makes of an image is computed once")
             if keeps_features
             else of_data("data.augment"),
