@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +15,8 @@ from visiontune.files import write_text
 
 SCHEMA_VERSION = 1
 
+TextMetric = Literal["accuracy", "exact_match", "rougeL"]
+ObjectMetric = Literal["box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap"]
 PartState = Literal["frozen", "lora", "full"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -62,8 +64,8 @@ class Data(Section):
     )
     augment: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
-        description="strength of shifts, turns and scaling of training images, of objects also of light "
-        "and colours, 0 to 1; texts are never mirrored",
+        description="strength of what is done to training images, 0 to 1: shifts, turns and scaling; with "
+        "objects zoom, shifts, light and colours",
     )
     augmented_views: Count | None = Field(
         default=None, description="augment each sample in so many ways, in turn; none: anew in each epoch"
@@ -171,9 +173,7 @@ class Evaluation(Section):
 
     every: Count = Field(description="steps between evaluations")
     samples: Count = Field(description="validation samples each time, the same ones")
-    metric: Literal[
-        "accuracy", "exact_match", "rougeL", "box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap"
-    ] = Field(description="what the best checkpoint is chosen by")
+    metric: TextMetric | ObjectMetric = Field(description="what the best checkpoint is chosen by")
     answers: Literal["scored", "generated"] = Field(
         default="generated",
         description="scored: the label set's most probable label, from one reading of the prompt; generated: free text",
@@ -235,7 +235,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _says_nothing_of_the_other_target(self) -> "Recipe":
-        metrics = ("box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap")
+        metrics = get_args(ObjectMetric)
         if self.objects is None:
             needed = {"data.prompt": self.data.prompt, "data.max_tokens": self.data.max_tokens}
             needed |= {"evaluation.max_new_tokens": self.evaluation.max_new_tokens}

@@ -79,7 +79,7 @@ def test_the_trained_model_passes_every_check_and_its_speed_is_told(folder: Path
     ("changes", "named"),
     [
         ({"mean": [0.229, 0.224, 0.225], "std": [0.485, 0.456, 0.406]}, "mean: "),
-        ({"resize": "bilinear_antialiased"}, "resize: 'bilinear' became 'bilinear_antialiased'"),
+        ({"resize": "pillow_bilinear"}, "resize: 'bilinear' became 'pillow_bilinear'"),
         ({"fit": "upper_left"}, "fit: "),
     ],
 )

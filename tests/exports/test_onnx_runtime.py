@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.v2.functional import resize
 
 from tests.exports.onnx_models import CLASSES, SIDE, detector, sample, shipped
 from visiontune.data.annotations.masks import to_pixels
@@ -20,7 +19,6 @@ from visiontune.errors import CertificateError, ModelError
 from visiontune.exports.onnx_graph import plain_network
 from visiontune.exports.onnx_quantise import quantise
 from visiontune.exports.onnx_runtime import (
-    antialiased,
     bilinear,
     find_in_files,
     is_onnx_shipment,
@@ -95,13 +93,6 @@ def test_resizing_is_that_of_torch(size: tuple[int, int]) -> None:
     values = torch.randn(3, 16, 21, generator=torch.Generator().manual_seed(0))
     wanted = torch.nn.functional.interpolate(values[None], size, mode="bilinear")[0].numpy()
     assert np.abs(bilinear(values.numpy(), size) - wanted).max() < 5e-6
-
-
-@pytest.mark.parametrize("size", [(7, 5), (40, 31), (16, 21), (90, 9)])
-def test_antialiased_resizing_is_that_of_torchvision_to_the_level(size: tuple[int, int]) -> None:
-    levels = np.random.default_rng(0).integers(0, 256, (3, 16, 21), dtype=np.uint8)
-    wanted = resize(torch.from_numpy(levels), list(size), antialias=True).numpy()
-    assert np.array_equal(antialiased(levels, size), wanted)
 
 
 def test_a_shipped_folder_needs_no_torch(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from transformers import Sam2Processor, SamProcessor
+from transformers import AutoImageProcessor, Sam2Processor, SamProcessor
 
 from visiontune.data.annotations.masks import from_pixels, to_pixels
 from visiontune.data.objects import Objects
@@ -126,7 +126,12 @@ def total(model: Any, batch: Any) -> torch.Tensor:
 
 
 def own_processor(model: Any, folders: dict[str, Path]) -> Any:
-    return (SamProcessor if model.family == "sam" else Sam2Processor).from_pretrained(folders[model.family])
+    """The library's own, of SAM in its Pillow variant, which does not change with what is installed."""
+    if model.family == "sam2":
+        return Sam2Processor.from_pretrained(folders["sam2"])
+    processor = SamProcessor.from_pretrained(folders["sam"])
+    processor.image_processor = AutoImageProcessor.from_pretrained(folders["sam"], backend="pil")
+    return processor
 
 
 def corners_of(objects: Objects) -> list[list[float]]:

@@ -14,7 +14,7 @@ import visiontune
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
 from visiontune.demo_shapes import draw_source
-from visiontune.errors import DataError, ModelError, PausedError, RecipeError
+from visiontune.errors import CertificateError, DataError, ModelError, PausedError, RecipeError, RunError
 from visiontune.models.objects import nothing
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
@@ -200,7 +200,27 @@ def test_a_run_is_what_its_folder_says(finished: Run, tmp_path: Path) -> None:
 def test_merged_weights_loaded_by_plain_transformers_find_the_same_objects(finished: Run, tmp_path: Path) -> None:
     folder = visiontune.export(finished.path, to="merged", out=tmp_path / "merged")["merged"]
     certificate = json.loads((folder / "certificate.json").read_text())
-    assert certificate["verdict"] == "passed" and certificate["checks"][0]["numbers"]["objects"] >= 0
+    (check,) = certificate["checks"]
+    assert certificate["verdict"] == check["status"] == "passed" and check["numbers"]["objects"] > 0
+
+
+def test_merged_weights_that_find_other_objects_are_kept_aside(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visiontune.exports import weights as exported
+
+    save = exported._save_merged
+
+    def changed(adapter: Any, folder: Path, dtype: str) -> None:
+        with torch.no_grad():
+            for parameter in adapter.network.parameters():
+                parameter.mul_(0.5)
+        save(adapter, folder, dtype)
+
+    monkeypatch.setattr(exported, "_save_merged", changed)
+    with pytest.raises(CertificateError, match="objects"):
+        visiontune.export(finished.path, to="merged", out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists() and (tmp_path / "merged.failed").is_dir()
 
 
 @pytest.fixture(scope="session")
@@ -258,6 +278,80 @@ def samples_of(dataset: Dataset, split: str) -> list[Any]:
 def sure(objects: Objects) -> Objects:
     """What people drew, as a teacher finds it."""
     return replace(objects, scores=np.full(len(objects), 0.9), soft=0.9 * np.eye(2)[objects.classes])
+
+
+def test_features_of_a_frozen_segmenter_are_kept_and_change_no_loss(shapes: Dataset, tmp_path: Path) -> None:
+    frozen = {f"parts.{name}": "frozen" for name in ("vision_encoder", "vision_encoder_late", "prompt_encoder")}
+    plain = {**frozen, "objects.mirror": "none", "data.augment": 0.0, "data.image_longest_edge": 64}
+    read, drawn = (
+        train(shapes.path, tmp_path / cache, "tiny/sam", **plain, **{"features.cache": cache, "schedule.steps": 3})
+        for cache in ("always", "never")
+    )
+    assert losses(read) == losses(drawn) and read.read_json("features.json")["kept"]
+    with pytest.raises(RecipeError, match="mirrored or augmented"):
+        train(
+            shapes.path,
+            tmp_path / "mirrored",
+            "tiny/sam",
+            **{**plain, "objects.mirror": "all"},
+            **{"features.cache": "always"},
+        )
+    with pytest.raises(RecipeError, match="not kept for models of the family"):
+        train(shapes.path, tmp_path / "whole", **{"features.cache": "always", "objects.masks": False})
+
+
+def test_a_picture_that_is_exchanged_is_seen_whole(group: RunGroup, tmp_path: Path) -> None:
+    from visiontune.models.objects import finds_objects
+    from visiontune.training.model import load_base
+
+    run = group.runs["detector"]
+    adapter = finds_objects(load_base(run, run.recipe, torch.device("cpu")))
+    wide, high = (
+        visiontune.prepare(draw_source(tmp_path / f"{w}", 12, size=(w, h)), tmp_path / f"data-{w}").sample("train", 0)
+        for w, h in ((128, 80), (80, 128))
+    )
+    encoded = adapter.encoder.exchanged(wide, high)
+    assert encoded.pixel_values is not None and encoded.picture == tuple(encoded.pixel_values.shape[1:])
+    assert torch.equal(encoded.boxes, adapter.encoder.encode(wide).boxes)
+
+
+def test_what_a_detector_knew_before_is_asked_with_and_without_its_adapter(
+    group: RunGroup, shapes: Dataset, tmp_path: Path
+) -> None:
+    merged = visiontune.export(group.runs["detector"].path, to="merged", out=tmp_path / "merged")["merged"]
+    tuned = train(shapes.path, tmp_path / "tuned", str(merged), **{"data.image_longest_edge": 96, "schedule.steps": 1})
+    assert "lora" in tuned.recipe.parts.values()
+    other = visiontune.prepare(draw_source(tmp_path / "other", 20, classes=("cross", "bar")), tmp_path / "known")
+    visiontune.evaluate(tuned.path, split="test", known=other.path)
+    written = json.loads((tuned.path / "evaluations/known-known.json").read_text())
+    assert written["n"] == other.count("test")
+    assert {"box_ap", "box_ap50", "box_ap.cross", "box_ap.bar"} == set(written["metrics"])
+    again = visiontune.evaluate(group.path, split="test")
+    assert again.n == shapes.count("test")
+    with pytest.raises(ModelError, match="adapter to switch off"):
+        visiontune.evaluate(group.runs["detector"].path, known=other.path)
+
+
+def test_a_folder_that_holds_a_group_is_not_trained_into_again(group: RunGroup, shapes: Dataset) -> None:
+    with pytest.raises(RunError, match="holds a run already"):
+        train(shapes.path, group.path)
+
+
+def test_options_that_would_do_nothing_are_refused(finished: Run, source: Path) -> None:
+    picture = source.parent / "images" / "0000.png"
+    with pytest.raises(RecipeError, match="no --prompt"):
+        visiontune.predict(finished.path, [picture], prompt="What?")
+    with pytest.raises(RecipeError, match="of texts"):
+        visiontune.evaluate(finished.path, ratios=[5])
+
+
+def test_all_datasets_of_a_run_are_measured(shapes: Dataset, tmp_path: Path) -> None:
+    more = visiontune.prepare(draw_source(tmp_path / "more", 20, seed=3), tmp_path / "data").path
+    run = visiontune.train(
+        shapes.path, more, model="tiny/rf-detr", out=tmp_path / "run", overrides={**QUICK, "schedule.steps": 1}
+    )
+    measured = json.loads((run.path / "measures.json").read_text())
+    assert measured["images"] == shapes.count("train") + Dataset.open(more).count("train")
 
 
 def test_segmenters_need_masks(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visiontune.errors import DataError, ModelError, RecipeError
+from visiontune.errors import DataError, ModelError
 from visiontune.files import write_json
 from visiontune.progress import note
 from visiontune.run import Run
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DETECTOR = "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det"
 SEGMENTER = "facebook/sam-vit-base"
+LEAST_SHOWN = 0.3  # the score from which on objects are drawn and listed
 STUDENT, STUDENT_WITH_MASKS = "Roboflow/rf-detr-nano", "Roboflow/rf-detr-seg-nano"
 
 
@@ -65,7 +67,7 @@ def plan_objects(
     shares: Sequence[float | None],
     models: dict[str, str],
     out: Path,
-    machine: Any,
+    machine: Hardware,
     fragments: Sequence[dict[str, Any]],
     changes: dict[str, Any],
     **options: Any,
@@ -110,6 +112,7 @@ def evaluate_objects(
         prompts_of,
     )
     from visiontune.training.model import load_trained, open_datasets
+    from visiontune.training.rows import first_rows
 
     runs = opened.runs if isinstance(opened, RunGroup) else {"": opened}
     found: dict[str, tuple[ObjectAdapter, list[ObjectPrediction]]] = {}
@@ -127,11 +130,10 @@ def evaluate_objects(
         scores = evaluate_split_of_objects(run, predictions, split, ranks, reached, prompts, started)
         found[role] = adapter, predictions
     if isinstance(opened, RunGroup) and set(found) == {"detector", "segmenter"}:
-        by_id = {index.ids[i]: (d, i) for d, dataset in enumerate(datasets) for index in [dataset.index(split)]
-                 for i in range(len(index.ids))}  # fmt: skip
+        rows = sorted(first_rows(datasets, split, limit=limit))  # those of the predictions, in their order
 
         def shown(place: int) -> Images:
-            d, i = by_id[boxes[place].id]
+            d, i = rows[place]
             seen = datasets[d].sample(split, i).seen
             assert isinstance(seen, Images)
             return seen
@@ -150,31 +152,28 @@ def evaluate_known(
 ) -> dict[str, Any]:
     """What is left of the classes that the model knew before: box AP on other data, with the adapter on and off.
 
-    Writes evaluations/known-NAME.json. Raises ModelError for a model that cannot be asked for other classes, or that
-    has no adapter to switch off.
+    Writes evaluations/known-NAME.json. Raises RecipeError for a model that cannot be asked for other classes,
+    ModelError for one that has no adapter to switch off.
     """
-    from visiontune.models.grounding_dino import GroundingDinoAdapter
+    from visiontune.models.objects import finds_objects
     from visiontune.training.evaluate_objects import find_in_split, score_predictions
     from visiontune.training.model import load_trained
 
-    adapter, reached = load_trained(run, recipe, ranks.device, step)
-    if not isinstance(adapter, GroundingDinoAdapter) or adapter.peft is None:
-        raise ModelError(
-            "Only a detector that is asked by names, tuned with LoRA, still holds what it knew before.",
-            where=str(run.path),
-            fix="use a Grounding DINO run with a part set to lora",
-        )
-    names = known.index(split).classes
+    loaded, reached = load_trained(run, recipe, ranks.device, step)
+    adapter, names = finds_objects(loaded), known.index(split).classes
     if names is None:
         raise DataError("The known data hold no objects.", where=str(known.path), fix="give prepared boxes")
-    own = adapter.encoder
-    adapter.encoder = own.asking(names)
-    after = score_predictions(find_in_split(adapter, [known], split, recipe, ranks, limit=limit, show=True), "none")
-    with adapter.peft.disable_adapter():
-        before = score_predictions(
-            find_in_split(adapter, [known], split, recipe, ranks, limit=limit, show=True), "none"
+    if adapter.peft is None:
+        raise ModelError(
+            "Without an adapter to switch off, nothing is left of the model as it was before.",
+            where=str(run.path),
+            fix="use a run with a part set to lora",
         )
-    adapter.encoder = own
+    adapter.encoder = adapter.encoder.asking(names)
+    find = partial(find_in_split, adapter, [known], split, recipe, ranks, limit=limit, show=True)
+    after = score_predictions(find(), "none")
+    with adapter.peft.disable_adapter():
+        before = score_predictions(find(), "none")
     figures = {}
     for name in ["box_ap", "box_ap50", *(f"box_ap.{label}" for label in names)]:
         figures[name] = {"before": before.metric(name).to_json(), "after": after.metric(name).to_json()}
@@ -192,12 +191,11 @@ def predict_objects(
     step: int | None,
     classes: Sequence[str] | None,
     pictures: Path,
-    least_score: float,
+    least_score: float | None,
 ) -> list[ObjectPrediction]:
     """What is found in image files, with masks where a segmenter stands beside the detector; a picture of each with
     what was found goes to the folder `pictures`."""
     from visiontune.data.sample import ImageFile, Images
-    from visiontune.models.grounding_dino import GroundingDinoAdapter
     from visiontune.models.objects import finds_objects
     from visiontune.training.evaluate_objects import drawn_in, find_in_files
     from visiontune.training.model import load_trained
@@ -207,12 +205,6 @@ def predict_objects(
     loaded, _ = load_trained(runs[role], recipes[role], ranks.device, step)
     adapter = finds_objects(loaded)
     if classes is not None:
-        if not isinstance(adapter, GroundingDinoAdapter):
-            raise RecipeError(
-                "This model knows the classes that it was trained on, and no others.",
-                where="--classes",
-                fix=f"leave it out; its classes are {', '.join(adapter.encoder.classes)}",
-            )
         adapter.encoder = adapter.encoder.asking(classes)
     predictions = find_in_files(adapter, paths, recipes[role], ranks.device)
     if "segmenter" in runs and role == "detector":
@@ -227,16 +219,17 @@ def predict_objects(
 
 
 def drawn_on(
-    predictions: Sequence[ObjectPrediction], paths: Sequence[Path], pictures: Path, least_score: float
+    predictions: Sequence[ObjectPrediction], paths: Sequence[Path], pictures: Path, least_score: float | None
 ) -> list[ObjectPrediction]:
     """The predictions, each with the path of a picture in the folder `pictures` that shows it, beside its file's."""
     from visiontune.data.images import decode
     from visiontune.overlay import draw
 
     pictures.mkdir(parents=True, exist_ok=True)
+    least = LEAST_SHOWN if least_score is None else least_score
     drawn = []
     for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):
-        picture = draw(decode(path.read_bytes()), prediction.target, prediction.classes, least_score=least_score)
+        picture = draw(decode(path.read_bytes()), prediction.target, prediction.classes, least_score=least)
         name = path.stem if [p.stem for p in paths].count(path.stem) == 1 else f"{number:04d}-{path.stem}"
         picture.save(pictures / f"{name}.png")
         drawn.append(replace(prediction, source=(str(path), str(pictures / f"{name}.png"))))

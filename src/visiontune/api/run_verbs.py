@@ -280,11 +280,11 @@ def predict(
     device: Device | None = None,
     classes: Sequence[str] | None = None,
     pictures: Source | None = None,
-    least_score: float = 0.3,
+    least_score: float | None = None,
 ) -> list[Prediction] | list[ObjectPrediction]:
     """Answers about image files, or all images of folders, by a run or by the file of a shipped folder itself.
 
-    Objects that are found are also drawn, those with at least `least_score`, on copies in the folder `pictures`
+    Objects that are found are also drawn, those with at least `least_score` (0.3), on copies in the folder `pictures`
     (`RUN/predictions` where not given). A model that finds objects by their names can be asked for other `classes`.
     A run that was trained on documents answers about text files. Raises DataError for a file that cannot be read.
     """
@@ -298,10 +298,13 @@ def predict(
         from visiontune.api.object_verbs import drawn_on
         from visiontune.exports.onnx_runtime import find_in_files
 
+        _refuse({"prompt": prompt, "classes": classes, "step": step, "device": device}, "A shipped detector takes")
         paths = [path for source in images for path in image_files(Path(source))][:limit]
         folder = Path(run) / "predictions" if pictures is None else Path(pictures)
         return drawn_on(find_in_files(Path(run), paths), paths, folder, least_score)
+    of_objects = {"classes": classes, "pictures": pictures, "least_score": least_score}
     if is_shipment(Path(run)):
+        _refuse({**of_objects, "step": step, "device": device}, "A shipped model that writes text takes")
         paths = [path for source in images for path in image_files(Path(source))][:limit]
         return predict_shipped(Path(run), paths, prompt=prompt)
     from visiontune.api.object_verbs import predict_objects
@@ -316,21 +319,24 @@ def predict(
     recipes = {role: _on_device(member, device) for role, member in members.items()}
     opened, recipe = next(iter(members.values())), next(iter(recipes.values()))
     if recipe.objects is not None:
-        if prompt is not None:
-            raise RecipeError(
-                "Objects are not asked for with a prompt.", where="--prompt", fix='--classes "car, bicycle"'
-            )
+        _refuse({"prompt": prompt}, "A run that finds objects takes")
         paths = [path for source in images for path in image_files(Path(source))][:limit]
         folder = Path(run) / "predictions" if pictures is None else Path(pictures)
         ranks = Ranks(recipe.machine.device)
         return predict_objects(group, recipes, paths, ranks, step, classes, folder, least_score)
-    if classes is not None or pictures is not None:
-        raise RecipeError("Classes and pictures are of objects; this run writes text.", fix="leave them out")
+    _refuse(of_objects, "A run that writes text takes")
     suffixes = SUFFIXES if recipe.data.pages is None else TEXT_SUFFIXES
     paths = [path for source in images for path in image_files(Path(source), suffixes)][:limit]
     ranks = Ranks(recipe.machine.device)
     adapter, step = load_trained(opened, recipe, ranks.device, step)
     return predict_files(opened, writes_text(adapter), paths, recipe, ranks.device, step, prompt)
+
+
+def _refuse(options: dict[str, Any], what: str) -> None:
+    """Raise RecipeError where one of these options is given."""
+    if given := [name for name, value in options.items() if value is not None]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise RecipeError(f"{what} no {option}.", where=option, fix="leave it out")
 
 
 def _on_device(run: Run, device: Device | None) -> Any:

@@ -157,7 +157,7 @@ def predict(
     pictures: Annotated[
         Path | None, Parameter(help="folder for the images with what was found; else RUN/predictions")
     ] = None,
-    least_score: Annotated[float, Parameter(help="draw and list objects with at least this score")] = 0.3,
+    least_score: Annotated[float | None, Parameter(help="draw and list objects with at least this score, 0.3")] = None,
 ) -> Answer:
     """Answers about image files, or about all images of folders; about text files, where documents were trained on.
     Objects that are found are listed and drawn.
@@ -167,6 +167,7 @@ def predict(
     run
         a run, or a shipped folder: then the shipped file itself answers
     """
+    from visiontune.api.object_verbs import LEAST_SHOWN
     from visiontune.data.sample import Prediction
 
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
@@ -178,7 +179,7 @@ def predict(
     lines = [
         f"{p.source[0]}: {unsure[p.abstained]}{p.target.answer}  ({p.scores['confidence']:.2f})"
         if isinstance(p, Prediction)
-        else f"{p.source[0]}: {_found(p, least_score)}"
+        else f"{p.source[0]}: {_found(p, LEAST_SHOWN if least_score is None else least_score)}"
         for p in predictions
     ]
     return Answer({"predictions": [p.to_json() for p in predictions]}, "\n".join(lines))

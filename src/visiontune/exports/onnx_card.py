@@ -19,7 +19,7 @@ FITS = {
 }
 FILTERS = {
     "bilinear": "by mixing the four nearest pixels, without rounding",
-    "bilinear_antialiased": "with Pillow's BILINEAR",
+    "pillow_bilinear": "with Pillow's BILINEAR",
 }
 GRAPHS = {
     "rf_detr": "`model.onnx` takes `pixel_values` (batch, 3, {side}, {side}) and gives `logits` (batch, queries, "

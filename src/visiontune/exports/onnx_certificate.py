@@ -6,11 +6,9 @@ No torch here: what the trained model makes of an image comes as `Seen`.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import floor
 from pathlib import Path
 from typing import Any
 
-import hotcoco
 import numpy as np
 
 from visiontune.data.images import decode
@@ -18,11 +16,11 @@ from visiontune.data.objects import Objects
 from visiontune.data.sample import ObjectPrediction, Sample
 from visiontune.errors import ModelError, VisiontuneError
 from visiontune.exports.certificate import Check
+from visiontune.exports.object_agreement import ObjectLimits, check_objects
 from visiontune.exports.onnx_runtime import Floats, OnnxContract, OnnxModel, open_model, read_onnx_contract, sigmoid
 from visiontune.exports.reference import image_of
 from visiontune.files import file_sha256
 from visiontune.machine import processor
-from visiontune.metrics.average_precision import to_hotcoco
 from visiontune.metrics.object_scores import Prompts, score_objects
 from visiontune.progress import progress
 
@@ -38,24 +36,20 @@ PIXELS = 1e-5  # a grey level is 0.017 of what a normalised pixel is told in
 
 
 @dataclass(frozen=True)
-class OnnxLimits:
-    """How far shipped graphs may be from the trained model.
+class OnnxLimits(ObjectLimits):
+    """How far shipped graphs may be from the trained model, beyond ObjectLimits.
 
     output: of scores, boxes (shares of the picture) and mask probabilities, in each image; None: told, but not held to.
-    score and overlap: an object is the same where its score is no further away and its IoU is no less. disagreement:
-    share of the objects that may be others. drop: of average precision.
+    drop: of average precision.
     """
 
     output: float | None
-    score: float
-    overlap: float
-    disagreement: float
     drop: float
 
 
 LIMITS = {
-    "float32": OnnxLimits(1e-4, 1e-3, 0.95, 0.02, 0.001),
-    "int8": OnnxLimits(None, 0.1, 0.5, 0.1, 0.02),
+    "float32": OnnxLimits(score=1e-3, overlap=0.95, disagreement=0.02, output=1e-4, drop=0.001),
+    "int8": OnnxLimits(score=0.1, overlap=0.5, disagreement=0.1, output=None, drop=0.02),
 }
 
 
@@ -209,49 +203,6 @@ def _check_outputs(
 
 def _largest(distances: Mapping[str, tuple[float, float]]) -> float:
     return max((largest for _, largest in distances.values()), default=0.0)
-
-
-def check_objects(pairs: Sequence[tuple[Objects, Objects]], least_score: float, limits: OnnxLimits) -> Check:
-    """Whether both find the same objects: each of the trained model's objects of at least this score has a partner of
-    its class, score and place among the shipped ones, and the other way round. Where none has this score, all count."""
-    if not any((_scores(mine) >= least_score).any() for mine, _ in pairs):
-        least_score = 0.0
-    alone = counted = 0
-    for trained, shipped in pairs:
-        for mine, its in ((trained, shipped), (shipped, trained)):
-            own = np.flatnonzero(_scores(mine) >= least_score)
-            counted += len(own)
-            alone += len(own) - _partners(mine, its, own, limits)
-    allowed = floor(limits.disagreement * counted)
-    found = f"{counted - alone} of {counted} objects in {len(pairs)} images have a partner ({allowed} may have none)"
-    numbers = {"objects": counted, "alone": alone, "allowed": allowed, "least_score": least_score}
-    return Check("objects", "failed" if alone > allowed else "passed" if counted else "not checked", found, numbers)
-
-
-def _partners(mine: Objects, its: Objects, own: Any, limits: OnnxLimits) -> int:
-    """How many of these objects find a partner of their own, best score first."""
-    if not len(own) or not len(its):
-        return 0
-    drawn = [objects.masks for objects in (mine, its)]
-    if all(mask is not None for masks in drawn for mask in masks):
-        shapes = [[to_hotcoco(mask) for mask in masks if mask is not None] for masks in drawn]
-        overlaps = np.asarray(hotcoco.mask.iou([shapes[0][i] for i in own], shapes[1], [False] * len(its)))
-    else:
-        overlaps = hotcoco.mask.bbox_iou(mine.boxes[own], its.boxes, np.zeros(len(its), bool))
-    fits = mine.classes[own][:, None] == its.classes[None]
-    fits &= np.abs(_scores(mine)[own][:, None] - _scores(its)[None]) <= limits.score
-    overlaps = np.where(fits, overlaps, -1.0)
-    found = 0
-    for row in overlaps:
-        best = int(row.argmax())
-        if row[best] >= limits.overlap:
-            overlaps[:, best] = -1.0
-            found += 1
-    return found
-
-
-def _scores(objects: Objects) -> Any:
-    return np.zeros(len(objects)) if objects.scores is None else objects.scores
 
 
 def _objects(sample: Sample) -> Objects:

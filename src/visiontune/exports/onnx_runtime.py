@@ -41,9 +41,8 @@ class OnnxContract(BaseModel):
     fit: Literal["stretch", "upper_left"] = Field(
         description="pull the picture to the square, or keep its shape and fill up with zeros right and below"
     )
-    resize: Literal["bilinear", "bilinear_antialiased"] = Field(
-        description="bilinear mixes the four nearest pixels, unrounded; bilinear_antialiased is Pillow's BILINEAR, all "
-        "but the rounding of some levels"
+    resize: Literal["bilinear", "pillow_bilinear"] = Field(
+        description="bilinear mixes the four nearest pixels, unrounded; pillow_bilinear is Pillow's BILINEAR"
     )
     mean: tuple[float, float, float] = Field(description="taken from red, green and blue in [0, 1]")
     std: tuple[float, float, float] = Field(description="then divides them")
@@ -117,12 +116,13 @@ class OnnxModel(ABC):
 
     def pixels(self, image: Image.Image) -> Floats:
         """What the graph gets of an upright RGB image: (3, side, side) float32."""
-        contract, levels = self.contract, np.asarray(image).transpose(2, 0, 1)
+        contract = self.contract
         height, width = self.picture(image.height, image.width)
+        if contract.resize == "pillow_bilinear":
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        shares = np.asarray(image).transpose(2, 0, 1).astype(np.float32) * np.float32(1 / 255)
         if contract.resize == "bilinear":
-            shares = bilinear(levels.astype(np.float32) * np.float32(1 / 255), (height, width))
-        else:
-            shares = antialiased(levels, (height, width)).astype(np.float32) * np.float32(1 / 255)
+            shares = bilinear(shares, (height, width))
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (contract.mean, contract.std))
         square = np.zeros((3, contract.side, contract.side), np.float32)
         square[:, :height, :width] = (shares - mean) / std
@@ -241,30 +241,6 @@ def bilinear(values: Floats, size: tuple[int, int]) -> Floats:
         before, behind = values.take(first, axis), values.take(np.minimum(first + 1, source - 1), axis)
         values = (before * (1 - share) + behind * share).astype(np.float32, copy=False)
     return values
-
-
-def antialiased(levels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(..., height, width) resized to `size` as torchvision resizes levels of uint8 in mode "bilinear" with
-    antialiasing: a triangle as wide as two pixels of the smaller grid, in fixed point of 15 bits, rows first. Pillow's
-    own filter has more bits; about one value in a thousand is one level off."""
-    for axis, length in ((-1, size[1]), (-2, size[0])):
-        source = levels.shape[axis]
-        if source == length:
-            continue
-        reach = max(source / length, 1.0)
-        centre = source / length * (np.arange(length) + 0.5)
-        first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
-        places = first[:, None] + np.arange(int(np.ceil(reach)) * 2 + 1)
-        weights = (1 - np.abs(places - centre[:, None] + 0.5) / reach).clip(0)
-        weights[places >= np.minimum((centre + reach + 0.5).astype(np.int64), source)[:, None]] = 0
-        weights /= weights.sum(axis=1, keepdims=True)
-        bits = max(b for b in range(22) if int(0.5 + weights.max() * (1 << b)) < 1 << 15)
-        fixed = (weights * (1 << bits) + 0.5).astype(np.int32)
-        total = np.full((*levels.shape[:axis], length, *levels.shape[axis:][1:]), 1 << (bits - 1), np.int32)
-        for tap, share in zip(places.T.clip(max=source - 1), fixed.T, strict=True):
-            total += levels.take(tap, axis).astype(np.int32) * (share if axis == -1 else share[:, None])
-        levels = (total >> bits).clip(0, 255).astype(np.uint8)
-    return levels
 
 
 def sigmoid(logits: Floats) -> Floats:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects, to_entries
-from visiontune.data.sample import ObjectPrediction, Sample
+from visiontune.data.sample import Sample
 from visiontune.errors import CertificateError, MachineError, ModelError, RunError
 from visiontune.exports.certificate import CERTIFICATE_NAME, SCHEMA_VERSION, failures, verdict
 from visiontune.exports.onnx_card import write_onnx_card
@@ -30,7 +30,6 @@ from visiontune.exports.onnx_runtime import OnnxContract, is_onnx_shipment
 from visiontune.exports.reference import REFERENCE_NAME, chosen, image_of
 from visiontune.files import file_sha256, folder_written_whole, write_json, write_text
 from visiontune.machine import versions
-from visiontune.metrics.object_confusion import object_confusion
 from visiontune.models.objects import EncodedObjects, ObjectAdapter, finds_objects
 from visiontune.progress import note
 from visiontune.recipe import Recipe
@@ -39,12 +38,12 @@ from visiontune.training.evaluate_objects import find_in_split, prompts_of
 from visiontune.training.model import load_trained, open_datasets
 from visiontune.training.ranks import Ranks
 from visiontune.training.rows import first_rows
+from visiontune.training.teacher_targets import overall_threshold
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 COMPARED = 32
 CALIBRATION_IMAGES = 64
-THRESHOLDS = np.arange(0.05, 1.0, 0.05)
-THRESHOLD_IMAGES = 500
+NOTHING_RIGHT = 0.5  # the score from which on to show objects, of a model that finds none right
 BILINEAR = 2  # Pillow's number of the filter
 
 
@@ -157,7 +156,7 @@ def held_to_run(trained: TrainedFinder, dtype: str, samples: int, limit: int | N
     predictions = find_in_split(
         adapter, datasets, "validation", recipe, Ranks("cpu"), limit=limit, rows=recipe.data.limit, show=True
     )
-    threshold = 0.0 if adapter.prompted else best_threshold(predictions)
+    threshold = 0.0 if adapter.prompted else overall_threshold(predictions) or NOTHING_RIGHT
     return HeldTo(
         wanted=contract_of(adapter, trained.run.path.resolve().name, dtype, threshold),
         samples=[datasets[d].sample("validation", i) for d, i in chosen(datasets, samples)],
@@ -187,7 +186,7 @@ def contract_of(adapter: ObjectAdapter, name: str, dtype: str, score_threshold: 
             "dtype": dtype,
             "side": _side(adapter),
             "fit": "stretch" if len(set(adapter.encoder.picture(100, 200))) == 1 else "upper_left",
-            "resize": "bilinear_antialiased" if prompted else "bilinear",
+            "resize": "pillow_bilinear" if prompted else "bilinear",
             "mean": processor.image_mean,
             "std": processor.image_std,
             "classes": adapter.encoder.classes,
@@ -202,20 +201,6 @@ def contract_of(adapter: ObjectAdapter, name: str, dtype: str, score_threshold: 
 def _side(adapter: ObjectAdapter) -> int:
     """Pixels a side of the square that the model gets: a square picture fills it."""
     return max(adapter.encoder.picture(1000, 1000))
-
-
-def best_threshold(predictions: Sequence[ObjectPrediction]) -> float:
-    """The score, a multiple of 0.05, from which on predictions have the best F1 at an IoU of 0.5; 0.5 where none is
-    right."""
-    known = [(p.truth, p.target) for p in predictions[:THRESHOLD_IMAGES] if p.truth is not None]
-    best, at = 0.0, 0.5
-    for threshold in THRESHOLDS:
-        truths, targets = [truth for truth, _ in known], [target for _, target in known]
-        counts = object_confusion(truths, targets, predictions[0].classes, "boxes", score=threshold).counts
-        right, both = int(np.trace(counts[:-1, :-1])), int(counts[:-1].sum() + counts[:, :-1].sum())
-        if right and 2 * right / both > best:
-            best, at = 2 * right / both, round(float(threshold), 2)
-    return at
 
 
 def see_trained(adapter: ObjectAdapter, sample: Sample, made: Mapping[str, NDArray[Any]]) -> Seen:

@@ -9,12 +9,12 @@ from visiontune.data.images import decode
 from visiontune.data.objects import Objects, from_entries
 from visiontune.errors import CertificateError
 from visiontune.exports.certificate import CERTIFICATE_NAME, Check
+from visiontune.exports.object_agreement import check_objects
 from visiontune.exports.onnx_certificate import (
     LIMITS,
     certify_onnx,
     check_contract,
     check_files,
-    check_objects,
     ordered,
 )
 from visiontune.exports.onnx_runtime import OnnxContract, open_model, read_onnx_contract

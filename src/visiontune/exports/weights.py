@@ -15,7 +15,8 @@ from visiontune.errors import CertificateError, DataError, RunError
 from visiontune.exports.answers import check_reloaded, references
 from visiontune.exports.card import write_card
 from visiontune.exports.certificate import CERTIFICATE_NAME, LIMITS, SCHEMA_VERSION, Check, Limits, failures, verdict
-from visiontune.exports.objects_compared import check_reloaded_objects, found_by
+from visiontune.exports.object_agreement import ObjectLimits
+from visiontune.exports.objects_reloaded import RELOADED_LIMITS, check_reloaded_objects, found_by
 from visiontune.exports.reference import Reference, chosen
 from visiontune.files import folder_written_whole, write_json
 from visiontune.machine import versions
@@ -77,8 +78,9 @@ def export_weights(
                 write_json(aside / "device.json", recipe.device.model_dump(mode="json"))
             checks = []
             if trained is not None:
-                checks = trained.held_to(aside, base if form == "adapter" else None, adapter, exact, LIMITS[rounded])
-            _write_certificate(aside, form, stored, step, checks, LIMITS[rounded])
+                checks = trained.held_to(aside, base if form == "adapter" else None, adapter, exact, rounded)
+            limits = (LIMITS if run.recipe.objects is None else RELOADED_LIMITS)[rounded]
+            _write_certificate(aside, form, stored, step, checks, limits)
             write_card(run, aside, form, step, None)
             if verdict(checks) == "failed":
                 kept = folder.with_name(f"{folder.name}.failed")
@@ -106,10 +108,11 @@ class _Answered:
     answers: list[Reference]
 
     def held_to(
-        self, folder: Path, base: str | None, adapter: ModelAdapter, recipe: Recipe, limits: Limits
+        self, folder: Path, base: str | None, adapter: ModelAdapter, recipe: Recipe, rounded: str
     ) -> list[Check]:
         """What the exported folder makes of them beside it."""
-        return check_reloaded(folder, base, writes_text(adapter), recipe, self.samples, self.tree, self.answers, limits)
+        writer, limits = writes_text(adapter), LIMITS[rounded]
+        return check_reloaded(folder, base, writer, recipe, self.samples, self.tree, self.answers, limits)
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,10 @@ class _Found:
     found: list[Objects]
 
     def held_to(
-        self, folder: Path, base: str | None, adapter: ModelAdapter, recipe: Recipe, limits: Limits
+        self, folder: Path, base: str | None, adapter: ModelAdapter, recipe: Recipe, rounded: str
     ) -> list[Check]:
         """What the exported folder finds beside it."""
-        return check_reloaded_objects(folder, base, recipe, self.samples, self.found, limits)
+        return check_reloaded_objects(folder, base, recipe, self.samples, self.found, RELOADED_LIMITS[rounded])
 
 
 def _answered(run: Run, recipe: Recipe, adapter: ModelAdapter) -> _Answered | _Found | None:
@@ -141,7 +144,9 @@ def _answered(run: Run, recipe: Recipe, adapter: ModelAdapter) -> _Answered | _F
     return _Answered(samples, tree, list(references(writer, samples, recipe, tree)))
 
 
-def _write_certificate(folder: Path, form: str, dtype: str, step: int, checks: Sequence[Check], limits: Limits) -> None:
+def _write_certificate(
+    folder: Path, form: str, dtype: str, step: int, checks: Sequence[Check], limits: Limits | ObjectLimits
+) -> None:
     value = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict(checks),

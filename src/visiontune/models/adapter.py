@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from visiontune.data.dataset import Index
 from visiontune.data.pages import Fonts
 from visiontune.data.sample import Sample
+from visiontune.errors import ModelError
 from visiontune.models.parts import Part
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class ModelAdapter(ABC):
     peft: "PeftModel | None" = None
     encoder: Encoder[Any]
     parts: tuple[Part, ...]
-    feature_parts: tuple[str, ...] = ("vision_encoder",)  # frozen, they make features worth keeping; () for none
+    feature_parts: tuple[str, ...] = ()  # frozen, they make features that can be kept; () for none
 
     @property
     def trained_module(self) -> torch.nn.Module:
@@ -171,6 +172,7 @@ class ModelAdapter(ABC):
         """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`, or by 1
         where those add up to less."""
 
-    @abstractmethod
     def vision_features(self, batch: Batch) -> list[torch.Tensor]:
-        """What the vision encoder makes of each sample's views: (views, ...) for each sample."""
+        """What the vision encoder makes of each sample's views: (views, ...) for each sample. ModelError for a model
+        without `feature_parts`."""
+        raise ModelError(f"The vision encoder's work is not kept for models of the family {self.family}.")

@@ -269,6 +269,7 @@ class GenerativeAdapter(TextAdapter):
     """A transformers model of the shape `model` + `lm_head` for the training loop."""
 
     terms = ("text",)
+    feature_parts = ("vision_encoder",)
 
     def __init__(self, network: Any, encoder: GenerativeEncoder) -> None:
         self.network = network

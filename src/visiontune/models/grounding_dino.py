@@ -18,7 +18,7 @@ from visiontune.errors import DataError, ModelError
 from visiontune.models.adapter import Batch
 from visiontune.models.grounding_dino_tiny import build_mm, build_original
 from visiontune.models.grounding_prompts import Chunk, make_prompts
-from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, to_pixels
+from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, clipped, to_pixels
 from visiontune.models.parts import Part
 from visiontune.models.set_loss import (
     FOCAL_ALPHA,
@@ -124,7 +124,7 @@ class GroundingDinoEncoder(ObjectEncoder):
         size = self.processor.image_processor.size
         return get_size_with_aspect_ratio((height, width), size["shortest_edge"], size["longest_edge"])
 
-    def mask_size(self, picture: tuple[int, int]) -> None:
+    def mask_size(self) -> None:
         return None
 
     def tokens(self, height: int, width: int) -> int:
@@ -282,11 +282,8 @@ def _objects(columns: Tensor, size: tuple[int, int], most: int) -> Objects:
     """The best of (n, 6 + classes): score, class, box as shares of the picture's sides, how likely each class is."""
     order = columns[:, 0].argsort(descending=True, stable=True)[:most]
     best = columns[order].double().numpy()
-    boxes = to_pixels(best[:, 2:6], size)
-    limits = np.array(size[::-1], np.float64)
-    low, high = boxes[:, :2].clip(0, limits), (boxes[:, :2] + boxes[:, 2:]).clip(0, limits)
     return Objects(
-        boxes=np.c_[low, high - low],
+        boxes=clipped(to_pixels(best[:, 2:6], size), size),
         classes=best[:, 1].astype(np.int64),
         masks=(None,) * len(best),
         crowd=np.zeros(len(best), bool),

@@ -6,7 +6,7 @@ A family says how an image becomes pixels and how large its masks are; the rest 
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from visiontune.data.dataset import Index
 from visiontune.data.images import decode
 from visiontune.data.objects import Objects
 from visiontune.data.sample import Images, Sample
-from visiontune.errors import DataError, ModelError
+from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch, Encoder, Features, Layout, ModelAdapter, Supervision
 from visiontune.models.augment_objects import augmented_objects
 from visiontune.recipe import Data, ObjectChoices
@@ -75,12 +75,20 @@ class ObjectEncoder(Encoder[EncodedObjects]):
         """(height, width) of the picture that `see` makes of an image of this size, worked out without it."""
 
     @abstractmethod
-    def mask_size(self, picture: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """(height, width) of the masks that are learned, and of the picture at their upper left; None for no masks."""
+    def mask_size(self) -> tuple[int, int] | None:
+        """(height, width) of the masks that are learned; None for a family that draws none."""
 
     @abstractmethod
     def tokens(self, height: int, width: int) -> int:
         """How many tokens the vision encoder makes of an image of this size."""
+
+    def asking(self, classes: Sequence[str]) -> "ObjectEncoder":
+        """The same encoder for other classes, whatever the model was trained on; RecipeError for a model that knows
+        its own classes alone."""
+        raise RecipeError(
+            f"This model knows the classes that it was trained on: {', '.join(self.classes)}.",
+            fix="leave other classes out, or use a Grounding DINO run",
+        )
 
     @abstractmethod
     def loss_weights(self, encoded: Sequence[EncodedObjects]) -> dict[str, float]:
@@ -106,7 +114,7 @@ class ObjectEncoder(Encoder[EncodedObjects]):
             width, height = image.size
             (pixels, picture), stored = self.see(image), None
         boxes, classes, soft, crowd = self._targets(objects, height, width)
-        masks, has_mask = self._masks(objects, picture)
+        masks, has_mask = self._masks(objects)
         return EncodedObjects(
             id=sample.id,
             pixel_values=pixels,
@@ -136,18 +144,17 @@ class ObjectEncoder(Encoder[EncodedObjects]):
             torch.from_numpy(objects.crowd.copy()),
         )
 
-    def _masks(self, objects: Objects, picture: tuple[int, int]) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def _masks(self, objects: Objects) -> tuple[torch.Tensor | None, torch.Tensor]:
         has_mask = torch.tensor([mask is not None for mask in objects.masks], dtype=torch.bool)
-        size = self.mask_size(picture) if self.choices.masks else None
+        size = self.mask_size() if self.choices.masks else None
         if size is None:
             return None, torch.zeros(len(objects), dtype=torch.bool)
-        (height, width), (high, wide) = size
-        masks = torch.zeros(len(objects), height, width, dtype=torch.uint8)
+        masks = torch.zeros(len(objects), *size, dtype=torch.uint8)
         for place, mask in enumerate(objects.masks):
             if mask is not None:
                 pixels = torch.from_numpy(coco_masks.to_pixels(mask)).float()[None, None]
-                covered = torch.nn.functional.interpolate(pixels, (high, wide), mode="bilinear", antialias=True)
-                masks[place, :high, :wide] = (covered[0, 0] * 255).round().to(torch.uint8)
+                covered = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+                masks[place] = (covered[0, 0] * 255).round().to(torch.uint8)
         return masks, has_mask
 
     def collate(self, encoded: Sequence[EncodedObjects], *, pad_left: bool = False) -> Batch:
@@ -211,7 +218,9 @@ class ObjectEncoder(Encoder[EncodedObjects]):
     def exchanged(self, sample: Sample, other: Sample) -> EncodedObjects:
         """The objects of a sample at the same shares of another one's picture."""
         mine, seen = self.encode(sample), self.encode(other, with_answer=False)
-        return EncodedObjects(**{**vars(mine), "pixel_values": seen.pixel_values, "features": seen.features})
+        # Masks were made for the place of their own picture in the square; boxes are shares of any.
+        picture = seen.picture if mine.masks is None else mine.picture
+        return replace(mine, pixel_values=seen.pixel_values, picture=picture)
 
     def layouts(self, index: Index) -> Iterator[Layout]:
         """(height, width) of each image, in its own pixels."""
@@ -236,7 +245,6 @@ class ObjectAdapter(ModelAdapter):
 
     encoder: ObjectEncoder  # pyright: ignore[reportIncompatibleVariableOverride]  # set once
     prompted: bool = False
-    feature_parts = ()
 
     @abstractmethod
     def find(self, batch: Batch) -> list[Objects]:
@@ -246,9 +254,6 @@ class ObjectAdapter(ModelAdapter):
         A prompted model gives one for each object of the batch, in their order, with its box and class; the score is
         what it expects the overlap of its mask to be.
         """
-
-    def vision_features(self, batch: Batch) -> list[torch.Tensor]:
-        raise NotImplementedError(f"the features of {self.family} are not kept")
 
 
 def finds_objects(adapter: ModelAdapter) -> ObjectAdapter:
@@ -268,6 +273,13 @@ def to_pixels(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.f
     """Boxes (n, 4) from centre x, centre y, width and height as shares to left, top, width and height in pixels."""
     height, width = size
     return np.c_[boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]] * np.array([width, height, width, height])
+
+
+def clipped(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+    """What of boxes (n, 4), left, top, width and height in pixels, lies inside an image of `size` (height, width)."""
+    edge = np.array(size[::-1], np.float64)
+    low, high = boxes[:, :2].clip(0, edge), (boxes[:, :2] + boxes[:, 2:]).clip(0, edge)
+    return np.c_[low, high - low]
 
 
 def _image_of(sample: Sample) -> Image:

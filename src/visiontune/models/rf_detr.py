@@ -20,7 +20,7 @@ from visiontune.data.objects import Objects
 from visiontune.errors import ModelError
 from visiontune.models import set_loss
 from visiontune.models.adapter import Batch
-from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, to_pixels
+from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, clipped, to_pixels
 from visiontune.models.parts import Part
 from visiontune.models.set_loss import Targets
 from visiontune.recipe import Data, ObjectChoices
@@ -84,8 +84,8 @@ class RfDetrEncoder(ObjectEncoder):
     def picture(self, height: int, width: int) -> tuple[int, int]:
         return self.side, self.side
 
-    def mask_size(self, picture: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        return (self.mask_side, self.mask_side), (self.mask_side, self.mask_side)
+    def mask_size(self) -> tuple[int, int]:
+        return self.mask_side, self.mask_side
 
     def tokens(self, height: int, width: int) -> int:
         return self.patches
@@ -139,7 +139,7 @@ class RfDetrAdapter(ObjectAdapter):
                     shapes[one] = coco_masks.from_pixels((whole[0, 0] > 0).cpu().numpy())
             found.append(
                 Objects(
-                    boxes=_clipped(to_pixels(boxes[0, row, query].double().cpu().numpy(), size), size),
+                    boxes=clipped(to_pixels(boxes[0, row, query].double().cpu().numpy(), size), size),
                     classes=(places[row] % classes).cpu().numpy(),
                     masks=tuple(shapes.get(one) for one in query.tolist()),
                     crowd=np.zeros(len(query), bool),
@@ -391,13 +391,6 @@ def _check_size(config: Any, side: int) -> None:
             where="data.image_longest_edge",
             fix=f"use {max(least, round(side / step) * step)}, or another multiple of {step} from {least} on",
         )
-
-
-def _clipped(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Boxes (n, 4), left, top, width and height in pixels, cut at the edges of an image of (height, width)."""
-    limits = np.array(size[::-1], np.float64)
-    low = boxes[:, :2].clip(0, limits)
-    return np.c_[low, (boxes[:, :2] + boxes[:, 2:]).clip(0, limits) - low]
 
 
 def _wide(places: Tensor, width: int) -> Tensor:

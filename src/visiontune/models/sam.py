@@ -62,16 +62,15 @@ class SamEncoder(ObjectEncoder):
         scale = self.side / max(height, width)
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
-    def mask_size(self, picture: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def mask_size(self) -> tuple[int, int]:
         """That of the whole square, of which masks are made first."""
-        cells = self.patches * CELLS
-        return (cells, cells), (cells, cells)
+        return self.patches * CELLS, self.patches * CELLS
 
-    def _masks(self, objects: Objects, picture: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+    def _masks(self, objects: Objects) -> tuple[Tensor | None, Tensor]:
         if self.keeps_proportions:
             # A border inside a cell stays there: rounded to whole cells, all masks would be stretched.
             objects = replace(objects, masks=tuple(mask and _squared(mask) for mask in objects.masks))
-        return super()._masks(objects, picture)
+        return super()._masks(objects)
 
     def tokens(self, height: int, width: int) -> int:
         return self.patches**2
@@ -295,12 +294,13 @@ def _moved(boxes: Tensor, moves: Tensor) -> Tensor:
 
 
 def load(folder: str, revision: str | None, data: Data, objects: ObjectChoices, seed: int) -> SamAdapter:
-    """A checkpoint of either generation, weights in float32; nothing in it depends on the classes, so `seed` decides
-    nothing. SAM 2 as published holds a model for videos; what it has for single images is taken.
+    """A checkpoint of either generation, weights in float32, SAM's images resized by Pillow; nothing in it depends on
+    the classes, so `seed` decides nothing. Of SAM 2 as published, a model for videos, what it has for single images is
+    taken.
 
     Raises ModelError for images of another size than the checkpoint's, and where no masks are learned.
     """
-    from transformers import AutoConfig, Sam2Model, Sam2Processor, SamModel, SamProcessor
+    from transformers import AutoConfig, AutoImageProcessor, Sam2Model, Sam2Processor, SamModel, SamProcessor
 
     config: Any = AutoConfig.from_pretrained(folder, revision=revision)
     native = native_image_size(config)
@@ -320,6 +320,8 @@ def load(folder: str, revision: str | None, data: Data, objects: ObjectChoices, 
     model_class: Any = SamModel if first else Sam2Model
     processor_class: Any = SamProcessor if first else Sam2Processor
     network = model_class.from_pretrained(folder, revision=revision, dtype=torch.float32, use_safetensors=True).eval()
-    processor = processor_class.from_pretrained(folder, revision=revision)
+    processor: Any = processor_class.from_pretrained(folder, revision=revision)
+    if first:  # SAM 2 has but one variant
+        processor.image_processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")
     encoder = SamEncoder(processor, data, objects, network.config)
     return SamAdapter(network, encoder) if first else Sam2Adapter(network, encoder)

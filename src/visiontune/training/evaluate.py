@@ -28,7 +28,7 @@ from visiontune.training.baselines import Baseline, compare
 from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
-from visiontune.training.rows import first_rows
+from visiontune.training.rows import batched, first_rows
 
 COMPARED = 32  # documents that baselines are asked about
 
@@ -90,17 +90,12 @@ def predict_split(
 
     `limit` takes so many samples, first rows first, from all datasets in turn; `rows` takes the first rows of each.
     """
-    refs = [(d, i, 0) for d, i in first_rows(datasets, split, limit=limit, rows=rows)]
+    refs = [(d, i, 0) for d, i in sorted(first_rows(datasets, split, limit=limit, rows=rows))]
     indexes = [dataset.index(split) for dataset in datasets]
     lengths = [adapter.encoder.lengths(index) for index in indexes]
-    longest_first = sorted(refs, key=lambda ref: (-lengths[ref[0]][ref[1]], ref))
-    plan, position = [], 0
-    while position < len(longest_first):
-        d, i, _ = longest_first[position]
-        size = max(1, recipe.batch.tokens // (int(lengths[d][i]) + recipe.evaluation.max_new_tokens))
-        plan.append([MicroBatch(0, 0, tuple(longest_first[position : position + size]))])
-        position += size
-    own = plan[ranks.rank :: ranks.count]
+    known = [int(lengths[d][i]) for d, i, _ in refs]
+    batches = batched(refs, known, recipe.batch.tokens, recipe.evaluation.max_new_tokens)
+    own = [[MicroBatch(0, 0, tuple(batch))] for batch in batches[ranks.rank :: ranks.count]]
     reading = Reading(datasets, adapter.encoder, split, with_answer=False)
     workers = recipe.machine.workers if len(own) > 4 else 0  # a handful of batches is read before workers have started
     answers: list[tuple[tuple[int, int], Answered]] = []

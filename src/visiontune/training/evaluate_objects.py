@@ -24,7 +24,7 @@ from visiontune.run import Run
 from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
-from visiontune.training.rows import first_rows
+from visiontune.training.rows import batched, first_rows
 
 
 def prompts_of(adapter: ObjectAdapter) -> Prompts:
@@ -47,17 +47,11 @@ def find_in_split(
 
     `limit` and `rows` as `predict_split` has them. A model that is prompted is told the boxes that people drew.
     """
-    refs = [(d, i, 0) for d, i in first_rows(datasets, split, limit=limit, rows=rows)]
+    refs = [(d, i, 0) for d, i in sorted(first_rows(datasets, split, limit=limit, rows=rows))]
     indexes = [dataset.index(split) for dataset in datasets]
     lengths = [adapter.encoder.lengths(index) for index in indexes]
-    refs.sort(key=lambda ref: (-lengths[ref[0]][ref[1]], ref))
-    plan, position = [], 0
-    while position < len(refs):
-        d, i, _ = refs[position]
-        size = max(1, recipe.batch.tokens // max(1, int(lengths[d][i])))
-        plan.append([MicroBatch(0, 0, tuple(refs[position : position + size]))])
-        position += size
-    own = plan[ranks.rank :: ranks.count]
+    batches = batched(refs, [int(lengths[d][i]) for d, i, _ in refs], recipe.batch.tokens)
+    own = [[MicroBatch(0, 0, tuple(batch))] for batch in batches[ranks.rank :: ranks.count]]
     reading = Reading(datasets, adapter.encoder, split, with_answer=adapter.prompted)
     workers = recipe.machine.workers if len(own) > 4 else 0
     found: list[tuple[tuple[int, int], Objects]] = []

@@ -161,7 +161,7 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
         "learning_rate": max(group["lr"] for group in session.optimizer.param_groups),
         "gradient_norm": norm if math.isfinite(norm) else None,
         "samples": int(samples),
-        "target_tokens": int(sum(weights.values())),
+        "target_tokens": int(max(weights.values())),  # of objects: how many, each being in several terms
         "tokens": int(tokens),
         "padding": round(1 - tokens / padded, 4),
         "peak_memory_bytes": peak,

@@ -32,6 +32,8 @@ from visiontune.models.load import (
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
+from visiontune.run_group import RunGroup
+from visiontune.training.derived import Reasons, datasets_section, machine_section
 from visiontune.training.evaluate import closed_labels
 
 LABELS_IN_PROMPT = 40
@@ -148,11 +150,8 @@ def derive(
     """
     facts = data_facts(datasets, limit)
     tiny = is_tiny(model)
-    why: dict[str, str] = {}
-
-    def choose(field: str, value: Any, reason: str) -> Any:
-        why[field] = reason
-        return value
+    reasons = Reasons()
+    choose, why = reasons.choose, reasons.why
 
     n = facts.train_rows
     samples = choose("batch.samples", next(b for b in (4, 8, 16, 32) if b == 32 or n < 24 * b), f"{n} training samples")
@@ -174,10 +173,7 @@ def derive(
         "seed": 0,
         "model": {"name": model},
         "data": {
-            "datasets": [
-                {"path": str(d.path.resolve()), "content_hash": d.info.content_hash, "weight": weight}
-                for d, weight in zip(datasets, weights, strict=True)
-            ],
+            "datasets": datasets_section(datasets, weights),
             "prompt": choose("data.prompt", question_for(facts), _prompt_reason(facts)),
             "limit": limit,
             "image_longest_edge": choose(
@@ -242,20 +238,7 @@ def derive(
             ),
         },
         "checkpoints": {"every": max(1, -(-steps // 8))},
-        "machine": {
-            "device": choose("machine.device", machine.device, "the best device here"),
-            "precision": choose(
-                "machine.precision",
-                "bf16" if machine.bf16 else "fp32",
-                "the device computes in bf16" if machine.bf16 else "no fast bf16 on this device",
-            ),
-            "workers": choose(
-                "machine.workers", min(8, max(1, (machine.cores - 1) // ranks)), f"{machine.cores} cores"
-            ),
-            "threads": choose(
-                "machine.threads", max(1, machine.cores // ranks), f"{machine.cores} cores for {ranks} ranks"
-            ),
-        },
+        "machine": machine_section(machine, ranks, reasons),
         "device": None if device is None else device.model_dump(mode="json"),
         "why": why,
     }
@@ -330,8 +313,8 @@ def _tokens(gigabytes: float, machine: Hardware) -> int:
 
 
 def refuse_taken(run: Run) -> None:
-    """Raise RunError if the folder holds a run already."""
-    if run.recipe_path.exists():
+    """Raise RunError if the folder holds a run, or a group of runs, already."""
+    if run.recipe_path.exists() or RunGroup.stands_at(run.path):
         raise RunError(
             "This folder holds a run already.",
             where=str(run.path),

@@ -13,9 +13,9 @@ from visiontune.machine import Hardware
 from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
 from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.recipe import Data, DatasetUse, ObjectChoices, PartState, Recipe, parse
+from visiontune.training.derived import Reasons, datasets_section, machine_section
 from visiontune.training.object_choices import object_choices
 
-Values = dict[str, Any]
 TINY_PATCH, TINY_MULTIPLE = 16, 32  # pixels: of a token, and of the windows that a tiny model looks through
 
 
@@ -154,15 +154,12 @@ def derive_objects(
     if family not in USUAL:
         raise ModelError("This model writes text; it finds no objects.", where=model, fix="--model tiny/rf-detr")
     segmenter = is_segmenter(model)
-    measures = measure_objects(datasets[0], limit=limit)
+    measures = measure_objects(datasets, limit=limit)
     native = 0 if tiny else native_image_size(read_config(model))
     chosen = object_choices(measures, tiny=tiny, native_side=native, patch=TINY_PATCH, multiple=TINY_MULTIPLE)
     places = (chosen["data.image_longest_edge"][0] // TINY_PATCH) ** 2  # a query starts from a token of its own
-    why: dict[str, str] = {}
-
-    def choose(name: str, value: Any, reason: str) -> Any:
-        why[name] = reason
-        return value
+    reasons = Reasons()
+    choose, why = reasons.choose, reasons.why
 
     def of_data(name: str) -> Any:
         return choose(name, *chosen[name])
@@ -192,14 +189,11 @@ def derive_objects(
     steps = max(1, -(-round(epochs * n) // samples))
     gigabytes = machine.memory / 2**30
     metric = "prompted_mask_ap" if segmenter else "mask_ap" if masks else "box_ap"
-    values: Values = {
+    values: dict[str, Any] = {
         "seed": 0,
         "model": {"name": model},
         "data": {
-            "datasets": [
-                {"path": str(d.path.resolve()), "content_hash": d.info.content_hash, "weight": weight}
-                for d, weight in zip(datasets, weights, strict=True)
-            ],
+            "datasets": datasets_section(datasets, weights),
             "limit": limit,
             "image_longest_edge": side,
             "augment": choose("data.augment", 0.0, "what the frozen encoder makes of an image is computed once")
@@ -253,20 +247,7 @@ def derive_objects(
             "metric": choose("evaluation.metric", metric, "what the model is for"),
         },
         "checkpoints": {"every": max(1, -(-steps // 10))},
-        "machine": {
-            "device": choose("machine.device", machine.device, "the best device here"),
-            "precision": choose(
-                "machine.precision",
-                "bf16" if machine.bf16 else "fp32",
-                "the device computes in bf16" if machine.bf16 else "no fast bf16 on this device",
-            ),
-            "workers": choose(
-                "machine.workers", min(8, max(1, (machine.cores - 1) // ranks)), f"{machine.cores} cores"
-            ),
-            "threads": choose(
-                "machine.threads", max(1, machine.cores // ranks), f"{machine.cores} cores for {ranks} ranks"
-            ),
-        },
+        "machine": machine_section(machine, ranks, reasons),
         "why": why,
     }
     return parse(values, "the derived recipe"), measures

@@ -183,10 +183,9 @@ def _check_before_first_step(session: Session) -> None:
 
 def _refuse_too_long(adapter: ModelAdapter, datasets: Sequence[Dataset], recipe: Recipe) -> None:
     """Raise DataError where images and question leave no room for an answer: images are never cut."""
-    most = recipe.data.max_tokens
     if recipe.objects is not None:
         return
-    found = []
+    most, found = recipe.data.max_tokens, []
     for dataset in datasets:
         for split in SPLITS:
             index = dataset.index(split)

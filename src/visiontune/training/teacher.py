@@ -14,6 +14,7 @@ from visiontune.data.sample import Images, Sample
 from visiontune.errors import ModelError
 from visiontune.models.objects import ObjectAdapter
 from visiontune.training.precision import Precision, autocast
+from visiontune.training.rows import batched
 from visiontune.training.teacher_targets import chosen_of
 
 LEAST_OVERLAP = 0.5  # of a drawn mask with the true one, as the model that drew it expects it
@@ -43,11 +44,9 @@ class Finder:
             assert isinstance(sample.seen, Images)
             header = read_header(sample.seen.files[0].data)
             lengths.append(encoder.tokens(header.height, header.width))
-        order = sorted(range(len(samples)), key=lambda i: (-lengths[i], i))
         found: dict[int, Objects] = {}
         self.adapter.trained_module.eval()
-        while rest := order[len(found) :]:
-            some = rest[: max(1, self.tokens // max(1, lengths[rest[0]]))]
+        for some in batched(range(len(samples)), lengths, self.tokens):
             batch = encoder.collate([encoder.encode(samples[i], with_answer=self.adapter.prompted) for i in some])
             with torch.no_grad(), autocast(self.device, self.precision):
                 found |= zip(some, self.adapter.find(batch.to(self.device)), strict=True)

@@ -57,6 +57,13 @@ class ClassThreshold:
         return {**asdict(self), **{k: None if v is None else round(v, 6) for k, v in shares.items()}}
 
 
+def overall_threshold(predictions: Sequence[ObjectPrediction]) -> float | None:
+    """The threshold on scores with the best F1 at an IoU of 0.5, of all classes together; None where nothing is right.
+    Predictions without a truth do not count."""
+    drawn, scores, right, _ = _all_judged([one for one in predictions if one.truth is not None])
+    return _best_threshold(scores, right, int(drawn.sum()))
+
+
 def choose_thresholds(predictions: Sequence[ObjectPrediction]) -> dict[str, ClassThreshold]:
     """For each class the threshold on scores with the best F1 at an IoU of 0.5; of equal ones the highest.
 
@@ -64,14 +71,7 @@ def choose_thresholds(predictions: Sequence[ObjectPrediction]) -> dict[str, Clas
     overlaps most. Raises DataError where the truths hold no object, or no finding is right.
     """
     classes = predictions[0].classes if predictions else ()
-    drawn = np.zeros(len(classes), np.int64)
-    judged = [np.zeros((0, 3))]
-    for prediction in predictions:
-        truth = prediction.truth
-        assert truth is not None
-        drawn += np.bincount(truth.classes[~truth.crowd], minlength=len(classes))
-        judged.append(_judged(truth, prediction.target))
-    scores, right, of_class = np.concatenate(judged).T
+    drawn, scores, right, of_class = _all_judged(predictions)
     if not drawn.any():
         raise DataError(
             "There is no object in the held-out images, so that no threshold can be chosen.",
@@ -163,6 +163,19 @@ def matches(truth: Objects, found: Objects) -> NDArray[np.int64]:
     matched = np.full(len(truth), -1)
     matched[taken[taken >= 0]] = np.flatnonzero(taken >= 0)
     return matched
+
+
+def _all_judged(predictions: Sequence[ObjectPrediction]) -> tuple[NDArray[np.int64], Floats, Floats, Floats]:
+    """How many true objects each class has, and `_judged` of all predictions, column by column."""
+    count = len(predictions[0].classes) if predictions else 0
+    drawn, judged = np.zeros(count, np.int64), [np.zeros((0, 3))]
+    for prediction in predictions:
+        truth = prediction.truth
+        assert truth is not None
+        drawn += np.bincount(truth.classes[~truth.crowd], minlength=count)
+        judged.append(_judged(truth, prediction.target))
+    scores, right, of_class = np.concatenate(judged).T
+    return drawn, scores, right, of_class
 
 
 def _judged(truth: Objects, found: Objects) -> Floats:

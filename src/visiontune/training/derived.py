@@ -1,0 +1,39 @@
+"""What every derived recipe has, whatever its target: choices with their reasons, the datasets, the machine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from visiontune.data.dataset import Dataset
+from visiontune.machine import Hardware
+
+
+class Reasons:
+    """The reasons of choices, by the names of recipe fields: `why` of the recipe."""
+
+    def __init__(self) -> None:
+        self.why: dict[str, str] = {}
+
+    def choose(self, field: str, value: Any, reason: str) -> Any:
+        """Note the reason for a value, and return the value."""
+        self.why[field] = reason
+        return value
+
+
+def datasets_section(datasets: Sequence[Dataset], weights: Sequence[float | None]) -> list[dict[str, Any]]:
+    """`data.datasets` of a recipe."""
+    return [
+        {"path": str(d.path.resolve()), "content_hash": d.info.content_hash, "weight": weight}
+        for d, weight in zip(datasets, weights, strict=True)
+    ]
+
+
+def machine_section(machine: Hardware, ranks: int, reasons: Reasons) -> dict[str, Any]:
+    """`machine` of a recipe."""
+    choose, cores = reasons.choose, machine.cores
+    precise = "the device computes in bf16" if machine.bf16 else "no fast bf16 on this device"
+    return {
+        "device": choose("machine.device", machine.device, "the best device here"),
+        "precision": choose("machine.precision", "bf16" if machine.bf16 else "fp32", precise),
+        "workers": choose("machine.workers", min(8, max(1, (cores - 1) // ranks)), f"{cores} cores"),
+        "threads": choose("machine.threads", max(1, cores // ranks), f"{cores} cores for {ranks} ranks"),
+    }
