@@ -110,7 +110,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=None, help="instead of those that the recipe derives")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
         dataset = visiontune.prepare(arguments.bccd, Path(folder) / "data", repair=True)
         classes = dataset.index("train").classes

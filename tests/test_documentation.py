@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from visiontune.cli import main
+from visiontune.demo_shapes import draw_source
 from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
 from visiontune.recipe import reference
 from visiontune.training.receipts import NAMES
@@ -27,6 +28,7 @@ def test_the_commands_and_the_code_of_the_readme_run(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(digits_folder, tmp_path / "photos")
     _write_articles(tmp_path)
+    _draw_objects(tmp_path)
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) >= 13
     for name, *arguments in commands:
@@ -38,8 +40,21 @@ def test_the_commands_and_the_code_of_the_readme_run(
         exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "runs/a/report.html").is_file() and (tmp_path / "merged/config.json").is_file()
     assert (tmp_path / "ship/certificate.html").is_file()
+    assert (tmp_path / "detector/model.onnx").is_file() and (tmp_path / "runs/student/distilled").is_dir()
     ratios = json.loads((tmp_path / "runs/s/evaluations/test/ratios.json").read_text())
     assert len(ratios["points"]) + len(ratios["unreachable"]) == 3  # two asked for, and the run's own pages
+
+
+def _draw_objects(folder: Path) -> None:
+    """24 annotated images, three more without annotations, and one to ask about."""
+    annotations = draw_source(folder / "drawn", 24, size=(64, 64))
+    shutil.copytree(folder / "drawn/images", folder / "images")
+    shutil.copy(annotations, folder / "annotations.json")
+    more = draw_source(folder / "others", 3, size=(64, 64), seed=1).parent
+    shutil.copy(more / "images/0000.png", folder / "street.png")
+    (folder / "more").mkdir()
+    for image in (more / "images").iterdir():
+        shutil.copy(image, folder / "more" / f"another-{image.name}")
 
 
 def _write_articles(folder: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection
 from transformers.loss.loss_grounding_dino import GroundingDinoForObjectDetectionLoss
 from transformers.models.grounding_dino.modeling_grounding_dino import build_label_maps, build_text_mask
 
+from tests.object_samples import batch_of, data
 from visiontune.data.objects import Objects
 from visiontune.data.sample import ImageFile, Images, Sample
 from visiontune.errors import DataError
@@ -24,7 +25,7 @@ from visiontune.models.adapter import Batch
 from visiontune.models.grounding_dino import GroundingDinoAdapter, build_tiny, build_tiny_original, load, prepared
 from visiontune.models.parts import apply_states, check_parts, save_adapter
 from visiontune.models.set_loss import targets_of
-from visiontune.recipe import Data, DatasetUse, Lora, ObjectChoices
+from visiontune.recipe import Lora, ObjectChoices
 
 CLASSES = ("red square", "blue disc")
 KINDS = {"mm": build_tiny, "original": build_tiny_original}
@@ -34,10 +35,6 @@ MANY = tuple(f"part {number}" for number in range(100))
 
 def choices(classes: Sequence[str] = CLASSES, most: int = 100) -> ObjectChoices:
     return ObjectChoices(classes=tuple(classes), masks=False, mirror="none", most=most)
-
-
-def data(edge: int = SIDE) -> Data:
-    return Data(datasets=(DatasetUse(path="drawn", content_hash="0"),), image_longest_edge=edge)
 
 
 def objects(boxes: Sequence[Sequence[float]], classes: Sequence[int], **more: Any) -> Objects:
@@ -63,10 +60,6 @@ def sample(number: int, count: int = 2, size: tuple[int, int] = (SIDE, SIDE), ta
     image.save(file, "PNG")
     seen = Images((ImageFile(file.getvalue(), f"{number}.png"),))
     return Sample(f"s{number}", seen, objects(boxes, classes) if target is None else target)
-
-
-def batch_of(adapter: GroundingDinoAdapter, samples: Sequence[Sample]) -> Batch:
-    return adapter.encoder.collate([adapter.encoder.encode(one) for one in samples])
 
 
 def answers_of(adapter: GroundingDinoAdapter, batch: Batch) -> Any:
@@ -124,7 +117,7 @@ def adapter(folder: Path) -> GroundingDinoAdapter:
 
 
 def loaded(folder: Path, classes: Sequence[str] = CLASSES, **more: Any) -> GroundingDinoAdapter:
-    adapter = load(str(folder), None, data(), choices(classes, **more), 0)
+    adapter = load(str(folder), None, data(SIDE), choices(classes, **more), 0)
     adapter.network.eval()
     return adapter
 

@@ -1,7 +1,5 @@
 """Facts about SAM and SAM 2: what they see, what they learn from, the masks that they draw."""
 
-import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +9,17 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoImageProcessor, Sam2Processor, SamProcessor
 
+from tests.object_samples import as_sample, batch_of, changed, data, objects_of, picture_of, total, train
 from visiontune.data.annotations.masks import from_pixels, to_pixels
 from visiontune.data.objects import Objects
-from visiontune.data.sample import ImageFile, Images, Sample
+from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.metrics.mask_iou import prompted_mask_iou
 from visiontune.models import sam
 from visiontune.models.adapter import Features
 from visiontune.models.parts import apply_states, check_parts
 from visiontune.models.sam_loss import object_losses
-from visiontune.recipe import Data, DatasetUse, Lora, ObjectChoices, PartState
+from visiontune.recipe import Lora, ObjectChoices, PartState
 
 SIDE = 64
 CLASSES = ("light", "dark")
@@ -36,10 +35,6 @@ def choices(**changes: Any) -> ObjectChoices:
     return ObjectChoices(**{"classes": CLASSES, "masks": True, "mirror": "none", **changes})
 
 
-def data(side: int = SIDE) -> Data:
-    return Data(datasets=(DatasetUse(path="drawn", content_hash="0"),), image_longest_edge=side)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {family: tmp_path_factory.mktemp("models") / family for family in BUILDERS}
@@ -50,13 +45,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(params=list(BUILDERS))
 def model(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Any:
-    return sam.load(str(folders[request.param]), None, data(), choices(), 0)
+    return sam.load(str(folders[request.param]), None, data(SIDE), choices(), 0)
 
 
 @pytest.fixture
 def first(folders: dict[str, Path]) -> Any:
     """A SAM of the first generation."""
-    return sam.load(str(folders["sam"]), None, data(), choices(), 0)
+    return sam.load(str(folders["sam"]), None, data(SIDE), choices(), 0)
 
 
 def drawn(number: int, count: int = 3, width: int = 96, height: int = 64) -> Sample:
@@ -75,16 +70,7 @@ def drawn(number: int, count: int = 3, width: int = 96, height: int = 64) -> Sam
         boxes.append([left, top, wide, high])
         classes.append(kind)
         masks.append(from_pixels(np.asarray(mask)))
-    packed = io.BytesIO()
-    image.save(packed, "PNG")
-    target = Objects(
-        boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        classes=np.array(classes, np.int64),
-        masks=tuple(masks),
-        crowd=np.zeros(count, bool),
-        ids=tuple(range(count)),
-    )
-    return Sample(f"drawn {number}", Images((ImageFile(packed.getvalue(), f"{number}.png"),)), target)
+    return as_sample(f"drawn {number}", image, boxes, classes, masks)
 
 
 def many(number: int, count: int) -> Sample:
@@ -101,28 +87,6 @@ def many(number: int, count: int) -> Sample:
         crowd=rows < 0,
         ids=tuple(range(count)),
     )
-
-
-def objects_of(sample: Sample) -> Objects:
-    assert isinstance(sample.target, Objects)
-    return sample.target
-
-
-def changed(sample: Sample, **changes: Any) -> Sample:
-    return replace(sample, target=replace(objects_of(sample), **changes))
-
-
-def picture_of(sample: Sample) -> Image.Image:
-    assert isinstance(sample.seen, Images)
-    return Image.open(io.BytesIO(sample.seen.files[0].data))
-
-
-def batch_of(model: Any, samples: list[Sample]) -> Any:
-    return model.encoder.collate([model.encoder.encode(sample) for sample in samples])
-
-
-def total(model: Any, batch: Any) -> torch.Tensor:
-    return torch.stack([v.sum() / max(1.0, batch.weights[k]) for k, v in model.losses(batch).items()]).sum()
 
 
 def own_processor(model: Any, folders: dict[str, Path]) -> Any:
@@ -333,7 +297,7 @@ def test_other_sizes_and_data_without_masks_are_refused(folders: dict[str, Path]
             sam.load(str(folder), None, data(128), choices(), 0)
         assert "--data.image_longest_edge 64" in str(refused.value)
         with pytest.raises(ModelError, match="none are learned"):
-            sam.load(str(folder), None, data(), choices(masks=False), 0)
+            sam.load(str(folder), None, data(SIDE), choices(masks=False), 0)
 
 
 def test_sam2_as_published_for_videos_is_taken_for_its_images(folders: dict[str, Path], tmp_path: Path):
@@ -349,24 +313,15 @@ def test_sam2_as_published_for_videos_is_taken_for_its_images(folders: dict[str,
     (published / "config.json").write_text(json.dumps(config | {"model_type": "sam2_video"}))
     assert sam.native_image_size(AutoConfig.from_pretrained(published)) == SIDE
     for name in ("no_memory_embedding",):
-        assert name in sam.load(str(published), None, data(), choices(), 0).network.state_dict()
+        assert name in sam.load(str(published), None, data(SIDE), choices(), 0).network.state_dict()
 
 
 @pytest.mark.parametrize("family", list(BUILDERS))
 def test_a_tiny_model_learns_to_draw_better_than_filling_the_box(family: str, folders: dict[str, Path]):
-    model: Any = sam.load(str(folders[family]), None, data(), choices(), 0)
+    model: Any = sam.load(str(folders[family]), None, data(SIDE), choices(), 0)
     samples = [drawn(number) for number in range(4)]
-    batch, rate, steps = batch_of(model, samples), 4e-3, 150
-    optimizer = torch.optim.AdamW(model.network.parameters(), rate)
-    model.network.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 20, 1.1 - step / steps)
-        optimizer.zero_grad()
-        total(model, batch).backward()
-        torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
-        optimizer.step()
-    model.network.eval()
+    batch = batch_of(model, samples)
+    train(model, batch, 150, 4e-3)
     overlap = prompted_mask_iou([objects_of(sample) for sample in samples], [one.masks for one in model.find(batch)])
     assert overlap.mean.value is not None and overlap.filled_boxes.value is not None
     assert overlap.mean.value > overlap.filled_boxes.value + 0.05
