@@ -7,12 +7,15 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from visiontune.cli import main
 from visiontune.demo_shapes import draw_source
 from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
 from visiontune.recipe import reference
+from visiontune.simulated_neurons import simulate, write_npz
+from visiontune.training import plan
 from visiontune.training.receipts import NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -26,9 +29,11 @@ def test_the_commands_and_the_code_of_the_readme_run(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "TINY_STEPS", 250)  # enough for the accuracy that the README requires
     shutil.copytree(digits_folder, tmp_path / "photos")
     _write_articles(tmp_path)
     _draw_objects(tmp_path)
+    _simulate_sessions(tmp_path)
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
     assert len(commands) >= 13
     for name, *arguments in commands:
@@ -40,9 +45,21 @@ def test_the_commands_and_the_code_of_the_readme_run(
         exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "runs/a/report.html").is_file() and (tmp_path / "merged/config.json").is_file()
     assert (tmp_path / "ship/certificate.html").is_file()
+    with np.load(tmp_path / "rates.npz") as rates:
+        assert rates["rates"].shape == (100, 5)
     assert (tmp_path / "detector/model.onnx").is_file() and (tmp_path / "runs/student/distilled").is_dir()
     ratios = json.loads((tmp_path / "runs/s/evaluations/test/ratios.json").read_text())
     assert len(ratios["points"]) + len(ratios["unreachable"]) == 3  # two asked for, and the run's own pages
+
+
+def _simulate_sessions(folder: Path) -> None:
+    """Two sessions of neurons, another one, and 100 frames of the first as a movie."""
+    (folder / "sessions").mkdir()
+    for number, place in enumerate(("sessions/session-1", "sessions/session-2", "new-session")):
+        made = simulate(Path(place).name, seed=number, units=5, seconds=40, size=(16, 16), repeats=(1, 4))
+        write_npz(made, folder / f"{place}.npz")
+        if number == 0:
+            np.save(folder / "movie.npy", made.recording.stimulus[:100])
 
 
 def _draw_objects(folder: Path) -> None:

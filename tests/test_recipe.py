@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from visiontune.contract import DeviceContract, contract_for
 from visiontune.errors import RecipeError
-from visiontune.recipe import ObjectChoices, Recipe, Section, field_names, load, parse, read_fragment
+from visiontune.recipe import ObjectChoices, Recipe, ResponseChoices, Section, field_names, load, parse, read_fragment
 
 
 def values() -> dict[str, Any]:
@@ -112,7 +112,10 @@ def test_the_list_of_fields_names_each_field_that_can_be_set() -> None:
         names
     )
     assert "why" not in names and "schema_version" not in names
-    dumped = FOR_A_DEVICE.model_dump() | {"objects": dict(ObjectChoices.model_fields)}
+    dumped = FOR_A_DEVICE.model_dump() | {
+        "objects": dict(ObjectChoices.model_fields),
+        "responses": dict(ResponseChoices.model_fields),
+    }
     for name in names:
         section, _, field = name.partition(".")
         assert field in dumped[section] if field else section in dumped

@@ -1,6 +1,19 @@
 """visiontune turns a person's own images and annotations into a fine-tuned vision model, and proves each step."""
 
-from visiontune.api import doctor, evaluate, export, inspect, pause, predict, prepare, resume, train, verify
+from visiontune.api import (
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    pause,
+    predict,
+    predict_movies,
+    prepare,
+    prepare_recordings,
+    resume,
+    train,
+    verify,
+)
 from visiontune.errors import VisiontuneError
 
 __all__ = [
@@ -11,7 +24,9 @@ __all__ = [
     "inspect",
     "pause",
     "predict",
+    "predict_movies",
     "prepare",
+    "prepare_recordings",
     "resume",
     "train",
     "verify",

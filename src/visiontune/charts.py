@@ -1,4 +1,5 @@
-"""Small charts as inline SVG text: lines with bands, and one stacked bar. Pure functions; colours come from the page.
+"""Small charts as inline SVG text: lines with bands, histograms, and one stacked bar. Pure functions; colours come from
+the page.
 
 The page styles the classes `grid`, `frame`, `label`, `line-NAME`, `band`, `best` and `share-0`, `share-1`, ...
 """
@@ -156,6 +157,41 @@ def precision_recall_chart(mean: Values, classes: Sequence[tuple[str, Values]], 
         x_label="recall",
         y_range=(0, 1),
     )
+
+
+def histogram(values: Sequence[float], *, name: str, x_label: str, bars: int = 24) -> str:
+    """How many values lie where, as SVG text: about `bars` bars of one round width, their counts at the left.
+
+    A line marks zero where values lie on both sides of it. "" without values.
+    """
+    if not len(values):
+        return ""
+    edges = np.array(ticks(min(values), max(values), bars))
+    counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]  # an edge may round to within its value
+    y_ticks = [tick for tick in ticks(0.0, float(counts.max())) if tick == round(tick)]
+    scale = (WIDTH - LEFT - RIGHT) / (edges[-1] - edges[0])
+    height, baseline = (HEIGHT - TOP - BOTTOM) / y_ticks[-1], HEIGHT - BOTTOM
+
+    def across(x: float) -> float:
+        return LEFT + (x - edges[0]) * scale
+
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">']
+    for tick in y_ticks:
+        y = baseline - tick * height
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(LEFT - 7, y + 4, tick_label(tick), "end"))
+    for left, right, count in zip(edges, edges[1:], counts.tolist(), strict=False):
+        if count:
+            size = f'width="{max(across(right) - across(left) - 1, 1):.1f}" height="{count * height:.1f}"'
+            parts.append(f'<rect class="share-1" x="{across(left):.1f}" y="{baseline - count * height:.1f}" {size}/>')
+    for tick in ticks(float(edges[0]), float(edges[-1])):
+        if edges[0] <= tick <= edges[-1]:
+            parts.append(_text(across(tick), baseline + 16, tick_label(tick), "middle"))
+    if edges[0] < 0 < edges[-1]:
+        parts.append(f'<line class="frame" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="{TOP}" y2="{baseline}"/>')
+    parts.append(_text(WIDTH - RIGHT, HEIGHT - 4, x_label, "end"))
+    parts.append(f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{baseline}" y2="{baseline}"/>')
+    return "".join([*parts, "</svg>"])
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]], *, name: str) -> str:

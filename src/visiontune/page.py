@@ -25,6 +25,13 @@ NAMES = {
     "outside_labels": "Answers outside the labels",
     "answered": "Answered, not abstained",
     "accuracy_answered": "Accuracy of the answered",
+    "bits_per_spike": "Bits per spike",
+    "bits_per_spike_median": "Bits per spike, median unit",
+    "above_zero": "Units above zero",
+    "correlation": "Correlation, single trials",
+    "average_correlation": "Correlation with the average",
+    "feve": "FEVE",
+    "ccnorm": "CCnorm",
 }
 _FIGURES = {
     "ap": "AP",

@@ -13,7 +13,7 @@ from PIL import Image
 from visiontune.data.dataset import Dataset
 from visiontune.data.images import decode
 from visiontune.data.pages import pages
-from visiontune.data.sample import Images, ObjectPrediction, Prediction, Sample
+from visiontune.data.sample import Document, Images, ObjectPrediction, Prediction, Sample
 from visiontune.errors import DataError
 from visiontune.recipe import Recipe
 
@@ -125,7 +125,9 @@ def _thumbnails(found: _Found | None) -> list[Thumbnail]:
     if isinstance(sample.seen, Images):
         return [thumbnail(file.data) for file in sample.seen.files[:IMAGES_A_SAMPLE]]
     spec = dataset.info.pages
-    return [] if spec is None else [_page(p) for p in pages(sample.seen.text, spec, dataset.fonts())[:IMAGES_A_SAMPLE]]
+    if spec is None or not isinstance(sample.seen, Document):
+        return []
+    return [_page(page) for page in pages(sample.seen.text, spec, dataset.fonts())[:IMAGES_A_SAMPLE]]
 
 
 def _image(found: _Found | None) -> Image.Image | None:

@@ -5,28 +5,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from visiontune.contract import DeviceContract
 from visiontune.data.pages import PageSpec
 from visiontune.data.pages.legibility import LEGIBLE_X_HEIGHT
 from visiontune.errors import RecipeError
 from visiontune.files import write_text
+from visiontune.recipe_targets import Count, Curriculum, ObjectChoices, Positive, ResponseChoices, Section, Share
 
 SCHEMA_VERSION = 1
 
 TextMetric = Literal["accuracy", "exact_match", "rougeL"]
 ObjectMetric = Literal["box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap"]
+ResponseMetric = Literal["bits_per_spike", "correlation"]
 PartState = Literal["frozen", "lora", "full"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """One section of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DatasetUse(Section):
@@ -49,14 +42,16 @@ class Data(Section):
 
     datasets: tuple[DatasetUse, ...] = Field(min_length=1, description="the datasets, in order")
     prompt: str = Field(
-        default="", description="the question asked about each sample that brings none of its own; none about objects"
+        default="", description="the question asked about each sample that brings none of its own; of texts alone"
     )
     limit: Count | None = Field(
         default=None,
         description="use the first N rows of each split of each dataset only",
     )
-    image_longest_edge: Count = Field(
-        description="pixels to which the longer side is resized before tiling; of detectors the side of their input"
+    image_longest_edge: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="pixels to which the longer side is resized before tiling; of detectors the side of their input; "
+        "0 for responses, whose frames stay as recorded",
     )
     image_splitting: bool = Field(default=False, description="cut large images into tiles beside the overview")
     pages: PageSpec | None = Field(
@@ -76,7 +71,10 @@ class Data(Section):
     )
     max_tokens: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="longest sequence; longer answers are shortened and counted, images never cut; 0 for objects",
+        description="longest sequence; longer answers are shortened and counted, images never cut; of texts alone",
+    )
+    curriculum: Curriculum | None = Field(
+        default=None, description="draw samples by a score at first; of responses alone; none: all alike"
     )
 
     @model_validator(mode="after")
@@ -84,25 +82,6 @@ class Data(Section):
         if len({use.weight is None for use in self.datasets}) > 1:
             raise ValueError("give every dataset a weight, or none of them")
         return self
-
-
-class ObjectChoices(Section):
-    """Objects to be found in images; absent where the target is a text."""
-
-    classes: tuple[str, ...] = Field(min_length=1, description="names of the classes, in the order of their numbers")
-    masks: bool = Field(description="learn masks too; needs a model that draws them")
-    mirror: Literal["none", "horizontal", "all"] = Field(
-        description="mirror training images left to right, or in all ways: both mirrors and quarter turns"
-    )
-    most: Count = Field(default=100, description="objects found in an image at most")
-    queries: Count | None = Field(
-        default=None,
-        description="places for objects in a tiny detector, built for them; others have their own",
-    )
-    prompt_jitter: Share = Field(
-        default=0.1,
-        description="models that are told boxes: how far a side of a training box is moved, as a share of its length",
-    )
 
 
 class FeatureCache(Section):
@@ -152,6 +131,10 @@ class Schedule(Section):
     kind: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="shape after the warm-up")
     warmup: Share = Field(default=0.1, description="share of the steps in which the rate rises from zero")
     steps: Count = Field(description="optimiser steps of the whole run")
+    hours: Positive | None = Field(
+        default=None,
+        description="time for training; before the first step some are timed, and `steps` set in its place",
+    )
 
 
 class Batch(Section):
@@ -173,7 +156,7 @@ class Evaluation(Section):
 
     every: Count = Field(description="steps between evaluations")
     samples: Count = Field(description="validation samples each time, the same ones")
-    metric: TextMetric | ObjectMetric = Field(description="what the best checkpoint is chosen by")
+    metric: TextMetric | ObjectMetric | ResponseMetric = Field(description="what the best checkpoint is chosen by")
     answers: Literal["scored", "generated"] = Field(
         default="generated",
         description="scored: the label set's most probable label, from one reading of the prompt; generated: free text",
@@ -184,7 +167,7 @@ class Evaluation(Section):
     )
     patience: Count | None = Field(default=None, description="stop after so many evaluations without a better one")
     max_new_tokens: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="longest generated answer; 0 for objects"
+        default=0, description="longest generated answer; of texts alone"
     )
 
 
@@ -216,7 +199,10 @@ class Recipe(Section):
     model: ModelChoice
     data: Data
     objects: ObjectChoices | None = Field(
-        default=None, description="what is found in images; none: the target is a text"
+        default=None, description="what is found in images; none: the target is another"
+    )
+    responses: ResponseChoices | None = Field(
+        default=None, description="how neurons' responses are predicted; none: the target is another"
     )
     features: FeatureCache = FeatureCache()
     parts: dict[str, PartState] = Field(description="what happens to each part of the model")
@@ -233,30 +219,29 @@ class Recipe(Section):
     )
     why: dict[str, str] = Field(default_factory=dict, description="the reason for each derived choice")
 
+    @property
+    def target(self) -> Literal["text", "objects", "responses"]:
+        """What is learned."""
+        return "objects" if self.objects is not None else "responses" if self.responses is not None else "text"
+
     @model_validator(mode="after")
-    def _says_nothing_of_the_other_target(self) -> "Recipe":
-        metrics = get_args(ObjectMetric)
-        if self.objects is None:
-            needed = {"data.prompt": self.data.prompt, "data.max_tokens": self.data.max_tokens}
-            needed |= {"evaluation.max_new_tokens": self.evaluation.max_new_tokens}
-            if absent := [name for name, value in needed.items() if not value]:
-                raise ValueError(f"{absent[0]} is needed for texts")
-            if self.evaluation.metric in metrics:
-                raise ValueError(f"evaluation.metric is {self.evaluation.metric}, which is of objects")
-            return self
+    def _says_nothing_of_other_targets(self) -> "Recipe":
+        if self.objects is not None and self.responses is not None:
+            raise ValueError("objects and responses cannot be learned together")
+        metrics = METRICS[self.target]
         if self.evaluation.metric not in metrics:
             raise ValueError(
-                f"evaluation.metric is {self.evaluation.metric}; of objects there are {', '.join(metrics)}"
+                f"evaluation.metric is {self.evaluation.metric}; of {self.target} there are {', '.join(metrics)}"
             )
-        plain = {"data": ("prompt", "image_splitting", "pages", "augmented_views", "least_x_height", "max_tokens")}
-        plain |= {"evaluation": ("answers", "wanted_accuracy", "max_new_tokens")}
-        for section, names in plain.items():
-            chosen: BaseModel = getattr(self, section)
-            for name in names:
-                if getattr(chosen, name) != type(chosen).model_fields[name].default:
-                    raise ValueError(f"{section}.{name} is of texts, and objects are found here")
-        if self.device is not None or self.moe_dropout != MoeDropout():
-            raise ValueError("device and moe_dropout are of texts, and objects are found here")
+        needed = {"data.image_longest_edge": self.target != "responses"}
+        needed |= dict.fromkeys(("data.prompt", "data.max_tokens", "evaluation.max_new_tokens"), self.target == "text")
+        for name, wanted in needed.items():
+            if wanted and not _value(self, name):
+                raise ValueError(f"{name} is needed for {self.target}")
+        for targets, names in FIELDS_OF.items():
+            for name in names if self.target not in targets else ():
+                if _value(self, name) != _default(self, name):
+                    raise ValueError(f"{name} is of {' and '.join(targets)}; here {self.target} are learned")
         return self
 
     @model_validator(mode="after")
@@ -293,8 +278,10 @@ class Recipe(Section):
                 raise RecipeError(
                     f"'{name}' is set, but the recipe is for no device.", fix="name one: --for android-256"
                 )
-            if sections == ["objects"] and self.objects is None:
-                raise RecipeError(f"'{name}' is set, but the target is a text.", fix="train on boxes or masks")
+            if sections in (["objects"], ["responses"]) and self.target != sections[0]:
+                raise RecipeError(
+                    f"'{name}' is set, and the recipe learns {self.target}.", fix=f"train on {sections[0]}"
+                )
             place: Any = values
             for section in sections:
                 place = place[section]
@@ -307,20 +294,44 @@ class Recipe(Section):
         return self.changed(dict(_leaves(fragment)))
 
 
+METRICS = {"text": get_args(TextMetric), "objects": get_args(ObjectMetric), "responses": get_args(ResponseMetric)}
+# Fields that only recipes for these targets may set.
+FIELDS_OF = {
+    ("text",): (
+        *(f"data.{name}" for name in ("prompt", "image_splitting", "pages", "augmented_views", "least_x_height")),
+        *("data.max_tokens", "evaluation.answers", "evaluation.wanted_accuracy", "evaluation.max_new_tokens"),
+        *("device", "moe_dropout"),
+    ),
+    ("text", "objects"): ("data.image_longest_edge", "data.augment"),
+    ("responses",): ("data.curriculum",),
+}
+
+
+def _value(recipe: Any, name: str) -> Any:
+    for part in name.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
+
+
+def _default(recipe: Recipe, name: str) -> Any:
+    section, _, field = name.rpartition(".")
+    owner: BaseModel = _value(recipe, section) if section else recipe
+    return type(owner).model_fields[field].default
+
+
 def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"
-        if isinstance(inner, dict) and inner and name not in ("why", "data.pages"):
+        if isinstance(inner, dict) and inner and name not in WHOLE:
             leaves += _leaves(inner, f"{name}.")
-        elif name not in ("why", "schema_version", "device.profile") and (name, inner) not in (
-            ("device", None),
-            ("objects", None),
-        ):
+        elif name not in ("why", "schema_version", "device.profile") and (name, inner) not in ABSENT:
             leaves.append((name, inner))
     return leaves
 
 
+WHOLE = ("why", "data.pages", "data.curriculum", "responses.penalties")  # fields whose values are mappings
+ABSENT = (("device", None), ("objects", None), ("responses", None))
 FOLLOWS_THE_DEVICE = {
     "data.image_longest_edge": "device.image_size",
     "evaluation.max_new_tokens": "device.max_new_tokens",
@@ -328,10 +339,10 @@ FOLLOWS_THE_DEVICE = {
 
 
 def _sections() -> dict[str, type[BaseModel]]:
-    """The sections of a recipe; those of objects and of the device are there only in recipes for these."""
+    """The sections of a recipe; those of one target and of the device are there only in recipes for these."""
     plain = {name: field.annotation for name, field in Recipe.model_fields.items()}
     found = {name: kind for name, kind in plain.items() if isinstance(kind, type) and issubclass(kind, Section)}
-    return {**found, "objects": ObjectChoices, "device": DeviceContract}
+    return {**found, "objects": ObjectChoices, "responses": ResponseChoices, "device": DeviceContract}
 
 
 def field_names() -> list[str]:

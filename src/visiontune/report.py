@@ -17,6 +17,7 @@ from visiontune.page import NAMES, fill, within
 from visiontune.pictures import SHOWN_PIXELS, Pictures
 from visiontune.recipe import Recipe
 from visiontune.report_objects import found_objects, objects_taught
+from visiontune.report_responses import found_responses, is_of_responses
 from visiontune.run import Run
 
 MISTAKES_SHOWN, CORRECT_SHOWN = 16, 8
@@ -42,7 +43,8 @@ def write_report(run: Run) -> Path:
     steps, checks, receipts = run.metrics("step"), run.metrics("evaluation"), run.receipts
     pictures, evaluations = Pictures(recipe), _evaluations(run)
     objects = found_objects(run, recipe, evaluations, pictures)
-    texts = evaluations if objects is None else {}
+    responses = found_responses(run, recipe, evaluations)
+    texts = {} if objects else {split: value for split, value in evaluations.items() if not is_of_responses(value)}
     shown = [example for one in receipts if one["name"] == "supervised" for example in one["examples"]]
     shown = shown[:SUPERVISED_SHOWN]
     facts = {
@@ -59,7 +61,8 @@ def write_report(run: Run) -> Path:
         "evaluations": texts,
         "metric_names": list(dict.fromkeys(name for value in texts.values() for name in value["metrics"])),
         "objects": objects,
-        "unit": "samples" if objects is None else "images",
+        "responses": responses,
+        "unit": "images" if objects else "units" if responses or (recipe and recipe.responses) else "samples",
         "baselines": _of_first_split(run, "baselines.json"),
         "ratios": _ratios(run),
         "calibration": run.read_json("calibration.json"),
@@ -70,6 +73,7 @@ def write_report(run: Run) -> Path:
         "measures": run.read_json("measures.json"),
         "supervised": [(one, pictures.of_example(one)) for one in shown if "segments" in one],
         "taught": objects_taught([one for one in shown if "objects" in one], recipe, pictures),
+        "spikes": [one for one in shown if "spikes" in one],
         "predictions": _predictions(run, texts, pictures),
         "written": _written(run, texts, pictures),
         "confusion": _confusion(texts),
@@ -201,10 +205,9 @@ def _curves(recipe: Recipe | None, best: Entry | None, steps: list[Entry], check
         )
         curves.append(("Learning rate", f"highest {max(rates):.3g}", Markup(chart)))
     of_steps("Gradient norm", "before clipping, drawn likewise", [entry.get("gradient_norm") for entry in steps])
-    for unit in ("samples", "tokens"):
-        of_steps(
-            f"{unit.capitalize()} a second", "whole steps, drawn likewise", [_speed(entry, unit) for entry in steps]
-        )
+    of_clips = recipe is not None and recipe.responses is not None
+    for unit, name in (("samples", "Clips" if of_clips else "Samples"), ("tokens", "Frames" if of_clips else "Tokens")):
+        of_steps(f"{name} a second", "whole steps, drawn likewise", [_speed(entry, unit) for entry in steps])
     return curves
 
 

@@ -20,6 +20,7 @@ from visiontune.run import Run
 from visiontune.run_group import RunGroup
 from visiontune.training import loop
 from visiontune.training.loop import train_run
+from visiontune.training.plan_objects import TINY
 from visiontune.training.teacher import Teacher
 
 QUICK: dict[str, Any] = {
@@ -28,6 +29,7 @@ QUICK: dict[str, Any] = {
     "batch.samples": 4,
     "batch.window": 16,
     "schedule.steps": 6,
+    "optimizer.learning_rate": 3e-4,  # what rounding does to a step grows with it
     "evaluation.every": 3,
     "evaluation.samples": 4,
     "checkpoints.every": 2,
@@ -360,3 +362,10 @@ def test_segmenters_need_masks(tmp_path: Path) -> None:
         train(boxes, tmp_path / "run", model="tiny/sam")
     with pytest.raises(ModelError, match="both a detector"):
         train(boxes, tmp_path / "other", model="tiny/rf-detr,tiny/mm-grounding-dino")
+
+
+def test_a_small_detector_learns_faster_where_steps_hold_more_objects() -> None:
+    """Measured: at 8 objects a step 1e-3 learns nothing, at 60 3e-4 does not."""
+    rates = [TINY["rf_detr"].rate(objects)[0] for objects in (1, 8, 60, 1000)]
+    assert rates == [3e-4, 3e-4, 8e-4, 1e-3]
+    assert TINY["sam"].rate(1000)[0] == TINY["sam"].rate(1)[0]

@@ -178,8 +178,8 @@ def test_frozen_sees_a_buffer_that_moved(plan: Plan, monkeypatch: pytest.MonkeyP
 def test_frozen_sees_a_frozen_weight_that_learns(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     original = session.optimizers.build
 
-    def build(module: Any, parts: Any, recipe: Any) -> Any:
-        optimizer = original(module, parts, recipe)
+    def build(module: Any, parts: Any, recipe: Any, undecayed: Any) -> Any:
+        optimizer = original(module, parts, recipe, undecayed)
         weight = next(p for n, p in module.named_parameters() if "vision_model" in n)
         weight.grad = torch.zeros_like(weight)
         return optimizer

@@ -12,7 +12,13 @@ from PIL import Image
 
 import visiontune
 from tests.conftest import QUICK
-from tests.training import test_document_recipes, test_document_runs, test_features, test_object_runs
+from tests.training import (
+    test_document_recipes,
+    test_document_runs,
+    test_features,
+    test_object_runs,
+    test_response_runs,
+)
 from visiontune.data.dataset import Dataset
 from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
@@ -291,10 +297,12 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "moe_dropout.experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
         "moe_dropout.gates": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
         "moe_dropout.keep_experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
+        "schedule.hours": test_response_runs.test_hours_become_a_recorded_number_of_steps,
         "machine.recompute": test_recomputing_layers_keeps_less_and_leaves_the_losses,
     }
     tables = [*CHANGES_LOSSES, *CHANGES_DEVICE_LOSSES, *ONE_VALUE, *TOLD_TO_THE_APP]
     tables += [name for name in test_object_runs.CHANGES_LOSSES if name.startswith("objects.")]
+    tables += test_response_runs.CHANGES_LOSSES
     assert sorted([*tables, *by_name]) == sorted(field_names())
 
 

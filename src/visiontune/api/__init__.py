@@ -2,11 +2,25 @@
 
 from typing import Any
 
-from visiontune.api.data_verbs import inspect, prepare
+from visiontune.api.answer_verbs import evaluate, predict, predict_movies
+from visiontune.api.data_verbs import inspect, prepare, prepare_recordings
 from visiontune.api.export_verbs import export, verify
-from visiontune.api.run_verbs import evaluate, pause, predict, resume, train
+from visiontune.api.run_verbs import pause, resume, train
 
-__all__ = ["doctor", "evaluate", "export", "inspect", "pause", "predict", "prepare", "resume", "train", "verify"]
+__all__ = [
+    "doctor",
+    "evaluate",
+    "export",
+    "inspect",
+    "pause",
+    "predict",
+    "predict_movies",
+    "prepare",
+    "prepare_recordings",
+    "resume",
+    "train",
+    "verify",
+]
 
 
 def doctor() -> dict[str, Any]:

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from visiontune.data.inspect import Inspection
     from visiontune.data.materialise import ImageFormat
     from visiontune.data.pages import PageSpec
+    from visiontune.data.recordings.inspect import RecordingsInspection
     from visiontune.data.workers import Engine
 
 Source = str | Path
+
+_LEAVE = "leave it out"
 
 
 def inspect(
@@ -27,17 +30,24 @@ def inspect(
     pages: PageSpec | Mapping[str, object] | None = None,
     fonts: Sequence[Source] | None = None,
     model: str | None = None,
-) -> Inspection:
+) -> Inspection | RecordingsInspection:
     """What the data are, what would be trained, and what is wrong with them. Raises DataError.
 
     `columns`, `pages` and `fonts` are those of `prepare`. `model` (hub id, folder, tiny/...) adds what that model makes
-    of documents: the size at which it sees the letters, tokens, compression; raises ModelError.
+    of documents: the size at which it sees the letters, tokens, compression; raises ModelError. Recordings of neurons,
+    raw or prepared, take none of these options.
     """
     from visiontune.data.dataset import Dataset
     from visiontune.data.inspect import inspect as inspect_data
+    from visiontune.data.recordings.inspect import inspect_recordings
+    from visiontune.data.recordings.prepare import holds_recordings
     from visiontune.data.remote import is_url
 
     place = Dataset.open(source).path if is_url(source) else Path(source)
+    if holds_recordings(place):
+        if not limit is columns is pages is fonts is model is None:
+            raise DataError("these are recordings; this option is for images and texts", where=str(place), fix=_LEAVE)
+        return inspect_recordings(place)
     found = inspect_data(place, limit=limit, columns=columns, pages=pages, fonts=_paths(fonts))
     if model is None:
         return found
@@ -83,10 +93,11 @@ def prepare(
     `workers` are processes of this machine or, with the `engine` "ray", of a Ray cluster. Where `out` is a URL of a
     file system that fsspec knows ("s3://bucket/data"), the dataset is prepared in the local folder `staging` (by
     default one named after the URL, in the current folder) and copied; what is returned stands there. `push` uploads it
-    to a hub repository, private unless `public`.
+    to a hub repository, private unless `public`. Recordings of neurons are for `prepare_recordings`.
     """
     from visiontune.data.corpora import known_corpus, open_corpus
     from visiontune.data.prepare import prepare as prepare_data
+    from visiontune.data.recordings.prepare import is_recordings
     from visiontune.data.remote import fetch_earlier, is_url, local_name, send, without_password
     from visiontune.data.sources import Source as Named
 
@@ -108,6 +119,12 @@ def prepare(
 
         fit = fitted(model, ratio)
     given = [source] if isinstance(source, str | Path) else list(source)
+    if recordings := [one for one in given if is_recordings(Path(one))]:
+        raise DataError(
+            "this is a recording, and recordings become a dataset each",
+            where=str(recordings[0]),
+            fix="visiontune.prepare_recordings(source, out), without other data beside it",
+        )
     corpora = [None if Path(one).exists() else known_corpus(str(one)) for one in given]
     for one, corpus in zip(given, corpora, strict=True):
         if corpus is None and not Path(one).exists():
@@ -133,6 +150,23 @@ def prepare(
 
         push_dataset(dataset, push, private=not public)
     return dataset
+
+
+def prepare_recordings(
+    source: Source | Sequence[Source], out: Source, *, seed: int = 0, rate: float | None = None, strict: bool = False
+) -> list[Dataset]:
+    """Recordings of neurons on disk, split and hashed, one dataset a session: `out`/NAME. Raises DataError.
+
+    A source is a session (a folder of arrays, an NPZ, HDF5 or NWB file, a folder of SENSORIUM's layout) or a folder of
+    sessions. `rate`, in bins a second, puts whole bins together: counts are summed. With `strict`, a trial that would
+    be left out is an error.
+    """
+    from visiontune.data.dataset import Dataset
+    from visiontune.data.recordings.prepare import prepare_recordings as prepare_sessions
+
+    given = [source] if isinstance(source, str | Path) else source
+    paths = prepare_sessions([Path(one) for one in given], Path(out), seed=seed, rate=rate, strict=strict)
+    return [Dataset.open(path) for path in paths]
 
 
 def _paths(sources: Sequence[Source] | None) -> list[Path] | None:

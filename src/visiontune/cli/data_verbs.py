@@ -1,13 +1,16 @@
 """`inspect` and `prepare` at the command line."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
 
 import visiontune
 from visiontune.cli.answer import Answer, Limit, counts
-from visiontune.errors import RecipeError
+from visiontune.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from visiontune.data.dataset import Dataset
 
 Columns = Annotated[str | None, Parameter(help="columns of a table, as document=body,answer=tldr")]
 PageSize = Annotated[str | None, Parameter(help="pixels of a page for documents, as 1024x1024")]
@@ -35,11 +38,16 @@ def inspect(
     ----------
     data
         a folder of images, a table of long texts (JSONL, CSV, Parquet), annotations of objects (COCO, YOLO, Pascal
-        VOC), or a prepared dataset, also at a URL
+        VOC), recordings of neurons (a session or a folder of them), or a prepared dataset, also at a URL
     """
+    from visiontune.data.recordings.inspect import RecordingsInspection
+
     pages = _pages(page, font_size, line_spacing)
     options: dict[str, Any] = {"limit": limit, "columns": _columns(columns), "pages": pages, "fonts": font}
-    found = visiontune.inspect(data, model=model, **options).to_json()
+    inspection = visiontune.inspect(data, model=model, **options)
+    found = inspection.to_json()
+    if isinstance(inspection, RecordingsInspection):
+        return Answer(found, "\n".join([inspection.table(), *_recording_lines(found), *_fault_lines(found["faults"])]))
     lines = [f"{found['samples']} samples; " + ", ".join(f"{split} {n}" for split, n in found["splits"].items())]
     for target, facts in found["targets"].items():
         labels = facts.get("labels")
@@ -47,6 +55,15 @@ def inspect(
     lines += _document_lines(found["documents"]) + _object_lines(found["targets"].get("objects"))
     lines.append("trains: " + ("; ".join(f"{t['kind']} ({t['target']})" for t in found["trains"]) or "nothing yet"))
     return Answer(found, "\n".join([*lines, *_fault_lines(found["faults"]), f"{len(found['faults'])} faults"]))
+
+
+def _recording_lines(found: dict[str, Any]) -> list[str]:
+    sessions, seconds = len(found["sessions"]), ", ".join(f"{s} {n:,.0f}" for s, n in found["splits"].items())
+    return [
+        f"{sessions} sessions, {found['units']} units, {found['seconds']:,.0f} seconds ({seconds})",
+        f"trains: {'; '.join(t['kind'] for t in found['trains']) or 'nothing yet'}",
+        f"{len(found['faults'])} faults",
+    ]
 
 
 def _fault_lines(found: list[dict[str, str]], shown: int = 3) -> list[str]:
@@ -140,6 +157,7 @@ def prepare(
     seed: int = 0,
     limit: Limit = None,
     strict: bool = False,
+    rate: Annotated[float | None, Parameter(help="bins a second of recordings: whole bins are put together")] = None,
     repair: Annotated[bool, Parameter(help="mend boxes and masks; repairs.jsonl lists every change")] = False,
     workers: int | None = None,
     columns: Columns = None,
@@ -166,7 +184,8 @@ def prepare(
     ----------
     data
         a folder of images, a table of long texts (JSONL, CSV, Parquet; a file or a folder of them), or the name of a
-        known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of them
+        known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of
+        them; or recordings of neurons (sessions, or folders of them), which become a dataset each inside --out
     out
         folder of the dataset, or a URL such as s3://bucket/data; an earlier one there is extended, its rows keep their
         split
@@ -177,12 +196,23 @@ def prepare(
     workers
         processes; as many as cores where not given
     """
+    from visiontune.data.recordings.prepare import is_recordings
+
     if listed:
         return _corpora()
     if not data or out is None:
         raise CycloptsError(msg="`prepare` needs data and --out FOLDER, or --list.")
-    options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
     pages = _pages(page, font_size, line_spacing)
+    if all(map(is_recordings, data)):
+        others = {"--limit": limit, "--workers": workers, "--columns": columns, "--page": pages, "--font": font}
+        others |= {"--max-pages": max_pages, "--ratio": ratio, "--model": model, "--materialise": materialise}
+        others |= {"--staging": staging, "--push": push, "--repair": repair or None, "--public": public or None}
+        if unfit := [name for name, value in others.items() if value is not None]:
+            raise DataError("This option is not for recordings.", where=unfit[0], fix="leave it out")
+        return _sessions(visiontune.prepare_recordings(data, out, seed=seed, rate=rate, strict=strict))
+    if rate is not None:
+        raise DataError("Only recordings are converted to a rate.", where="--rate", fix="leave it out")
+    options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
     options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
     options |= {"engine": engine, "materialise": materialise, "staging": staging, "push": push, "public": public}
     dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, **options)
@@ -191,6 +221,19 @@ def prepare(
     cut = f", {dataset.info.windows} cut to a window" if dataset.info.windows else ""
     text = f"{len(dataset)} samples ({splits}){cut}, {len(dataset.info.left_out)} left out: {dataset.path}"
     return Answer({"path": str(dataset.path), **info}, text)
+
+
+def _sessions(datasets: "list[Dataset]") -> Answer:
+    """What was made of recordings, a line a session."""
+    value = [{"path": str(dataset.path), **dataset.info.model_dump(mode="json")} for dataset in datasets]
+    lines = []
+    for dataset in datasets:
+        found = dataset.info.recording
+        assert found is not None
+        seconds = ", ".join(f"{split} {n:,.0f} s" for split, n in found.seconds.items())
+        left_out = f", {len(dataset.info.left_out)} trials left out" if dataset.info.left_out else ""
+        lines.append(f"{found.name}: {len(found.units)} units ({seconds}){left_out}: {dataset.path}")
+    return Answer({"datasets": value}, "\n".join(lines))
 
 
 def _corpora() -> Answer:

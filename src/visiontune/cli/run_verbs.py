@@ -24,12 +24,19 @@ def train(
     unlabelled: Annotated[
         list[Path] | None, Parameter(help="folder of images that the teacher labels for the student; may be repeated")
     ] = None,
+    start: Annotated[
+        Path | None, Parameter(name="--from", help="a run whose core is kept, for recordings of other units")
+    ] = None,
     weights: Annotated[str | None, Parameter(help="share of the draws of each dataset, as 2,1")] = None,
+    mixture: Annotated[
+        str | None, Parameter(help="a rule for these shares: uniform, proportional, subject, temperature=0.5")
+    ] = None,
     recipe: Annotated[
         Path | None, Parameter(help="YAML file, whole or partial, that changes the derived recipe")
     ] = None,
     preset: Annotated[str | None, Parameter(help="quick, standard, quality or low-memory")] = None,
     epochs: Annotated[float | None, Parameter(help="how often each sample is seen; sets schedule.steps")] = None,
+    hours: Annotated[float | None, Parameter(help="time for training, turned into steps before the first one")] = None,
     limit: Limit = None,
     seed: Annotated[int | None, Parameter(help="seed of order, new weights and dropout")] = None,
     device_profile: Annotated[
@@ -44,7 +51,7 @@ def train(
     Parameters
     ----------
     data
-        prepared datasets, also at a URL, or folders of images
+        prepared datasets, also at a URL, folders of images, or recordings of neurons
     model
         hub id, folder of a checkpoint, or a tiny one to try: tiny/smolvlm, tiny/deepseek-ocr, tiny/deepseek-ocr2 for
         texts; tiny/rf-detr, tiny/grounding-dino, tiny/mm-grounding-dino, tiny/sam, tiny/sam2 for objects. Objects need
@@ -61,10 +68,13 @@ def train(
             out=out,
             teacher=teacher,
             unlabelled=unlabelled or (),
+            start=start,
             weights=shares,
+            mixture=mixture,
             preset=preset,
             recipe=recipe,
             epochs=epochs,
+            hours=hours,
             limit=limit,
             device_profile=device_profile,
             overrides=overrides,
@@ -158,9 +168,11 @@ def predict(
         Path | None, Parameter(help="folder for the images with what was found; else RUN/predictions")
     ] = None,
     least_score: Annotated[float | None, Parameter(help="draw and list objects with at least this score, 0.3")] = None,
+    session: Annotated[str | None, Parameter(help="of a run on recordings: whose units are predicted")] = None,
+    out: Annotated[Path | None, Parameter(help="of a run on recordings: the .npz file for the rates")] = None,
 ) -> Answer:
     """Answers about image files, or about all images of folders; about text files, where documents were trained on.
-    Objects that are found are listed and drawn.
+    Objects that are found are listed and drawn. A run on recordings predicts responses to movies (.npy).
 
     Parameters
     ----------
@@ -169,7 +181,14 @@ def predict(
     """
     from visiontune.api.object_verbs import LEAST_SHOWN
     from visiontune.data.sample import Prediction
+    from visiontune.run import Run
 
+    if (run / "recipe.yaml").is_file() and Run(run).recipe.responses is not None:
+        others = {"--prompt": prompt, "--limit": limit, "--classes": classes, "--pictures": pictures}
+        _refuse_given({**others, "--least-score": least_score}, "is not for a run on recordings")
+        written = visiontune.predict_movies(run, images, session=session, out=out, step=step, device=device)
+        return Answer({"predictions": [str(path) for path in written]}, "\n".join(map(str, written)))
+    _refuse_given({"--session": session, "--out": out}, "is for runs on recordings")
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     predictions = visiontune.predict(
         run, images, prompt=prompt, limit=limit, step=step, device=device, classes=names, pictures=pictures,
@@ -183,6 +202,11 @@ def predict(
         for p in predictions
     ]
     return Answer({"predictions": [p.to_json() for p in predictions]}, "\n".join(lines))
+
+
+def _refuse_given(options: dict[str, Any], why: str) -> None:
+    if given := [name for name, value in options.items() if value is not None]:
+        raise RecipeError(f"{given[0]} {why}.", where=given[0], fix="leave it out")
 
 
 def _found(prediction: "ObjectPrediction", least_score: float) -> str:
@@ -260,7 +284,7 @@ def verify(
     return Answer({"path": str(path), "checks": checks}, "\n".join(lines))
 
 
-def demo(name: Literal["digits", "pages", "boxes"] = "digits", *, out: Path | None = None) -> Answer:
+def demo(name: Literal["digits", "pages", "boxes", "responses"] = "digits", *, out: Path | None = None) -> Answer:
     """Train a tiny model, and show what it proves.
 
     Parameters
@@ -268,11 +292,17 @@ def demo(name: Literal["digits", "pages", "boxes"] = "digits", *, out: Path | No
     name
         digits: real scanned digits, up to the file that a phone runs (needs the extra [demo]); pages: a small
         DeepSeek-OCR learns to read words that it was never shown; boxes: shapes on photographs, found by a small
-        detector, up to the ONNX file (needs the extras [demo] and [onnx])
+        detector, up to the ONNX file (needs the extras [demo] and [onnx]); responses: simulated neurons, whose best
+        possible score is known (needs the extra [demo])
     out
-        folder for the data, the dataset and the run, by default `demo`, `demo-pages` or `demo-boxes`; what stands there
-        is used again
+        folder for the data, the dataset and the run, by default `demo`, `demo-pages`, `demo-boxes` or `demo-responses`;
+        what stands there is used again
     """
+    if name == "responses":
+        from visiontune.demo_responses import responses
+
+        value, text = responses(out or Path("demo-responses"))
+        return Answer(value, text)
     if name == "boxes":
         from visiontune.demo_boxes import boxes
 

@@ -13,14 +13,17 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from visiontune.data.dataset_info import DatasetInfo, ShardInfo, read_info
 from visiontune.data.folder import font_name
 from visiontune.data.objects import Objects, from_text
 from visiontune.data.pages import DEFAULT_FONT, FontRef, Fonts, PageSpec, load_fonts
 from visiontune.data.remote import fetch, is_url, local_name, without_password
+from visiontune.data.responses import Responses
 from visiontune.data.sample import Document, ImageFile, Images, Sample, Text
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
@@ -127,7 +130,7 @@ class Index:
     pages: list[int] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
 
-    def target(self, i: int) -> Text | Objects:
+    def target(self, i: int) -> Text | Objects | Responses:
         """What is to be said of row i."""
         if self.classes is None:
             return Text(answer=self.answers[i], prompt=self.prompts[i])
@@ -227,6 +230,10 @@ class Dataset:
             return Sample(row["id"], Document(row["document"]), target)
         files = tuple(ImageFile(data=image["bytes"], path=image["path"]) for image in row["images"])
         return Sample(row["id"], Images(files), target)
+
+    def scores(self, split: str) -> dict[str, NDArray[np.float64]]:
+        """Scores of the samples of a split by which a curriculum may draw them, by name; (rows,) each."""
+        return {}
 
     def fonts(self) -> Fonts:
         """The fonts of the page spec, loaded; DataError where the dataset holds no documents or a font was changed."""

@@ -47,7 +47,7 @@ class LeftOut(_Model):
 
 
 class ShardInfo(_Model):
-    """One Parquet file: its rows, its size in bytes and the SHA-256 of its bytes."""
+    """One file: its rows (of an array its bins), its size in bytes and the SHA-256 of its bytes."""
 
     rows: int
     bytes: int
@@ -149,20 +149,60 @@ class ObjectSummary(_Model):
         )
 
 
-Seen = Literal["images", "documents"]
+class RecordingSummary(_Model):
+    """The recording of a dataset whose samples are clips.
+
+    `rate` is in bins a second; `stimulus` is the dtype of the frames on disk. `kinds` counts the trials of each kind of
+    stimulus, `conditions` those stimuli that are shown in more than one trial. `trials`, `bins` and `seconds` say what
+    stands in each split. `spikes` and `valid` are the sum of the valid counts and the share of counts that are valid,
+    in the bins of all trials. What models are fitted with comes from the valid bins of the train split alone:
+    `stimulus_mean` and `stimulus_std` over pixels, `behaviour_mean` and `behaviour_std` of each channel, `mean_counts`
+    of each unit in a bin.
+    """
+
+    name: str
+    subject: str | None
+    rate: float
+    bins: dict[str, int]
+    height: int
+    width: int
+    stimulus: str
+    units: tuple[str, ...]
+    kinds: dict[str, int]
+    conditions: int
+    behaviour_names: tuple[str, ...]
+    eye: bool
+    trials: dict[str, int]
+    seconds: dict[str, float]
+    spikes: float
+    valid: float
+    stimulus_mean: float
+    stimulus_std: float
+    behaviour_mean: tuple[float, ...]
+    behaviour_std: tuple[float, ...]
+    mean_counts: tuple[float, ...]
+
+    @property
+    def unit_keys(self) -> tuple[str, ...]:
+        """The names of the units among those of other sessions: session/unit."""
+        return tuple(f"{self.name}/{unit}" for unit in self.units)
+
+
+Seen = Literal["images", "documents", "clips"]
 
 
 class DatasetInfo(_Model):
     """What dataset.json says. `labels` is the closed label set with counts, or None where answers are free text.
 
-    `pages` says how documents become pages; `images` and `documents` summarise what is seen. Where documents may have
+    `pages` says how documents become pages; `images`, `documents` and `recording` summarise what is seen. Of a
+    recording, `splits` counts trials: how many clips they give depends on the clips' length. Where documents may have
     no more than `max_pages`, `windows` counts those of which a part around the answer is shown.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
     content_hash: str
     seen: Seen = "images"
-    target: Literal["text", "objects"] = "text"
+    target: Literal["text", "objects", "responses"] = "text"
     labels: dict[str, int] | None
     splits: dict[str, int]
     split_seed: int
@@ -171,6 +211,7 @@ class DatasetInfo(_Model):
     images: ImageSummary | None
     documents: DocumentSummary | None = None
     objects: ObjectSummary | None = None
+    recording: RecordingSummary | None = None
     mended: int = 0
     pages: PageSpec | None = None
     max_pages: int | None = None

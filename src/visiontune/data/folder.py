@@ -16,6 +16,8 @@ _NAMES = (
     r"font-[0-9a-f]{16}\.font",
     re.escape(INFO_NAME),
     re.escape(REPAIRS_NAME),
+    r"(?:stimulus|counts|valid|behaviour|eye)\.npy",
+    r"trials\.json",
 )
 _WRITTEN = re.compile("|".join(rf"{name}|\.{name}\.(?:\d+\.)?part" for name in _NAMES))
 

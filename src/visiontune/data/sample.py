@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontune.data.objects import Objects, from_entries, to_entries
+from visiontune.data.responses import Clip, Responses
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Sample:
     """One thing to learn from: what is seen and its target. `id` is unique inside a dataset."""
 
     id: str
-    seen: Images | Document
-    target: Text | Objects
+    seen: Images | Document | Clip
+    target: Text | Objects | Responses
 
     @property
     def text(self) -> Text:

@@ -156,6 +156,7 @@ class ModelAdapter(ABC):
     encoder: Encoder[Any]
     parts: tuple[Part, ...]
     feature_parts: tuple[str, ...] = ()  # frozen, they make features that can be kept; () for none
+    undecayed: frozenset[str] = frozenset()  # weights that decay would move to a place, not make small; by their names
 
     @property
     def trained_module(self) -> torch.nn.Module:
@@ -171,6 +172,10 @@ class ModelAdapter(ABC):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`, or by 1
         where those add up to less."""
+
+    def penalty(self, step: int, steps: int) -> torch.Tensor | None:
+        """What is added to the loss of a step (of so many), once, whatever its samples: a number; None for none."""
+        return None
 
     def vision_features(self, batch: Batch) -> list[torch.Tensor]:
         """What the vision encoder makes of each sample's views: (views, ...) for each sample. ModelError for a model

@@ -24,7 +24,7 @@ from visiontune.data.images import decode
 from visiontune.data.order import key
 from visiontune.data.pages import Fonts, PageSpec
 from visiontune.data.pages import pages as pages_of
-from visiontune.data.sample import Images, Sample
+from visiontune.data.sample import Document, Images, Sample
 from visiontune.errors import DataError, ModelError
 from visiontune.models.adapter import Batch, Features, Layout, Supervision
 from visiontune.models.labels import LabelTree
@@ -110,6 +110,8 @@ class GenerativeEncoder(TextEncoder):
             if augmentation is not None and strength:
                 images = [augmented(image, strength, augmentation) for image in images]
             return images
+        if not isinstance(sample.seen, Document):
+            raise DataError("This is no image and no document.", where=sample.id, fix="train on images or texts")
         if self.data.pages is None or self.fonts is None:
             raise DataError("The run sees images, and this is a document.", where=sample.id, fix="train on documents")
         drawn = pages_of(sample.seen.text, self.data.pages, self.fonts)

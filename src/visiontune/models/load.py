@@ -8,7 +8,7 @@ from typing import Any
 from visiontune.contract import DeviceContract
 from visiontune.errors import ModelError
 from visiontune.models.adapter import ModelAdapter
-from visiontune.recipe import Data, ObjectChoices
+from visiontune.recipe import Data, ObjectChoices, ResponseChoices
 
 # config.json's model_type -> the module that adapts it
 FAMILIES = {
@@ -142,13 +142,16 @@ def load_adapter(
     device: DeviceContract | None = None,
     *,
     objects: ObjectChoices | None = None,
+    responses: ResponseChoices | None = None,
     seed: int = 0,
 ) -> ModelAdapter:
     """The model in float32 with its encoder (for a device, the one that does what the device does).
 
-    With `objects` it finds those; weights that their classes ask for anew follow from `seed`. Raises ModelError if it
-    cannot be loaded, or is of the other kind.
+    With `responses` it predicts those, and is a folder of our own. With `objects` it finds those; weights that their
+    classes ask for anew follow from `seed`. Raises ModelError if it cannot be loaded, or is of the other kind.
     """
+    if responses is not None:
+        return importlib.import_module("visiontune.models.cortex").load(Path(name), responses)
     _quiet()
     kind = read_config(name, revision).model_type
     families = FAMILIES if objects is None else OBJECT_FAMILIES

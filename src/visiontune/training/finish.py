@@ -1,10 +1,12 @@
 """The end of a run: the receipts that need it, and the evaluation of the best checkpoint."""
 
 from visiontune.errors import ReceiptError
+from visiontune.models.cortex import predicts_responses
 from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, trained_tensors
 from visiontune.progress import progress
 from visiontune.training import checkpoint, features, receipts
 from visiontune.training.batches import promised
+from visiontune.training.receptive_fields import write_fields
 from visiontune.training.scoring import evaluate_validation
 from visiontune.training.session import Session, probe_losses
 
@@ -39,6 +41,8 @@ def finish(session: Session) -> None:
     failed += [receipt.name] if receipt.status == "failed" else []
     if sum(dataset.count("validation") for dataset in session.datasets):
         evaluate_validation(run, adapter, session.datasets, recipe, ranks, best)
+    if recipe.responses is not None and ranks.is_first:
+        write_fields(run, predicts_responses(adapter), session.datasets, recipe, ranks.device, best)
     if failed:
         reasons = "; ".join(f"{name}: {book.receipts[name].reason}" for name in failed)
         raise ReceiptError(

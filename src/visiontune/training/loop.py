@@ -30,6 +30,7 @@ from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
 from visiontune.training.scoring import score_some
 from visiontune.training.session import Session, set_up
+from visiontune.training.time_limit import resolve_hours
 
 
 def train_run(run: Run) -> Run:
@@ -61,6 +62,7 @@ def _train(run: Run, recipe: Recipe, ranks: Ranks) -> Run:
             note(f"{run.path} is finished; nothing to do")
         return run
     session = set_up(run, recipe, ranks)
+    resolve_hours(session, lambda step, batches: _computed(session, step, batches))
     with PauseRequests(run) as pauses:
         _run_steps(session, pauses)
     finish(session)
@@ -127,15 +129,14 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
     recipe, at, ranks = session.recipe, session.progress, session.ranks
     for _, batch in batches:
         receipts.check_placeholders(session.book, batch)
-    terms = session.adapter.terms
-    counts = [float(sum(batch.weights[term] for _, batch in batches)) for term in terms]
+    weights = _weights(session, batches)
     sizes = np.array([(len(b.ids), b.tokens, b.padded_tokens) for _, b in batches], dtype=np.float64).reshape(-1, 3)
-    *totals, samples, tokens, padded = ranks.total([*counts, *sizes.sum(axis=0).tolist()])
-    weights = dict(zip(terms, totals, strict=True))
+    samples, tokens, padded = ranks.total(sizes.sum(axis=0).tolist())
     if ranks.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # evaluations between the steps do not count
     loss = _gradients(session, step, batches, weights)
     started = time.perf_counter()
+    penalty = _penalise(session, step)
     ranks.sum_gradients(p for group in session.optimizer.param_groups for p in group["params"])
     if check:
         receipts.check_gradients(session.book, session.module, session.adapter.parts, recipe.parts)
@@ -158,14 +159,30 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
         "kind": "step",
         "step": at.step,
         "loss": loss,
+        **({} if penalty is None else {"penalty": penalty}),
         "learning_rate": max(group["lr"] for group in session.optimizer.param_groups),
         "gradient_norm": norm if math.isfinite(norm) else None,
         "samples": int(samples),
-        "target_tokens": int(max(weights.values())),  # of objects: how many, each being in several terms
+        "target_tokens": int(max(weights.values())),  # of objects how many, of responses bins of units
         "tokens": int(tokens),
         "padding": round(1 - tokens / padded, 4),
         "peak_memory_bytes": peak,
     }
+
+
+def _weights(session: Session, batches: list[tuple[int, Batch]]) -> dict[str, float]:
+    """What each loss term of a step is divided by: its targets on all ranks."""
+    terms = session.adapter.terms
+    counts = [float(sum(batch.weights[term] for _, batch in batches)) for term in terms]
+    return dict(zip(terms, session.ranks.total(counts), strict=True))
+
+
+def _computed(session: Session, step: int, batches: list[tuple[int, Batch]]) -> None:
+    """All of a step but its update, for a clock."""
+    _gradients(session, step, batches, _weights(session, batches))
+    _penalise(session, step)
+    session.ranks.sum_gradients(p for group in session.optimizer.param_groups for p in group["params"])
+    _synchronise(session.ranks.device)
 
 
 def _gradients(session: Session, step: int, batches: list[tuple[int, Batch]], weights: dict[str, float]) -> float:
@@ -222,6 +239,16 @@ def _forward_backward(
                 seconds["backward"] += time.perf_counter() - started
             summed += loss.detach()
     return float(summed)
+
+
+def _penalise(session: Session, step: int) -> float | None:
+    """Add the gradient of the penalties, on one rank of all; returns their sum, None where there are none."""
+    penalty = session.adapter.penalty(step, session.recipe.schedule.steps)
+    if penalty is None:
+        return None
+    if session.ranks.is_first:
+        session.scaler.scale(penalty).backward()
+    return float(penalty.detach())
 
 
 def _update(session: Session, step: int) -> float:

@@ -8,12 +8,13 @@ import torch
 from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
 from visiontune.data.pages import load_fonts
+from visiontune.data.recordings.clips import ClipDataset
 from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.load import is_tiny, load_adapter
 from visiontune.models.moe_dropout import attach
 from visiontune.models.parts import apply_states, train_in_float32
-from visiontune.recipe import Recipe
+from visiontune.recipe import Recipe, ResponseChoices
 from visiontune.run import Run
 from visiontune.training.checkpoint import load, put_tensors
 from visiontune.training.precision import DTYPES
@@ -23,7 +24,7 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
     """The datasets of a run; raises DataError where one has other rows than the run was planned for."""
     datasets = []
     for use in recipe.data.datasets:
-        dataset = Dataset.open(Path(use.path))
+        dataset = opened(Path(use.path), recipe.responses)
         if dataset.info.content_hash != use.content_hash:
             raise DataError(
                 "The dataset has changed since the run was planned.",
@@ -41,9 +42,17 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
     return datasets
 
 
+def opened(path: Path, responses: ResponseChoices | None) -> Dataset:
+    """The dataset at `path`, a recording as clips of the length that is predicted."""
+    if responses is None:
+        return Dataset.open(path)
+    return ClipDataset.open(path, responses.clip, responses.burn_in)
+
+
 def base_name(run: Run, recipe: Recipe) -> str:
-    """What transformers loads the base model from: a tiny model's weights stand in the run folder."""
-    return str(run.base_folder) if is_tiny(recipe.model.name) else recipe.model.name
+    """What the base model is loaded from: models that are built for a run stand in its folder."""
+    built = recipe.responses is not None or is_tiny(recipe.model.name)
+    return str(run.base_folder) if built else recipe.model.name
 
 
 def new_weights_seed(recipe: Recipe) -> int:
@@ -59,6 +68,7 @@ def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
         recipe.data,
         recipe.device,
         objects=recipe.objects,
+        responses=recipe.responses,
         seed=new_weights_seed(recipe),
     )
     if (spec := recipe.data.pages) is not None:

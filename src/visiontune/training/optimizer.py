@@ -1,24 +1,29 @@
 """AdamW over the trained parts, its learning rates and schedule, its state by parameter name."""
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
 from visiontune.errors import RecipeError
-from visiontune.models.parts import Part, part_of
+from visiontune.models.parts import Part, part_of, plain_name
 from visiontune.recipe import Optimizer, Schedule
 
 
-def build(module: nn.Module, parts: tuple[Part, ...], recipe: Optimizer) -> torch.optim.AdamW:
-    """AdamW with a group for each part and decay; weights of fewer than two dimensions (norms, biases) are not decayed.
+def build(
+    module: nn.Module, parts: tuple[Part, ...], recipe: Optimizer, undecayed: Collection[str] = ()
+) -> torch.optim.AdamW:
+    """AdamW with a group for each part and decay; weights of fewer than two dimensions (norms, biases) and those that
+    are named in `undecayed` are not decayed.
 
     Raises RecipeError for the learning rate of a part that does not exist or is not trained.
     """
-    by_part: dict[str, list[nn.Parameter]] = {}
+    by_part: dict[str, list[tuple[nn.Parameter, bool]]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            by_part.setdefault(part_of(parts, name), []).append(parameter)
+            decays = parameter.ndim >= 2 and plain_name(name) not in undecayed
+            by_part.setdefault(part_of(parts, name), []).append((parameter, decays))
     if unknown := sorted(set(recipe.part_learning_rates) - set(by_part)):
         raise RecipeError(
             f"There is a learning rate for {unknown}, which is not trained.",
@@ -29,7 +34,7 @@ def build(module: nn.Module, parts: tuple[Part, ...], recipe: Optimizer) -> torc
     for part, parameters in by_part.items():
         rate = recipe.part_learning_rates.get(part, recipe.learning_rate)
         for decayed in (True, False):
-            chosen = [p for p in parameters if (p.ndim >= 2) == decayed]
+            chosen = [parameter for parameter, decays in parameters if decays == decayed]
             decay = recipe.weight_decay if decayed else 0.0
             if chosen:
                 groups.append({"params": chosen, "peak": rate, "lr": rate, "weight_decay": decay, "part": part})

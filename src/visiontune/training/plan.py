@@ -35,6 +35,7 @@ from visiontune.run import Run
 from visiontune.run_group import RunGroup
 from visiontune.training.derived import Reasons, datasets_section, machine_section
 from visiontune.training.evaluate import closed_labels
+from visiontune.training.plan_responses import build_network
 
 LABELS_IN_PROMPT = 40
 TINY_TEXTS = 20_000
@@ -335,7 +336,9 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
         )
     run.path.mkdir(parents=True, exist_ok=True)
     seed, size = key(recipe.seed, 6), recipe.data.image_longest_edge
-    if is_tiny(recipe.model.name) and recipe.objects is not None:
+    if recipe.responses is not None:
+        build_network(run, recipe, datasets, seed)
+    elif is_tiny(recipe.model.name) and recipe.objects is not None:
         build_tiny_finder(recipe.model.name, run.base_folder, recipe.objects, seed, size)
     elif is_tiny(recipe.model.name):
         facts = data_facts(datasets, recipe.data.limit)

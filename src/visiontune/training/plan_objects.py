@@ -1,5 +1,6 @@
 """From images with objects, model and machine to a recipe with a reason for each choice."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,15 @@ class Usual:
     samples: int | None = None  # a step; None: as the data call for
     most_epochs: float | None = None
     largest_side: int | None = None  # pixels of a tiny model's images
+    rate_objects: int | None = None  # the learning rate is for so many objects in a step; None: for any number
+    largest_rate: float = 1.0
+
+    def rate(self, objects: float) -> tuple[float, str]:
+        """The learning rate for so many objects in a step, and why: the noise of a step falls with their root."""
+        if self.rate_objects is None:
+            return self.learning_rate, "usual for this family"
+        grown = self.learning_rate * math.sqrt(max(1.0, objects / self.rate_objects))
+        return float(f"{min(self.largest_rate, grown):.1g}"), f"random weights, {objects:.0f} objects in a step"
 
 
 # family -> published checkpoints
@@ -78,7 +88,9 @@ RANDOM = "random weights: there is nothing worth keeping, every part learns"
 # the same for tiny models, where every part learns
 TINY = {
     # With four images a step it learns much more from as many images than with eight.
-    "rf_detr": Usual({}, 3e-4, 1e-4, RANDOM, 0.99, clip_norm=0.5, warmup=0.03, samples=4),
+    "rf_detr": Usual(
+        {}, 3e-4, 1e-4, RANDOM, 0.99, clip_norm=0.5, warmup=0.03, samples=4, rate_objects=8, largest_rate=1e-3
+    ),
     "grounding_dino": Usual({}, 5e-4, 1e-2, RANDOM, 0.99, warmup=0.3),
     # Each image teaches up to sixteen masks at once; a token is eight pixels, so that large images cost much.
     "sam": Usual({}, 2e-3, 1e-2, RANDOM, 0.99, clip_norm=1.0, samples=4, most_epochs=60, largest_side=256),
@@ -221,7 +233,7 @@ def derive_objects(
         },
         "optimizer": {
             "learning_rate": choose(
-                "optimizer.learning_rate", usual.learning_rate, "random weights" if tiny else "usual for this family"
+                "optimizer.learning_rate", *usual.rate(measures.objects / max(1, measures.images) * samples)
             ),
             "part_learning_rates": dict(usual.part_rates),
             "weight_decay": choose("optimizer.weight_decay", usual.weight_decay, "usual for this family"),

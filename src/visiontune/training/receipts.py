@@ -13,7 +13,8 @@ from torch import nn
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
-from visiontune.data.sample import Images, Sample
+from visiontune.data.responses import Responses
+from visiontune.data.sample import Images, Sample, Text
 from visiontune.errors import ReceiptError
 from visiontune.files import write_json
 from visiontune.models.adapter import Batch, ModelAdapter
@@ -30,6 +31,11 @@ HELD_OUT_AT_LEAST, HELD_OUT_AT_MOST = 64, 128
 RESAMPLES = 2000
 RISE_NEEDED = 0.01
 MEMORY_TOLERANCE = 0.10
+TAUGHT = {
+    Text: "learned span is the answer and its end token",
+    Objects: "boxes and classes learned are those drawn",
+    Responses: "counts learned are those recorded of these units in the valid bins",
+}
 
 
 @dataclass(frozen=True)
@@ -76,17 +82,16 @@ class ReceiptBook:
 def supervised(reading: Reading, refs: Sequence[SampleRef]) -> Receipt:
     """What some training samples teach, read back from their tensors, is their target and nothing else."""
     examples, wrong = [], []
-    objects = False
+    what = TAUGHT[Text]
     for dataset, index, _ in refs:
         sample = reading.datasets[dataset].sample("train", index)
         found = reading.encoder.supervision(sample)
         wrong += [] if found.wrong is None else [found.wrong]
-        objects = isinstance(sample.target, Objects)
+        what = TAUGHT[type(sample.target)]
         examples.append({"dataset": dataset, "split": "train", "index": index, "id": sample.id, **found.shown})
     numbers = {"samples_shown": len(examples), "wrong": len(wrong)}
     if wrong:
         return Receipt("supervised", "failed", "; ".join(wrong[:3]), numbers, examples)
-    what = "boxes and classes learned are those drawn" if objects else "learned span is the answer and its end token"
     reason = f"in {len(examples)} of {len(examples)} samples the {what}"
     return Receipt("supervised", "passed", reason, numbers, examples)
 
@@ -127,8 +132,9 @@ def partners(samples: Sequence[Sample]) -> list[Sample]:
 
     def place(i: int) -> tuple[Any, ...]:
         target = samples[i].target
-        told = (len(target), tuple(sorted(target.classes.tolist()))) if isinstance(target, Objects) else target.answer
-        return told, samples[i].id
+        if isinstance(target, Objects):
+            return len(target), tuple(sorted(target.classes.tolist())), samples[i].id
+        return target.answer if isinstance(target, Text) else "", samples[i].id
 
     ordered = sorted(range(len(samples)), key=place)
     partner = {i: ordered[(place + len(samples) // 2) % len(samples)] for place, i in enumerate(ordered)}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visiontune.data.curriculum import StagedOrder, StagePlan
 from visiontune.data.dataset import Dataset
 from visiontune.data.order import Order
 from visiontune.data.split import SPLITS
@@ -75,11 +76,9 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
     book = receipts.ReceiptBook(run, write=ranks.is_first)
     probe = probe_losses(adapter, datasets, recipe, ranks.device, book)
     adapt(adapter, recipe)
-    optimizer = optimizers.build(adapter.trained_module, adapter.parts, recipe.optimizer)
+    optimizer = optimizers.build(adapter.trained_module, adapter.parts, recipe.optimizer, adapter.undecayed)
     scaler = loss_scaler(ranks.device, recipe.machine.precision)
-    sizes = [min(d.count("train"), recipe.data.limit or d.count("train")) for d in datasets]
-    weights = [use.weight for use in recipe.data.datasets]
-    order = Order(recipe.seed, sizes, [w for w in weights if w is not None] or None)
+    order = order_of(recipe, datasets)
     lengths = [adapter.encoder.lengths(dataset.index("train")) for dataset in datasets]
     state = ranks.from_first(run.state)
     session = Session(
@@ -101,6 +100,25 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
         run.set_state("running", attempt=session.attempt, step=session.progress.step, steps=recipe.schedule.steps)
     ranks.wait()
     return session
+
+
+def order_of(recipe: Recipe, datasets: Sequence[Dataset]) -> Order:
+    """Which training sample comes k-th in a run. Raises DataError where a curriculum's score was not recorded."""
+    sizes = [min(d.count("train"), recipe.data.limit or d.count("train")) for d in datasets]
+    weights = [use.weight for use in recipe.data.datasets if use.weight is not None] or None
+    curriculum = recipe.data.curriculum
+    if curriculum is None:
+        return Order(recipe.seed, sizes, weights)
+    samples = recipe.schedule.steps * recipe.batch.samples
+    stages = [StagePlan(round(stage.until * samples), stage.weights) for stage in curriculum.stages]
+    scores = [dataset.scores("train") for dataset in datasets]
+    if absent := [str(d.path) for d, found in zip(datasets, scores, strict=True) if curriculum.score not in found]:
+        raise DataError(
+            f"There is no score '{curriculum.score}' of the samples.",
+            where=absent[0],
+            fix=f"scores recorded there: {', '.join(scores[0]) or 'none'}",
+        )
+    return StagedOrder(recipe.seed, sizes, weights, [one[curriculum.score] for one in scores], stages)
 
 
 def probe_losses(
@@ -183,7 +201,7 @@ def _check_before_first_step(session: Session) -> None:
 
 def _refuse_too_long(adapter: ModelAdapter, datasets: Sequence[Dataset], recipe: Recipe) -> None:
     """Raise DataError where images and question leave no room for an answer: images are never cut."""
-    if recipe.objects is not None:
+    if recipe.target != "text":
         return
     most, found = recipe.data.max_tokens, []
     for dataset in datasets:

@@ -1,0 +1,257 @@
+"""`evaluate`, `predict`, `predict_movies`: what a trained model answers, and how good its answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visiontune.errors import DataError, RecipeError, RequirementError
+from visiontune.progress import note, warn
+
+if TYPE_CHECKING:
+    from visiontune.api.data_verbs import Source
+    from visiontune.data.dataset import Dataset
+    from visiontune.data.sample import ObjectPrediction, Prediction
+    from visiontune.machine import Device
+    from visiontune.metrics.intervals import Metric
+    from visiontune.metrics.requirements import Requirement
+    from visiontune.run import Run
+    from visiontune.training.scoring import Scores
+
+
+def evaluate(
+    run: Source,
+    *,
+    split: str = "test",
+    require: str | Sequence[str] = (),
+    limit: int | None = None,
+    step: int | None = None,
+    device: Device | None = None,
+    ratios: Sequence[float] = (),
+    bertscore: str | None = None,
+    bertscore_layer: int | None = None,
+    known: Source | None = None,
+) -> Scores:
+    """Answer a split with the best checkpoint (or that of `step`) and score the answers.
+
+    Of a group of runs each is scored, and then the whole: masks drawn in the boxes that the detector found. `known`, a
+    prepared dataset of boxes of other classes, asks what is left of what the model knew before it was tuned.
+
+    `require` holds conditions like "accuracy>=0.85"; raises RequirementError where one does not hold. At `ratios` of
+    text tokens to vision tokens documents are drawn and answered again (`training.ratios`). `bertscore` names an
+    encoder (hub id or folder) for BERTScore, by its last layer or `bertscore_layer`.
+    """
+    from visiontune.api.object_verbs import evaluate_known, evaluate_objects
+    from visiontune.api.response_verbs import evaluate_responses
+    from visiontune.data.dataset import Dataset
+    from visiontune.metrics.bertscore import Embedder
+    from visiontune.metrics.requirements import parse_requirements
+    from visiontune.models.text import writes_text
+    from visiontune.report import write_report
+    from visiontune.run_group import RunGroup, open_run
+    from visiontune.training.evaluate import answered, evaluate_baselines, evaluate_split
+    from visiontune.training.model import load_trained, open_datasets
+    from visiontune.training.ranks import Ranks
+    from visiontune.training.ratios import MOST_DOCUMENTS, check_ratios, evaluate_ratios
+
+    requirements = parse_requirements(require) if require else ()
+    group = open_run(run)
+    members = group.runs if isinstance(group, RunGroup) else {"": group}
+    opened = next(iter(members.values()))
+    recipes = {role: _on_device(member, device) for role, member in members.items()}
+    recipe = next(iter(recipes.values()))
+    if recipe.objects is not None:
+        if ratios or bertscore is not None or bertscore_layer is not None:
+            raise RecipeError("Ratios and BERTScore are of texts; this run finds objects.", fix="leave them out")
+        ranks = Ranks(recipe.machine.device)
+        _refuse_empty(open_datasets(recipe), split, run)
+        found = evaluate_objects(group, recipes, split, ranks, limit, step)
+        if known is not None:
+            role = "detector" if "detector" in members else next(iter(members))
+            asked = Dataset.open(known)
+            kept = evaluate_known(members[role], recipes[role], asked, split, ranks, limit, step)["metrics"]["box_ap"]
+            note(f"known before: box AP {_value(kept['before'])}, now {_value(kept['after'])}")
+        if ranks.is_first:
+            for member in members.values():
+                note(f"report: {write_report(member)}")
+        _require(requirements, found, run, split)
+        return found
+    if known is not None:
+        raise RecipeError("What was known before is asked of detectors.", where="--known", fix="leave it out")
+    if recipe.responses is not None:
+        refuse({"ratios": ratios or None, "bertscore": bertscore, "bertscore-layer": bertscore_layer}, "Responses take")
+        _refuse_empty(open_datasets(recipe), split, run)
+        ranks = Ranks(recipe.machine.device)
+        responded = evaluate_responses(opened, recipe, split, ranks, limit, step)
+        if ranks.is_first:
+            note(f"report: {write_report(opened)}")
+        _require(requirements, responded, run, split)
+        return responded
+    check_ratios(ratios, recipe)
+    if bertscore is None and bertscore_layer is not None:
+        raise RecipeError("A layer is given, and no encoder.", where="--bertscore-layer", fix="--bertscore ENCODER")
+    datasets = open_datasets(recipe)
+    _refuse_empty(datasets, split, run)
+    ranks = Ranks(recipe.machine.device)
+    embedder = None if bertscore is None else Embedder(bertscore, layer=bertscore_layer, device=ranks.device)
+    loaded, step = load_trained(opened, recipe, ranks.device, step)
+    adapter = writes_text(loaded)
+    scores = evaluate_split(opened, adapter, datasets, split, recipe, ranks, step, limit=limit, embedder=embedder)
+    if ranks.is_first and recipe.data.pages is not None:
+        for one in evaluate_baselines(opened, adapter, datasets, split, recipe, ranks.device, step, limit=limit):
+            ahead = _shown(one.ahead)
+            note(f"beside it, {one.name}: ROUGE-L {_shown(one.metrics['rougeL'])}, the model ahead by {ahead}")
+    if ranks.is_first and ratios:
+        sampled = answered(opened, datasets, split, limit=limit, most=MOST_DOCUMENTS)
+        points, unreachable = evaluate_ratios(opened, adapter, *sampled, split, ratios, recipe, ranks.device, step)
+        for point in points:
+            of = "own pages" if point.asked is None else f"{point.asked:g} asked for"
+            note(f"ratio {point.ratio:.1f} ({of}, {point.font_size} px): ROUGE-L {_shown(point.metrics['rougeL'])}")
+        for one in unreachable:
+            note(f"ratio {one.asked:g} is not reached: {one.reason}")
+    if ranks.is_first:
+        note(f"report: {write_report(opened)}")
+    _require(requirements, scores, run, split)
+    return scores
+
+
+def _refuse_empty(datasets: Sequence[Dataset], split: str, run: Source) -> None:
+    if sum(dataset.count(split) for dataset in datasets) == 0:
+        raise DataError(f"Split '{split}' is empty.", where=str(run), fix="use another --split, or prepare more data")
+
+
+def _require(requirements: Sequence[Requirement], scores: Scores, run: Source, split: str) -> None:
+    if failed := [f"{r} (found {scores.metric(r.metric).value})" for r in requirements if not r.holds(scores)]:
+        raise RequirementError(f"Required, and not so: {'; '.join(failed)}.", where=f"{run}, {split} split")
+
+
+def _value(metric: dict[str, Any]) -> str:
+    return "–" if metric["value"] is None else f"{metric['value']:.3f}"
+
+
+def _shown(metric: Metric) -> str:
+    return "–" if metric.value is None else f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})"
+
+
+def predict(
+    run: Source,
+    images: Sequence[Source],
+    *,
+    prompt: str | None = None,
+    limit: int | None = None,
+    step: int | None = None,
+    device: Device | None = None,
+    classes: Sequence[str] | None = None,
+    pictures: Source | None = None,
+    least_score: float | None = None,
+) -> list[Prediction] | list[ObjectPrediction]:
+    """Answers about image files, or all images of folders, by a run or by the file of a shipped folder itself.
+
+    Objects that are found are also drawn, those with at least `least_score` (0.3), on copies in the folder `pictures`
+    (`RUN/predictions` where not given). A model that finds objects by their names can be asked for other `classes`. A
+    run that was trained on documents answers about text files; of a run on recordings, `predict_movies` asks. Raises
+    DataError for a file that cannot be read.
+    """
+    from visiontune.data.images import SUFFIXES, TEXT_SUFFIXES, image_files
+    from visiontune.exports.onnx_runtime import is_onnx_shipment
+    from visiontune.exports.shipment import is_shipment, predict_shipped
+
+    if absent := [source for source in images if not Path(source).exists()]:
+        raise DataError("There is no such file or folder.", where=str(absent[0]), fix="check the path")
+    if is_onnx_shipment(Path(run)):
+        from visiontune.api.object_verbs import drawn_on
+        from visiontune.exports.onnx_runtime import find_in_files
+
+        refuse({"prompt": prompt, "classes": classes, "step": step, "device": device}, "A shipped detector takes")
+        paths = [path for source in images for path in image_files(Path(source))][:limit]
+        folder = Path(run) / "predictions" if pictures is None else Path(pictures)
+        return drawn_on(find_in_files(Path(run), paths), paths, folder, least_score)
+    of_objects = {"classes": classes, "pictures": pictures, "least_score": least_score}
+    if is_shipment(Path(run)):
+        refuse({**of_objects, "step": step, "device": device}, "A shipped model that writes text takes")
+        paths = [path for source in images for path in image_files(Path(source))][:limit]
+        return predict_shipped(Path(run), paths, prompt=prompt)
+    from visiontune.api.object_verbs import predict_objects
+    from visiontune.models.text import writes_text
+    from visiontune.run_group import RunGroup, open_run
+    from visiontune.training.evaluate import predict_files
+    from visiontune.training.model import load_trained
+    from visiontune.training.ranks import Ranks
+
+    group = open_run(run)
+    members = group.runs if isinstance(group, RunGroup) else {"": group}
+    recipes = {role: _on_device(member, device) for role, member in members.items()}
+    opened, recipe = next(iter(members.values())), next(iter(recipes.values()))
+    if recipe.responses is not None:
+        raise RecipeError(
+            "A run on recordings predicts responses to movies.",
+            where=str(run),
+            fix="visiontune.predict_movies(...)",
+        )
+    if recipe.objects is not None:
+        refuse({"prompt": prompt}, "A run that finds objects takes")
+        paths = [path for source in images for path in image_files(Path(source))][:limit]
+        folder = Path(run) / "predictions" if pictures is None else Path(pictures)
+        ranks = Ranks(recipe.machine.device)
+        return predict_objects(group, recipes, paths, ranks, step, classes, folder, least_score)
+    refuse(of_objects, "A run that writes text takes")
+    suffixes = SUFFIXES if recipe.data.pages is None else TEXT_SUFFIXES
+    paths = [path for source in images for path in image_files(Path(source), suffixes)][:limit]
+    ranks = Ranks(recipe.machine.device)
+    adapter, step = load_trained(opened, recipe, ranks.device, step)
+    return predict_files(opened, writes_text(adapter), paths, recipe, ranks.device, step, prompt)
+
+
+def predict_movies(
+    run: Source,
+    movies: Sequence[Source],
+    *,
+    session: str | None = None,
+    out: Source | None = None,
+    step: int | None = None,
+    device: Device | None = None,
+) -> list[Path]:
+    """What the units of a session would do in movies: .npy files of (frames, height, width), a frame a bin.
+
+    Of a run of several sessions, `session` picks one. Returns the .npz files that were written: `out`, or
+    RUN/predictions/NAME.npz, with `rates` (frames, units), spikes a bin, NaN in the first bins, and `units`. Raises
+    RecipeError and DataError.
+    """
+    from visiontune.api.response_verbs import predict_rates
+    from visiontune.run import Run
+    from visiontune.training.ranks import Ranks
+
+    if absent := [source for source in movies if not Path(source).exists()]:
+        raise DataError("There is no such file.", where=str(absent[0]), fix="check the path")
+    opened = Run(run)
+    recipe = _on_device(opened, device)
+    if recipe.responses is None:
+        raise RecipeError("Only runs on recordings predict what units do.", where=str(run), fix="visiontune.predict")
+    target = None if out is None else Path(out)
+    ranks = Ranks(recipe.machine.device)
+    return predict_rates(opened, recipe, [Path(movie) for movie in movies], ranks, step, target, session)
+
+
+def refuse(options: dict[str, Any], what: str) -> None:
+    """Raise RecipeError where one of these options is given."""
+    if given := [name for name, value in options.items() if value is not None]:
+        option = f"--{given[0].replace('_', '-')}"
+        raise RecipeError(f"{what} no {option}.", where=option, fix="leave it out")
+
+
+def _on_device(run: Run, device: Device | None) -> Any:
+    """The run's recipe on the device asked for, else on its own one where it is here, else on the best one here."""
+    import torch
+
+    from visiontune.machine import available_devices, hardware
+
+    recipe = run.recipe
+    if device is None and recipe.machine.device not in available_devices():
+        warn(f"the run was trained on {recipe.machine.device}, which is not here; using {available_devices()[0]}")
+        device = available_devices()[0]
+    chosen = hardware(device or recipe.machine.device)
+    torch.set_num_threads(recipe.machine.threads)
+    precision = recipe.machine.precision if chosen.device == recipe.machine.device else "fp32"
+    machine = recipe.machine.model_copy(update={"device": chosen.device, "precision": precision})
+    return recipe.model_copy(update={"machine": machine})

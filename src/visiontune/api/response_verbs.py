@@ -1,0 +1,136 @@
+"""What `train`, `evaluate` and `predict` do about responses of neurons."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visiontune.errors import DataError, RecipeError
+from visiontune.progress import note
+
+if TYPE_CHECKING:
+    from visiontune.api.data_verbs import Source
+    from visiontune.data.dataset import Dataset
+    from visiontune.machine import Hardware
+    from visiontune.metrics.response_scores import ResponseScores
+    from visiontune.recipe import Recipe
+    from visiontune.run import Run
+    from visiontune.training.ranks import Ranks
+
+
+def recordings_of(data: Sequence[Source], folder: Path) -> list[Dataset] | None:
+    """The sessions at these places, one dataset each, prepared inside `folder` where they are not yet; None where the
+    first place holds no recordings. Raises DataError where only some do."""
+    from visiontune.data.dataset import Dataset
+    from visiontune.data.dataset_info import INFO_NAME, read_info
+    from visiontune.data.recordings.prepare import is_recordings, prepare_recordings
+
+    found: list[list[Path] | None] = []
+    for number, source in enumerate(data):
+        path = Path(source)
+        inside = sorted(child.parent for child in path.glob(f"*/{INFO_NAME}")) if path.is_dir() else []
+        inside = [child for child in inside if read_info(child).recording is not None]
+        if (path / INFO_NAME).is_file():
+            found.append([path] if read_info(path).recording is not None else None)
+        elif inside:
+            found.append(inside)
+        elif is_recordings(path):
+            found.append(prepare_recordings(path, folder if len(data) == 1 else folder / f"{number}-{path.stem}"))
+        else:
+            found.append(None)
+    if all(paths is None for paths in found):
+        return None
+    if None in found:
+        raise DataError(
+            "Some of the data are recordings, and this is none.",
+            where=str(next(one for one, paths in zip(data, found, strict=True) if paths is None)),
+            fix="train on one kind of target at a time",
+        )
+    return [Dataset.open(path) for paths in found for path in paths or ()]
+
+
+def plan_responses(
+    run: Run,
+    datasets: Sequence[Dataset],
+    shares: Sequence[float | None],
+    machine: Hardware,
+    fragments: Sequence[dict[str, Any]],
+    changes: dict[str, Any],
+    *,
+    start: Source | None,
+    **options: Any,
+) -> None:
+    """Write the run folder: a new core for these sessions, or their readouts on the core of the run `start`."""
+    from visiontune.run import Run
+    from visiontune.training.plan import plan_run
+    from visiontune.training.plan_responses import derive_responses
+
+    given: dict[str, Any] = {}
+    for fragment in fragments:
+        given |= fragment.get("responses") or {}
+    given |= {n.removeprefix("responses."): v for n, v in changes.items() if n.startswith("responses.")}
+    from_run = None if start is None else Run(start)
+    recipe = derive_responses(datasets, shares, machine, start=from_run, given=given, **options)
+    for fragment in fragments:
+        recipe = recipe.overlaid(fragment)
+    plan_run(run, recipe.changed(changes), datasets)
+
+
+def evaluate_responses(
+    run: Run, recipe: Recipe, split: str, ranks: Ranks, limit: int | None, step: int | None
+) -> ResponseScores:
+    """Predict a split and score it."""
+    from visiontune.models.cortex import predicts_responses
+    from visiontune.training.evaluate_responses import evaluate_split_of_responses, predict_split_of_responses
+    from visiontune.training.model import load_trained, open_datasets
+
+    started = time.monotonic()
+    loaded, at = load_trained(run, recipe, ranks.device, step)
+    adapter, datasets = predicts_responses(loaded), open_datasets(recipe)
+    sessions = predict_split_of_responses(adapter, datasets, split, recipe, ranks, limit=limit, show=True)
+    return evaluate_split_of_responses(run, sessions, split, ranks, at, started)
+
+
+def predict_rates(
+    run: Run,
+    recipe: Recipe,
+    movies: Sequence[Path],
+    ranks: Ranks,
+    step: int | None,
+    out: Path | None,
+    session: str | None,
+) -> list[Path]:
+    """The rates of units in movies, (frames, height, width) arrays in .npy files; returns the .npz files written.
+
+    `session` picks whose units; of a run of one session its own. Raises DataError, and RecipeError where one is to be
+    picked.
+    """
+    import numpy as np
+
+    from visiontune.models.cortex import predicts_responses
+    from visiontune.training.evaluate_responses import predict_movie, write_rates
+    from visiontune.training.model import load_trained
+
+    adapter = predicts_responses(load_trained(run, recipe, ranks.device, step)[0])
+    names = adapter.cortex.config.sessions
+    if session is None and len(names) > 1:
+        raise RecipeError(
+            f"The run has {len(names)} sessions.", where="--session", fix=f"pick one: {', '.join(names[:10])}"
+        )
+    if out is not None and len(movies) > 1:
+        raise RecipeError("One file is to be written, and several movies are given.", where="--out", fix="leave it out")
+    written = []
+    for path in movies:
+        try:
+            movie = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise DataError(f"This is no array: {error}", where=str(path), fix="save it with numpy.save") from error
+        units, rates = predict_movie(adapter, movie, session or next(iter(names)), recipe, ranks.device, str(path))
+        target = out or run.path / "predictions" / f"{path.stem}.npz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_rates(target, units, rates)
+        note(f"rates of {len(units)} units in {len(rates)} bins: {target}")
+        written.append(target)
+    return written

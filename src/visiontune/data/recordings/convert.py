@@ -1,0 +1,104 @@
+"""A recording at a lower rate: what is done to each array, said array by array."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visiontune.data.recordings.chunks import CHUNK_BYTES
+from visiontune.data.recordings.recording import Recording, Trial
+from visiontune.data.recordings.scratch import assembled
+from visiontune.errors import DataError
+
+Frames = Literal["first", "mean"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A recording at another rate; `report` has a line for each array and one for what was cut."""
+
+    recording: Recording
+    report: tuple[str, ...]
+
+
+def at_rate(recording: Recording, rate: float, frames: Frames = "first") -> Conversion:
+    """The recording with bins of several old ones each: `rate` bins a second.
+
+    Counts are summed, a bin is valid where all of its old ones are, of the frames the first is taken (or, with "mean",
+    their mean: then the stimulus is float32), behaviour and eye position are averaged. Trials keep their ids,
+    conditions and splits, which are never averaged; bins at the end of a trial that fill no new bin are cut, and so are
+    those between trials. Raises DataError where the old rate is no whole multiple of the new one.
+    """
+    factor = round(recording.rate / rate) if rate > 0 else 0
+    if factor < 1 or abs(recording.rate / rate - factor) > 1e-6:
+        fits = ", ".join(f"{recording.rate / k:g}" for k in (1, 2, 3, 4))
+        raise DataError(
+            f"{recording.rate:g} bins a second cannot become {rate:g}: only whole bins are put together",
+            where=recording.name,
+            fix=f"use one of {fits}, ...",
+        )
+    if factor == 1:
+        return Conversion(recording, ())
+    kept = [trial for trial in recording.trials if trial.stop - trial.start >= factor]
+    spans = [(trial.start, (trial.stop - trial.start) // factor) for trial in kept]
+    trials: list[Trial] = []
+    for trial, (_, groups) in zip(kept, spans, strict=True):
+        start = trials[-1].stop if trials else 0
+        trials.append(replace(trial, start=start, stop=start + groups))
+
+    def taken(array: NDArray[Any], kind: Any, how: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
+        return assembled((how(group) for group in _groups(array, spans, factor)), kind, array.shape[1:])
+
+    byte = recording.stimulus.dtype == np.uint8
+    whole = recording.counts.dtype.kind in "biu"
+    summed = np.int64 if whole else np.float64
+    behaviour, eye = recording.behaviour, recording.eye
+    converted = replace(
+        recording,
+        rate=recording.rate / factor,
+        stimulus=taken(recording.stimulus, np.uint8 if byte else np.float32, lambda group: group[:, 0])
+        if frames == "first"
+        else taken(recording.stimulus, np.float32, lambda group: group.mean(axis=1, dtype=np.float32)),
+        counts=taken(recording.counts, np.int32 if whole else np.float32, lambda g: g.sum(axis=1, dtype=summed)),
+        valid=taken(recording.valid, bool, lambda group: np.asarray(group.all(axis=1))),
+        behaviour=None if behaviour is None else taken(behaviour, np.float32, lambda group: group.mean(axis=1)),
+        eye=None if eye is None else taken(eye, np.float32, lambda group: group.mean(axis=1)),
+        trials=tuple(trials),
+    )
+    return Conversion(converted, _report(recording, converted, factor, frames))
+
+
+def _groups(array: NDArray[Any], spans: list[tuple[int, int]], factor: int) -> Iterator[NDArray[Any]]:
+    """(groups, factor, ...) of each trial, in pieces of a bounded size."""
+    step = max(1, CHUNK_BYTES // max(1, factor * array[:1].nbytes))
+    for start, groups in spans:
+        for first in range(0, groups, step):
+            number = min(step, groups - first)
+            piece = np.asarray(array[start + first * factor : start + (first + number) * factor])
+            yield piece.reshape(number, factor, *array.shape[1:])
+
+
+def _report(old: Recording, new: Recording, factor: int, frames: Frames) -> tuple[str, ...]:
+    inside = sum(trial.stop - trial.start for trial in old.trials)
+    rest = inside - factor * len(new.stimulus)
+    lines = [
+        f"{old.rate:g} to {new.rate:g} bins a second: each bin is {factor} old ones",
+        f"counts: summed ({_total(old)} spikes in trials before, {_total(new)} after)",
+        "valid: where all of them are",
+        "stimulus: the first frame of each" if frames == "first" else "stimulus: the mean frame of each, as float32",
+        "trials, conditions, kinds, splits: kept",
+        f"cut: {rest} bins at the ends of trials, {len(old.stimulus) - inside} between trials, "
+        f"{len(old.trials) - len(new.trials)} trials shorter than {factor} bins",
+    ]
+    if old.behaviour is not None:
+        lines.insert(4, "behaviour: averaged")
+    if old.eye is not None:
+        lines.insert(4, "eye: averaged")
+    return tuple(lines)
+
+
+def _total(recording: Recording) -> str:
+    total = sum(np.nansum(recording.counts[trial.start : trial.stop], dtype=np.float64) for trial in recording.trials)
+    return f"{total:,.10g}"

@@ -1,0 +1,112 @@
+"""From sessions to datasets: one folder a session, one split for what several sessions show."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from visiontune.data.dataset_info import INFO_NAME, read_info
+from visiontune.data.faults import Fault, leak_across_splits
+from visiontune.data.recordings.arrays import Session
+from visiontune.data.recordings.convert import at_rate
+from visiontune.data.recordings.readers import is_recordings as is_recordings
+from visiontune.data.recordings.readers import read_session, sessions
+from visiontune.data.recordings.store import contents, write_recording
+from visiontune.errors import DataError
+from visiontune.progress import note, progress, warn
+
+
+def prepare_recordings(
+    source: Path | Sequence[Path],
+    out: Path,
+    *,
+    seed: int = 0,
+    rate: float | None = None,
+    strict: bool = False,
+) -> list[Path]:
+    """Write each session of `source` as a dataset `out`/NAME; those that stand already are left as they are.
+
+    `source` is one session or a folder of sessions (`readers.sessions`), or several of these. `rate`: bins a second to
+    convert to (`convert.at_rate`). A stimulus that several sessions show gets one split in all of them, where nobody
+    gave it others. Returns the datasets' folders, sorted by name. Raises DataError, with `strict` also where a trial
+    would be left out.
+    """
+    found = sessions_of(source)
+    out = Path(out)
+    for path in found.values():
+        if out.resolve().is_relative_to(path.resolve()):
+            raise DataError(
+                "the datasets would lie inside the session they are made from", where=str(out), fix="use another --out"
+            )
+    earlier = {name: contents(path) for name, path in prepared(out).items()}
+    paths = []
+    with progress("preparing", len(found), "sessions") as advance:
+        for name, path in found.items():
+            session = read_session(path)
+            session = converted(session, rate)
+            known = {content: split for own in earlier.values() for content, split in own.items()}
+            paths.append(
+                write_recording(session.recording, out / name, seed, earlier=known, known=session.faults, strict=strict)
+            )
+            earlier[name] = contents(paths[-1])
+            advance(1, name)
+    for path in paths:
+        info = read_info(path)
+        if info.left_out:
+            warn(f"{path.name}: {len(info.left_out)} trials were left out: {info.left_out[0].found}")
+        if info.faults:
+            warn(f"{path.name}: {len(info.faults)} faults, listed by `visiontune inspect {path}`")
+    for fault in leaks_between_sessions(earlier):
+        warn(f"{fault.found}: {fault.where}; {fault.fix}")
+    return paths
+
+
+def sessions_of(source: Path | Sequence[Path]) -> dict[str, Path]:
+    """The sessions of one source or of several, by name, sorted; DataError for two of one name."""
+    found: dict[str, Path] = {}
+    for one in [source] if isinstance(source, str | Path) else source:
+        for name, path in sessions(Path(one)).items():
+            if name in found:
+                fix = "rename one, or prepare them apart"
+                raise DataError(f"two sessions are called {name}", where=f"{found[name]}, {path}", fix=fix)
+            found[name] = path
+    return dict(sorted(found.items()))
+
+
+def prepared(folder: Path) -> dict[str, Path]:
+    """The prepared recordings in a folder, or the folder itself, by name, sorted."""
+    places = [folder] if (folder / INFO_NAME).is_file() else [path.parent for path in folder.glob(f"*/{INFO_NAME}")]
+    return {path.resolve().name: path for path in sorted(places) if _is_prepared(path / INFO_NAME)}
+
+
+def holds_recordings(path: Path) -> bool:
+    """Whether `inspect_recordings` is for this path: sessions, raw or prepared."""
+    return is_recordings(path) or bool(prepared(path))
+
+
+def _is_prepared(file: Path) -> bool:
+    try:
+        value = json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.get("seen") == "clips"
+
+
+def converted(session: Session, rate: float | None) -> Session:
+    """The session at another rate, which is said; as it is without one."""
+    if rate is None:
+        return session
+    conversion = at_rate(session.recording, rate)
+    for line in conversion.report:
+        note(f"{session.recording.name}: {line}")
+    return Session(conversion.recording, session.faults)
+
+
+def leaks_between_sessions(splits: Mapping[str, Mapping[str, str]]) -> list[Fault]:
+    """Stimuli that stand in several splits, each in another session. `splits`: by session and content."""
+    shown: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, own in splits.items():
+        for content, split in own.items():
+            shown[content][name] = split
+    leaks = sorted({tuple(sorted(where.items())) for where in shown.values() if len(set(where.values())) > 1})
+    return leak_across_splits([[f"{name} ({split})" for name, split in leak] for leak in leaks], "stimuli of sessions")

@@ -1,0 +1,270 @@
+"""From recordings and machine to a recipe with a reason for each choice, and the network that the run starts from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visiontune.data.dataset import Dataset
+from visiontune.data.dataset_info import RecordingSummary
+from visiontune.data.recordings.clips import ClipDataset
+from visiontune.errors import DataError, ModelError, RecipeError
+from visiontune.files import write_json
+from visiontune.machine import Hardware
+from visiontune.models.cortex_network import Cortex, CortexConfig
+from visiontune.models.cortex_transfer import with_units
+from visiontune.recipe import Recipe, ResponseChoices, parse
+from visiontune.run import Run
+from visiontune.training.derived import Reasons, datasets_section, machine_section
+from visiontune.training.model import load_trained
+
+MODEL = "cortex"
+CLIP = 64  # bins: the burn-in costs little beside them, and a trial of a few seconds still gives several
+RECURRENT_BURN_IN = 8  # frames in which a recurrent state comes to where it would be after a longer past
+CLIPS_SHOWN = {True: 12_000, False: 48_000}  # on a CPU, on a GPU
+EPOCHS = (5, 60)
+READOUT_EPOCHS = 12
+CORE_RATE, READOUT_RATE = 1e-2, 5e-2
+# What a new core is built of; a run that goes on from another keeps the other's.
+OF_THE_CORE = (
+    *("frontend", "temporal_taps", "temporal_channels", "core", "channels", "kernels", "temporal_kernels", "strides"),
+    *("pools", "norm", "modulation", "recurrence", "recurrent_channels", "readout", "output"),
+)
+PENALTIES = {"readout_l1": {"weight": 1e-3}, "smoothness": {"weight": 1e-3}}
+
+
+def check_recordings(datasets: Sequence[Dataset]) -> list[RecordingSummary]:
+    """What the sessions recorded. Raises DataError where they cannot be learned together, or nothing can be."""
+    found = []
+    for dataset in datasets:
+        if dataset.info.recording is None:
+            raise DataError(
+                "Responses of neurons are learned by themselves, and this dataset holds no recording.",
+                where=str(dataset.path),
+                fix="train on one kind of target at a time",
+            )
+        found.append(dataset.info.recording)
+    first = found[0]
+    for other, dataset in zip(found, datasets, strict=True):
+        for what, its, wanted, fix in (
+            ("bins a second", other.rate, first.rate, "prepare all of them with one --rate"),
+            (
+                "frames of (height, width)",
+                (other.height, other.width),
+                (first.height, first.width),
+                "resize the stimuli",
+            ),
+            ("frames of type", other.stimulus, first.stimulus, "store all stimuli in one type"),
+        ):
+            if its != wanted:
+                raise DataError(
+                    f"{first.name} has {what} {wanted}, and {other.name} has {its}.", where=str(dataset.path), fix=fix
+                )
+    names = [one.name for one in found]
+    if len(set(names)) < len(names):
+        raise DataError("Two sessions have one name.", where=", ".join(names), fix="name each session by itself")
+    return found
+
+
+def derive_responses(
+    datasets: Sequence[Dataset],
+    weights: Sequence[float | None],
+    machine: Hardware,
+    *,
+    ranks: int = 1,
+    limit: int | None = None,
+    epochs: float | None = None,
+    start: Run | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe that recordings and machine call for, with its reasons; `start` is a run whose core is kept frozen.
+
+    `given` are fields of `responses` that are set by hand, from which others follow.
+
+    Raises DataError, and ModelError for a start that predicts no responses.
+    """
+    sessions = check_recordings(datasets)
+    reasons = Reasons()
+    choose, why = reasons.choose, reasons.why
+    on_cpu = machine.device == "cpu"
+    choices = _from_run(start, sessions, choose) if start is not None else _new_core(sessions, choose)
+    choices |= dict(given or {})
+    if choices["recurrence"] == "none" and "recurrent_channels" not in (given or {}):
+        choices["recurrent_channels"] = 0
+    config = network_config(ResponseChoices.model_validate(choices), sessions)
+    memory = Cortex(config).memory
+    if start is None and "burn_in" not in (given or {}):
+        extra = RECURRENT_BURN_IN if choices["recurrence"] != "none" else 0
+        reason = f"the core looks {memory} frames back" + (
+            f", and {extra} more fill its recurrent state" if extra else ""
+        )
+        choices["burn_in"] = choose("responses.burn_in", memory + extra, reason)
+    opened = [ClipDataset.open(dataset.path, choices["clip"], choices["burn_in"]) for dataset in datasets]
+    clips = sum(min(one.count("train"), limit or one.count("train")) for one in opened)
+    validation = sum(min(one.count("validation"), limit or one.count("validation")) for one in opened)
+    if not all(one.count("train") for one in opened):
+        empty = next(one for one in opened if not one.count("train"))
+        raise DataError(
+            f"No trial of the train split is longer than the {choices['burn_in']} frames of burn-in.",
+            where=str(empty.path),
+            fix="record longer trials, or use a smaller --responses.burn_in",
+        )
+    samples = choose("batch.samples", 8 if on_cpu else 32, f"{8 if on_cpu else 32} clips of {choices['clip']} bins")
+    if epochs is None:
+        few, many = EPOCHS
+        epochs = float(min(many, max(few, round(CLIPS_SHOWN[on_cpu] / clips))))
+        if start is not None:
+            epochs = float(READOUT_EPOCHS)
+        why["schedule.steps"] = f"{epochs:g} epochs of {clips} clips"
+    else:
+        why["schedule.steps"] = f"{epochs:g} epochs, as asked"
+    steps = max(1, -(-round(epochs * clips) // samples))
+    parts = [*("adapter", "core"), *(("frontend",) if choices["frontend"] != "none" else ())]
+    parts += [*(("modulation",) if choices["modulation"] != "none" else ())]
+    parts += [*(("recurrence",) if choices["recurrence"] != "none" else ()), "readout"]
+    states = {part: "full" if start is None or part == "readout" else "frozen" for part in parts}
+    frames = (choices["clip"] + choices["burn_in"]) * samples
+    gigabytes = machine.memory / 2**30
+    values: dict[str, Any] = {
+        "seed": 0,
+        "model": {"name": MODEL if start is None else str(start.path.resolve())},
+        "data": {"datasets": datasets_section(datasets, weights), "limit": limit},
+        "responses": choices,
+        "parts": choose(
+            "parts",
+            states,
+            "a new core: every part learns"
+            if start is None
+            else "the core is kept; new units get readouts of their own",
+        ),
+        "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.0},
+        "optimizer": {
+            "learning_rate": choose(
+                "optimizer.learning_rate", CORE_RATE if start is None else READOUT_RATE, "usual for this family"
+            ),
+            "part_learning_rates": choose(
+                "optimizer.part_learning_rates", {"readout": READOUT_RATE}, "few data come to each unit's own weights"
+            )
+            if start is None
+            else {},
+            "weight_decay": choose("optimizer.weight_decay", 1e-4, "usual for this family"),
+            "clip_norm": choose("optimizer.clip_norm", 1.0, "usual for this family"),
+            "average": choose("optimizer.average", 0.99 if start is None else 0.0, "steadier than the last weights"),
+        },
+        "schedule": {"steps": steps, "warmup": choose("schedule.warmup", 0.05, "usual for this family")},
+        "batch": {
+            "samples": samples,
+            "tokens": choose(
+                "batch.tokens",
+                frames if on_cpu else int(min(1 << 20, max(frames, gigabytes * 1024))),
+                f"frames; {machine.device} with {gigabytes:.0f} GB",
+            ),
+            "window": 8 * samples,
+        },
+        "evaluation": {
+            "every": choose("evaluation.every", max(1, -(-steps // 10)), "ten times a run"),
+            "samples": choose("evaluation.samples", min(max(1, validation), 512), "enough to choose by"),
+            "metric": choose("evaluation.metric", "bits_per_spike", "what the model is for"),
+        },
+        "checkpoints": {"every": max(1, -(-steps // 10))},
+        "machine": machine_section(machine, ranks, reasons),
+        "why": why,
+    }
+    return parse(values, "the derived recipe")
+
+
+def _new_core(sessions: Sequence[RecordingSummary], choose: Any) -> dict[str, Any]:
+    channels = {one.behaviour_names for one in sessions}
+    behaves = len(channels) == 1 and bool(sessions[0].behaviour_names)
+    told = f"all sessions recorded {', '.join(sessions[0].behaviour_names)}" if behaves else (
+        "not all sessions recorded the same behaviour" if any(channels) else "no behaviour was recorded"
+    )  # fmt: skip
+    return {
+        "clip": choose("responses.clip", CLIP, "its bins share one pass; a burn-in costs little beside them"),
+        "burn_in": 0,
+        "frontend": "learnable_temporal",
+        "temporal_taps": choose(
+            "responses.temporal_taps", _taps(sessions[0].rate), f"{sessions[0].rate:g} bins a second"
+        ),
+        "core": "resnet",
+        "channels": choose("responses.channels", (32, 32), f"frames of {sessions[0].height} x {sessions[0].width}"),
+        "kernels": (9, 3),
+        "temporal_kernels": (1, 1),
+        "strides": (2, 1),
+        "pools": (1, 1),
+        "modulation": choose("responses.modulation", "film" if behaves else "none", told),
+        "recurrence": "convgru",
+        "recurrent_channels": 16,
+        "readout": "gaussian",
+        "output": "softplus",
+        "penalties": choose("responses.penalties", PENALTIES, "sparse readouts and smooth filters generalise better"),
+    }
+
+
+def _taps(rate: float) -> int:
+    """Temporal filters span about a fifth of a second, between 6 and 24 frames."""
+    return int(min(24, max(6, round(0.2 * rate))))
+
+
+def _from_run(start: Run, sessions: Sequence[RecordingSummary], choose: Any) -> dict[str, Any]:
+    recipe = start.recipe
+    if recipe.responses is None:
+        raise ModelError(
+            "This run predicts no responses of neurons.", where=str(start.path), fix="give the run of a core"
+        )
+    choose("model.name", None, f"the core of {start.path.name}, as its best checkpoint has it")
+    kept = recipe.responses.model_dump(mode="json")
+    return {**kept, "penalties": {"readout_l1": {"weight": PENALTIES["readout_l1"]["weight"]}}}
+
+
+def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary]) -> CortexConfig:
+    """The network that these choices and sessions call for; what stands for all sessions is their mean by bins."""
+    first = sessions[0]
+    weights = np.array([one.bins["train"] for one in sessions], np.float64)
+    weights = weights / weights.sum() if weights.sum() else None
+    return CortexConfig(
+        height=first.height,
+        width=first.width,
+        stimulus_mean=float(np.average([one.stimulus_mean for one in sessions], weights=weights)),
+        stimulus_std=float(np.average([one.stimulus_std for one in sessions], weights=weights)) or 1.0,
+        behaviour=len(first.behaviour_names) if choices.modulation != "none" else 0,
+        **{name: getattr(choices, name) for name in OF_THE_CORE},
+        sessions=tuple(one.name for one in sessions),
+        units=tuple(key for one in sessions for key in one.unit_keys),
+    )
+
+
+def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: int) -> None:
+    """Write the network that a run starts from: new, or another run's core with new readouts.
+
+    What was taken of the other run, tensor by tensor, stands in base/taken.json. Raises RecipeError where the recipe
+    asks for another core than that run has.
+    """
+    import torch
+
+    choices, sessions = recipe.responses, check_recordings(datasets)
+    assert choices is not None
+    rates = torch.tensor([rate for one in sessions for rate in one.mean_counts])
+    taken: dict[str, Any] | None = None
+    if recipe.model.name == MODEL:
+        network = Cortex(network_config(choices, sessions), seed)
+    else:
+        source = Run(Path(recipe.model.name))
+        its = source.recipe
+        if changed := [n for n in OF_THE_CORE if its.responses and getattr(its.responses, n) != getattr(choices, n)]:
+            raise RecipeError(
+                f"responses.{changed[0]} is of a new core, and this run goes on from one.",
+                where=str(source.path),
+                fix="leave the field out, or train a new core",
+            )
+        trained, step = load_trained(source, its, torch.device("cpu"))
+        names = tuple(one.name for one in sessions)
+        keys = tuple(key for one in sessions for key in one.unit_keys)
+        network, report = with_units(trained.network, names, keys, seed)  # pyright: ignore[reportArgumentType]
+        taken = {"run": str(source.path), "step": step, **asdict(report)}
+    network.initialise_bias(rates)
+    network.save(run.base_folder)
+    if taken is not None:
+        write_json(run.base_folder / "taken.json", taken)

@@ -1,0 +1,206 @@
+"""Clips of a recording: every bin predicted once, none of another trial seen, all of one shape."""
+
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.made_recordings import made, with_trials
+from visiontune.data.dataset import Dataset
+from visiontune.data.recordings.clips import ClipDataset, ClipPlace
+from visiontune.data.recordings.store import write_recording
+from visiontune.data.responses import Clip, Responses
+from visiontune.data.split import SPLITS
+from visiontune.errors import DataError
+
+
+def opened(folder, recording, clip, burn_in) -> ClipDataset:
+    return ClipDataset.open(write_recording(recording, folder, 0), clip, burn_in)
+
+
+def parts(dataset, split, i) -> tuple[Clip, Responses]:
+    sample = dataset.sample(split, i)
+    assert isinstance(sample.seen, Clip) and isinstance(sample.target, Responses)
+    return sample.seen, sample.target
+
+
+def numbered(lengths, gap=0):
+    """A recording whose first pixels say the bin's number, whose counts too."""
+    recording = made(lengths, gap=gap, behaviour=1)
+    stimulus, counts = recording.stimulus.copy(), recording.counts.astype(np.uint16)
+    bins = np.arange(len(stimulus))
+    stimulus[:, 0, 0], stimulus[:, 0, 1], counts[:, 0] = bins % 256, bins // 256, bins
+    return replace(recording, stimulus=stimulus, counts=counts, behaviour=bins[:, None].astype(np.float32))
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=4, max_size=12),
+    st.integers(1, 15),
+    st.integers(0, 12),
+    st.integers(0, 3),
+)
+@settings(max_examples=25)
+def test_clips_predict_each_bin_once_and_see_no_other_trial(tmp_path_factory, lengths, clip, burn_in, gap):
+    recording = numbered(lengths, gap)
+    dataset = opened(tmp_path_factory.mktemp("clips") / "out", recording, clip, burn_in)
+    predicted = np.zeros(len(recording.stimulus), int)
+    for split in SPLITS:
+        for i in range(dataset.count(split)):
+            seen, target = parts(dataset, split, i)
+            place = dataset.where(split, i)
+            trial = recording.trials[place.trial]
+            assert (
+                seen.frames.shape == (burn_in + clip, 6, 6) and target.counts.shape == (clip, 4) == target.valid.shape
+            )
+            assert seen.burn_in == burn_in and target.start == place.start == trial.start + place.place
+            shown = seen.frames[:, 0, 0].astype(int) + 256 * seen.frames[:, 0, 1].astype(int)
+            assert trial.start <= shown.min() and shown.max() < trial.stop
+            assert dataset.trials[place.trial].split == split
+            first = target.start - burn_in
+            expected = np.minimum(np.arange(first, first + burn_in + clip), trial.stop - 1)
+            np.testing.assert_array_equal(shown, expected)
+            scale = dataset.recording.behaviour_std[0] or 1
+            told = seen.behaviour[:, 0] * scale + dataset.recording.behaviour_mean[0]
+            np.testing.assert_allclose(told, expected, atol=1e-2)
+            rows = np.flatnonzero(target.valid[:, 0])
+            assert (target.valid == target.valid[:, :1]).all()
+            np.testing.assert_array_equal(target.counts[rows, 0], target.start + rows)
+            predicted[target.start + rows] += 1
+    expected = np.zeros(len(predicted), int)
+    for trial in recording.trials:
+        expected[trial.start + burn_in : trial.stop] = 1
+    np.testing.assert_array_equal(predicted, expected)
+    left = sum(dataset.left_out_bins(split) + dataset.burn_in_bins(split) for split in SPLITS)
+    assert left + predicted.sum() == sum(lengths)
+    assert len(dataset) == sum(dataset.count(split) for split in SPLITS)
+
+
+def test_the_index_names_each_clip_and_agrees_with_its_sample(tmp_path):
+    recording = with_trials(made([30, 50, 41, 70]), split=["train", "train", "validation", "test"])
+    dataset = opened(tmp_path / "out", recording, 16, 8)
+    index = dataset.index("train")
+    assert index.ids == ["trial-0/8", "trial-0/14", "trial-1/8", "trial-1/24", "trial-1/34"]
+    assert [dataset.sample("train", i).id for i in range(5)] == index.ids
+    assert index.prompts == [None] * 5 and index.answers == [""] * 5 and index.widths == [[6]] * 5
+    assert len(set(index.contents)) == 5
+    with pytest.raises(IndexError):
+        dataset.sample("train", 5)
+    with pytest.raises(DataError, match="no split 'holdout'"):
+        dataset.count("holdout")
+
+
+def test_a_clip_says_where_it_lies_and_which_condition_it_repeats(tmp_path):
+    recording = with_trials(
+        made([20, 20, 20, 20]), split=["train", "validation", "test", "train"], condition=["a", None, None, "b"]
+    )
+    dataset = opened(tmp_path / "out", recording, 8, 4)
+    places = [dataset.where("train", i) for i in range(dataset.count("train"))]
+    assert places == [
+        ClipPlace(4, 0, 0, 4), ClipPlace(12, 0, 0, 12), ClipPlace(64, 3, 1, 4), ClipPlace(72, 3, 1, 12)
+    ]  # fmt: skip
+    assert dataset.where("test", 0).condition == -1
+
+
+def test_frames_stay_uint8_and_are_not_copied_and_float_frames_stay_float32(tmp_path):
+    recording = made([40] * 8)
+    seen, target = parts(opened(tmp_path / "bytes", recording, 16, 8), "train", 0)
+    assert seen.frames.dtype == np.uint8 and not seen.frames.flags.owndata and not seen.frames.flags.writeable
+    assert target.counts.dtype == np.float32 and target.valid.dtype == bool
+    assert target.units == ("session/u0", "session/u1", "session/u2", "session/u3")
+    real = replace(recording, stimulus=recording.stimulus.astype(np.float64) / 255)
+    assert parts(opened(tmp_path / "real", real, 16, 8), "train", 0)[0].frames.dtype == np.float32
+
+
+def test_behaviour_is_normalised_by_the_train_split_and_what_is_not_known_is_the_mean(tmp_path):
+    recording = made([30] * 10, behaviour=2)
+    behaviour = recording.behaviour.copy()
+    behaviour[4, 0] = np.nan
+    recording = with_trials(replace(recording, behaviour=behaviour), split=["train"] * 8 + ["validation", "test"])
+    dataset = opened(tmp_path / "out", recording, 30, 0)
+    clips = [parts(dataset, "train", i)[0].behaviour for i in range(dataset.count("train"))]
+    together = np.concatenate(clips)
+    assert together.dtype == np.float32 and np.isfinite(together).all()
+    np.testing.assert_allclose(together.std(axis=0), 1, atol=3e-3)
+    np.testing.assert_allclose(together.mean(axis=0), 0, atol=3e-3)
+    assert together[4, 0] == 0
+
+
+def test_validity_a_unit_is_kept(tmp_path):
+    recording = made([30] * 8)
+    valid = np.random.default_rng(0).random((240, 4)) < 0.5
+    dataset = opened(tmp_path / "out", replace(recording, valid=valid), 30, 0)
+    _, target = parts(dataset, "train", 0)
+    np.testing.assert_array_equal(target.valid, valid[target.start : target.start + 30])
+
+
+def test_scores_are_those_of_the_very_clips(tmp_path):
+    recording = made([30] * 10)
+    stimulus = recording.stimulus.copy()
+    stimulus[:30] = 128 + (stimulus[:30].astype(int) - 128) // 8
+    recording = with_trials(replace(recording, stimulus=stimulus), split=["train"] * 8 + ["validation", "test"])
+    dataset = opened(tmp_path / "out", recording, 11, 5)
+    scores = dataset.scores("train")
+    assert set(scores) == {"contrast", "spikes"}
+    for i in range(dataset.count("train")):
+        seen, target = parts(dataset, "train", i)
+        contrast = seen.frames[5:].std(axis=(1, 2)).mean() / dataset.recording.stimulus_mean
+        assert scores["contrast"][i] == pytest.approx(contrast, rel=1e-4)
+        assert scores["spikes"][i] == pytest.approx(target.counts[target.valid].mean())
+    calm = [dataset.where("train", i).trial == 0 for i in range(dataset.count("train"))]
+    assert scores["contrast"][calm].max() < scores["contrast"][~np.array(calm)].min() / 4
+    assert dataset.scores("train") is scores
+
+
+def test_a_score_leaves_padding_out(tmp_path):
+    recording = made([10] * 8)
+    stimulus = recording.stimulus.copy()
+    stimulus[9::10] = 0  # the last frame of each trial, which padding repeats
+    padded = opened(tmp_path / "a", replace(recording, stimulus=stimulus), 100, 0)
+    whole = opened(tmp_path / "b", replace(recording, stimulus=stimulus), 10, 0)
+    np.testing.assert_array_equal(padded.scores("train")["contrast"], whole.scores("train")["contrast"])
+
+
+def first_ids(dataset):
+    return [dataset.sample("train", i).id for i in range(3)], dataset.sample("train", 0).seen.frames.sum()
+
+
+def test_it_can_be_pickled_forked_and_read_elsewhere(tmp_path):
+    dataset = opened(tmp_path / "out", made(), 16, 8)
+    expected = first_ids(dataset)
+    dataset.scores("train")
+    assert len(pickle.dumps(dataset)) < 20_000
+    assert first_ids(pickle.loads(pickle.dumps(dataset))) == expected
+    for method in ("fork", "spawn"):
+        with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
+            assert pool.submit(first_ids, dataset).result() == expected
+
+
+def test_a_damaged_file_is_found(tmp_path):
+    dataset = opened(tmp_path / "out", made(), 16, 8)
+    dataset.verify()
+    path = dataset.path / "counts.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match="was changed"):
+        dataset.verify()
+    path.write_bytes(bytes(data[:-1]))
+    with pytest.raises(DataError, match="bytes instead of"):
+        ClipDataset.open(dataset.path, 16, 8)
+
+
+def test_only_recordings_are_cut_into_clips(classes, tmp_path):
+    from visiontune.data.prepare import prepare
+
+    images = prepare(classes({"cat": 4, "dog": 4}), tmp_path / "images", workers=1)
+    with pytest.raises(DataError, match="no recording"):
+        ClipDataset.open(images.path, 16, 8)
+    stored = write_recording(made(), tmp_path / "out", 0)
+    assert isinstance(Dataset.open(stored), Dataset)
+    with pytest.raises(DataError, match="clip of 0 bins"):
+        ClipDataset.open(stored, 0, 8)

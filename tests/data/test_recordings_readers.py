@@ -1,0 +1,346 @@
+"""Formats of recordings: what goes in comes back, and what cannot be read is said with the fix."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.made_recordings import film
+from visiontune.data.recordings.arrays import session_of
+from visiontune.data.recordings.readers import is_recordings, read_session, sessions
+from visiontune.errors import DataError, MachineError
+
+BINS, UNITS = 60, 3
+ARRAYS = {
+    "stimulus": film(1, BINS),
+    "counts": np.random.default_rng(0).poisson(1, (BINS, UNITS)).astype(np.uint8),
+    "valid": np.random.default_rng(1).random((BINS, UNITS)) < 0.9,
+    "eye": np.random.default_rng(2).normal(size=(BINS, 2)).astype(np.float32),
+    "behaviour": np.random.default_rng(3).normal(size=(BINS, 2)).astype(np.float32),
+    "trials": np.repeat([0, 1, -1, 2], 15),
+    "conditions": np.array(["a", "", "a"]),
+    "kinds": np.array([1, 0, 1]),
+    "splits": np.array(["train", "", "val"]),
+}
+FACTS = {
+    "rate": 50.0,
+    "units": ["a", "b", "c"],
+    "subject": "Luke",
+    "behaviour_names": ["speed", "pupil"],
+    "kind_names": ["gabor", "natural"],
+}
+
+
+def folder(path: Path, arrays=ARRAYS, facts=FACTS) -> Path:
+    path.mkdir(parents=True)
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+    (path / "meta.json").write_text(json.dumps(facts))
+    return path
+
+
+def json_folder(path: Path) -> Path:
+    folder(path, {n: a for n, a in ARRAYS.items() if n not in ("kinds", "splits", "conditions")})
+    for name, value in {"kinds": ["natural", "gabor", "natural"], "splits": ["train", "", "val"]}.items():
+        (path / f"{name}.json").write_text(json.dumps(value))
+    (path / "conditions.json").write_text(json.dumps(["a", "", "a"]))
+    return path
+
+
+def npz(path: Path) -> Path:
+    path = path.with_suffix(".npz")
+    np.savez(path, **ARRAYS, **{name: np.array(value) for name, value in FACTS.items()})
+    return path
+
+
+def hdf5(path: Path, **options) -> Path:
+    h5py = pytest.importorskip("h5py")
+    path = path.with_suffix(".h5")
+    with h5py.File(path, "w") as file:
+        for name, array in ARRAYS.items():
+            if array.dtype.kind == "U":
+                file[name] = array.tolist()
+            else:
+                file.create_dataset(name, data=array, **options)
+        for name, value in FACTS.items():
+            file.attrs[name] = value
+    return path
+
+
+def compressed(path: Path) -> Path:
+    return hdf5(path, compression="gzip", chunks=True)
+
+
+@pytest.mark.parametrize("write", [folder, json_folder, npz, hdf5, compressed])
+def test_what_was_written_comes_back(write, tmp_path):
+    session = read_session(write(tmp_path / "Luke_2026-01-02"))
+    found = session.recording
+    assert not session.faults
+    assert (found.name, found.rate, found.subject) == ("Luke_2026-01-02", 50.0, "Luke")
+    assert (found.units, found.behaviour_names) == (("a", "b", "c"), ("speed", "pupil"))
+    for name in ("stimulus", "counts", "valid", "eye", "behaviour"):
+        np.testing.assert_array_equal(getattr(found, name), ARRAYS[name])
+    assert found.stimulus.dtype == np.uint8 and found.valid.dtype == bool
+    trials = [(t.id, t.start, t.stop, t.kind, t.condition, t.split) for t in found.trials]
+    assert trials == [
+        ("trial-0", 0, 15, "natural", "a", "train"),
+        ("trial-1", 15, 30, "gabor", None, None),
+        ("trial-2", 45, 60, "natural", "a", "validation"),
+    ]
+
+
+@pytest.mark.parametrize("write", [folder, hdf5])
+def test_large_arrays_are_mapped_and_not_read(write, tmp_path):
+    stimulus = read_session(write(tmp_path / "s")).recording.stimulus
+    base = stimulus
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    assert type(base).__name__ == "mmap"
+
+
+def test_little_is_enough_and_one_trial_is_assumed(tmp_path):
+    few = {name: ARRAYS[name] for name in ("stimulus", "counts")}
+    found = read_session(folder(tmp_path / "s", few, {"rate": 120})).recording
+    assert [(t.id, t.start, t.stop) for t in found.trials] == [("trial-0", 0, BINS)]
+    assert found.valid.shape == (BINS, 1) and found.valid.all() and found.units == ("unit-0", "unit-1", "unit-2")
+
+
+def changed(**arrays):
+    values = {**ARRAYS, **FACTS, **arrays}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("values", "found", "fix"),
+    [
+        (changed(counts=None, robs=ARRAYS["counts"]), "no counts; found: behaviour", "rename robs to counts"),
+        (changed(stimulus=None, stimulis=ARRAYS["stimulus"]), "there is no stimulus", "rename stimulis to stimulus"),
+        (changed(rate=None), "there is no rate", "number of bins a second"),
+        (changed(rate=-1), "the rate is -1", "above 0"),
+        (changed(stimulus=ARRAYS["stimulus"][:, None]), r"stimulus is of the shape \(60, 1, 6, 6\)", "height, width"),
+        (changed(counts=ARRAYS["counts"].T), "stimulus 60, counts 3", "cut or align"),
+        (changed(behaviour=ARRAYS["behaviour"][:59]), "stimulus 60, counts 60, behaviour 59", "cut or align"),
+        (changed(eye=ARRAYS["stimulus"][:, :, 0]), "eye is of the shape", "bins, 2"),
+        (changed(valid=ARRAYS["valid"][:, :2]), "valid is of the shape", "units"),
+        (changed(trials=ARRAYS["trials"] + 0.5), "not whole", "may not be averaged"),
+        (changed(kinds=["a", "b"]), "kinds has 2 entries for 3 trials", "one a trial"),
+        (changed(splits=["train", "holdout", "val"]), "no split 'holdout'", "train, val"),
+        (changed(conditions=np.arange(BINS)), "trial 0 has several conditions", "bin by bin"),
+        (changed(conditions=[1, 2]), "conditions has 2 entries for 60 bins and 3 trials", "one a bin"),
+        (changed(behaviour_names=["speed"]), "2 channels, and 1 are named", "name each"),
+        (changed(units=["a", "a", "b"]), "Two units have one name", "its own"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_its_fix(values, found, fix):
+    with pytest.raises(DataError, match=found) as caught:
+        session_of(values, "s", "place")
+    assert fix in (caught.value.fix or "")
+
+
+def test_numbers_of_trials_and_conditions_may_have_gaps_and_repeat():
+    trials = np.repeat([4, np.nan, 7, 4], 15)
+    conditions = np.repeat([3.0, np.nan, -1, 3], 15)
+    made_of = {name: ARRAYS[name] for name in ("stimulus", "counts")} | {"rate": 1, "trials": trials}
+    found = session_of(made_of | {"conditions": conditions}, "s", "").recording
+    assert [(t.id, t.start, t.condition) for t in found.trials] == [
+        ("trial-4", 0, "3"), ("trial-7", 30, None), ("trial-4+1", 45, "3")
+    ]  # fmt: skip
+
+
+def test_a_folder_of_sessions_is_read_one_by_one(tmp_path):
+    folder(tmp_path / "sessions/b")
+    npz(tmp_path / "sessions/a")
+    (tmp_path / "sessions/notes.txt").write_text("nothing")
+    found = sessions(tmp_path / "sessions")
+    assert list(found) == ["a", "b"] and is_recordings(tmp_path / "sessions")
+    assert sessions(tmp_path / "sessions/b") == {"b": tmp_path / "sessions/b"}
+    npz(tmp_path / "sessions/b")
+    with pytest.raises(DataError, match="two sessions are called b"):
+        sessions(tmp_path / "sessions")
+
+
+def test_other_folders_are_no_recordings(classes, tmp_path):
+    assert not is_recordings(classes({"cat": 2}))
+    assert not is_recordings(tmp_path / "nothing")
+    with pytest.raises(DataError, match="no recording here") as caught:
+        sessions(tmp_path)
+    assert "stimulus.npy" in caught.value.fix
+    with pytest.raises(DataError, match="no recording"):
+        read_session(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_session(tmp_path / "a.npz")
+    place = folder(tmp_path / "s")
+    (place / "meta.json").write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        read_session(place)
+    np.save(place / "counts.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(DataError, match=r"array cannot be read"):
+        read_session(place)
+
+
+def test_without_h5py_the_package_to_install_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    (tmp_path / "a.h5").write_bytes(b"")
+    with pytest.raises(MachineError, match="h5py") as caught:
+        read_session(tmp_path / "a.h5")
+    assert "visiontune[hdf5]" in caught.value.fix
+
+
+def test_a_file_that_is_no_hdf5_is_said(tmp_path):
+    pytest.importorskip("h5py")
+    (tmp_path / "a.h5").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="no HDF5 file"):
+        read_session(tmp_path / "a.h5")
+
+
+# SENSORIUM's layout.
+
+TIERS = ["train", "oracle", "live_test_main", "none", "final_test_bonus", "train"]
+
+
+def sensorium(path: Path, *, whole=True, padded=4) -> Path:
+    random = np.random.default_rng(5)
+    for name in ("videos", "responses", "behavior", "pupil_center"):
+        (path / "data" / name).mkdir(parents=True)
+    for trial in range(len(TIERS)):
+        bins = 20 + trial
+        arrays = {
+            "videos": film(trial, bins).transpose(1, 2, 0).astype(np.float32) + (0 if whole else 0.25),
+            "responses": random.gamma(1, 1, (UNITS, bins)).astype(np.float32),
+            "behavior": random.normal(size=(2, bins)),
+            "pupil_center": random.normal(size=(2, bins)),
+        }
+        for name, array in arrays.items():
+            end = np.full((*array.shape[:-1], padded), np.nan)
+            if TIERS[trial].startswith("final") and name == "responses":
+                array = np.zeros_like(array)
+            np.save(path / "data" / name / f"{trial}.npy", np.concatenate([array, end], axis=-1))
+    for place, values in {"meta/trials/tiers.npy": TIERS, "meta/neurons/unit_ids.npy": [11, 12, 15]}.items():
+        (path / place).parent.mkdir(parents=True, exist_ok=True)
+        np.save(path / place, np.array(values))
+    return path
+
+
+def test_a_sensorium_folder_is_cut_turned_and_split_by_tier(tmp_path):
+    place = sensorium(tmp_path / "dynamic1-2-3")
+    session = read_session(place)
+    found = session.recording
+    assert [(t.id, t.stop - t.start, t.split) for t in found.trials] == [
+        ("trial-0", 20, "train"), ("trial-1", 21, "validation"), ("trial-2", 22, "test"), ("trial-5", 25, "train")
+    ]  # fmt: skip
+    assert found.rate == 30 and found.units == ("11", "12", "15") and found.behaviour_names == ("pupil", "running")
+    assert found.stimulus.dtype == np.uint8 and found.stimulus.shape == (88, 6, 6)
+    np.testing.assert_array_equal(found.stimulus[20:41], film(1, 21))
+    for name, array in {"responses": found.counts, "behavior": found.behaviour, "pupil_center": found.eye}.items():
+        np.testing.assert_allclose(array[20:41], np.load(place / f"data/{name}/1.npy")[:, :21].T, rtol=1e-6)
+    said = {fault.code: fault.found for fault in session.faults}
+    assert set(said) == {"padding-cut", "no-responses", "other-tiers"}
+    assert "16 bins" in said["padding-cut"] and "none 1" in said["other-tiers"]
+    assert "final_test_bonus 1" in said["no-responses"]
+
+
+def test_sensorium_videos_that_are_not_whole_stay_float(tmp_path):
+    found = read_session(sensorium(tmp_path / "s", whole=False, padded=0)).recording
+    assert found.stimulus.dtype == np.float32
+    np.testing.assert_array_equal(found.stimulus[:20], film(0, 20) + 0.25)
+
+
+def test_a_sensorium_folder_that_lacks_a_file_is_refused(tmp_path):
+    place = sensorium(tmp_path / "s")
+    (place / "data/responses/2.npy").unlink()
+    with pytest.raises(DataError, match="missing") as caught:
+        read_session(place)
+    assert caught.value.where.endswith("data/responses/2.npy")
+
+
+# NWB, written by the names of its schema.
+
+
+def nwb(path: Path, *, trials=True, series="OpticalSeries", intervals=False) -> Path:
+    h5py = pytest.importorskip("h5py")
+    path = path.with_suffix(".nwb")
+    with h5py.File(path, "w") as file:
+        file.attrs["nwb_version"] = "2.7.0"
+        for name, start in {"movie": 10.0, "noise": 13.0}.items():
+            group = file.create_group(f"stimulus/presentation/{name}")
+            group.attrs["neurodata_type"] = series
+            group["data"] = film(len(name), 20)
+            if name == "movie":
+                group["starting_time"] = start
+                group["starting_time"].attrs["rate"] = 10.0
+            else:
+                group["timestamps"] = start + np.arange(20) / 10
+        file["units/spike_times"] = np.array([10.05, 10.06, 11.99, 12.5, 13.0, 9.9, 14.95])
+        file["units/spike_times_index"] = np.array([5, 7])
+        file["units/id"] = np.array([7, 9])
+        if intervals:
+            file["units/obs_intervals"] = np.array([[0.0, 100.0], [13.0, 100.0]])
+            file["units/obs_intervals_index"] = np.array([1, 2])
+        if trials:
+            file["intervals/trials/start_time"] = np.array([10.0, 11.0, 13.0, 30.0])
+            file["intervals/trials/stop_time"] = np.array([11.0, 12.0, 15.0, 31.0])
+            file["intervals/trials/id"] = np.array([0, 1, 2, 3])
+            file["intervals/trials/condition"] = [b"a", b"a", b"", b""]
+            file["intervals/trials/split"] = ["train", "", "test", ""]
+        file["general/subject/subject_id"] = "mouse-1"
+    return path
+
+
+def test_spikes_of_an_nwb_file_are_counted_in_its_frames(tmp_path):
+    session = read_session(nwb(tmp_path / "day1", intervals=True))
+    found = session.recording
+    assert (found.name, found.subject, found.units) == ("day1", "mouse-1", ("7", "9"))
+    assert found.rate == pytest.approx(10)
+    np.testing.assert_array_equal(found.stimulus, np.concatenate([film(5, 20), film(5, 20)]))
+    expected = np.zeros((40, 2))
+    expected[[0, 19, 20], 0], expected[0, 0], expected[39, 1] = 1, 2, 1  # 12.5 s lies between the stimuli
+    np.testing.assert_array_equal(found.counts, expected)
+    assert found.valid[:, 0].all() and not found.valid[:20, 1].any() and found.valid[20:39, 1].all()
+    assert [(t.id, t.start, t.stop, t.kind, t.condition, t.split) for t in found.trials] == [
+        ("trial-0", 0, 10, "movie", "a", "train"),
+        ("trial-1", 10, 20, "movie", "a", None),
+        ("trial-2", 20, 40, "noise", None, "test"),
+    ]
+    assert [fault.code for fault in session.faults] == ["empty-trials"]
+
+
+def test_without_a_trials_table_each_stretch_of_an_nwb_file_is_a_trial(tmp_path):
+    found = read_session(nwb(tmp_path / "day1", trials=False)).recording
+    assert [(t.start, t.stop, t.kind) for t in found.trials] == [(0, 20, "movie"), (20, 40, "noise")]
+
+
+def test_stimuli_of_an_nwb_file_may_take_turns(tmp_path):
+    path = nwb(tmp_path / "day1", trials=False)
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        times = file["stimulus/presentation/noise/timestamps"]
+        times[:10], times[10:] = 5 + np.arange(10) / 10, 20 + np.arange(10) / 10
+    found = read_session(path).recording
+    assert [(t.start, t.stop, t.kind) for t in found.trials] == [
+        (0, 10, "noise"), (10, 30, "movie"), (30, 40, "noise")
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found.stimulus[30:], film(5, 20)[10:])
+    with h5py.File(path, "a") as file:
+        file["stimulus/presentation/noise/timestamps"][:] = 10.51 + np.arange(20) / 10
+    with pytest.raises(DataError, match="two frames are shown"):
+        read_session(path)
+
+
+def test_an_nwb_file_without_frames_or_spikes_says_what_it_holds(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = nwb(tmp_path / "day1")
+    with h5py.File(path, "a") as file:
+        del file["units/spike_times"]
+    with pytest.raises(DataError, match="no spike times"):
+        read_session(path)
+    with h5py.File(path, "a") as file:
+        for name in ("movie", "noise"):
+            del file[f"stimulus/presentation/{name}/data"]
+    with pytest.raises(DataError, match=r"movie \(OpticalSeries\)"):
+        read_session(path)

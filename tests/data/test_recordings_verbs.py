@@ -1,0 +1,137 @@
+"""Recordings through `inspect` and `prepare`: what users type and what they read."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import visiontune
+from tests.made_recordings import made, with_trials
+from visiontune.cli import main
+from visiontune.data.recordings.clips import ClipDataset
+from visiontune.data.recordings.inspect import RecordingsInspection, inspect_recordings
+from visiontune.data.recordings.prepare import holds_recordings, prepare_recordings
+from visiontune.errors import DataError
+
+
+def save(recording, folder):
+    """A recording as a folder of arrays."""
+    folder.mkdir(parents=True)
+    np.save(folder / "stimulus.npy", recording.stimulus)
+    np.save(folder / "counts.npy", recording.counts)
+    trials = np.full(len(recording.stimulus), -1)
+    for number, trial in enumerate(recording.trials):
+        trials[trial.start : trial.stop] = number
+    np.save(folder / "trials.npy", trials)
+    for name in ("kind", "split"):
+        values = [getattr(trial, name) or "" for trial in recording.trials]
+        (folder / f"{name}s.json").write_text(json.dumps(values))
+    (folder / "meta.json").write_text(json.dumps({"rate": recording.rate, "subject": "Luke"}))
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two sessions, of which the second has a silent unit and shows a film of the first."""
+    first, second = made([30] * 20, units=3), made([30] * 20, units=5, seed=8)
+    counts, stimulus = second.counts.copy(), second.stimulus.copy()
+    counts[:, 4] = 0
+    stimulus[:60] = first.stimulus[30:90]
+    save(with_trials(first, kind=["gabor"] * 10 + ["natural"] * 10), tmp_path / "sessions/a")
+    save(replace(second, counts=counts, stimulus=stimulus), tmp_path / "sessions/b")
+    return tmp_path / "sessions"
+
+
+def shown(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_inspect_shows_each_session_and_what_is_wrong(two, capsys):
+    found = visiontune.inspect(two)
+    assert isinstance(found, RecordingsInspection)
+    assert [(s.name, s.units, s.seconds, s.trials, s.repeats) for s in found.sessions] == [
+        ("a", 3, 30.0, 20, 0), ("b", 5, 30.0, 20, 0)
+    ]  # fmt: skip
+    assert [(fault.code, fault.where) for fault in found.faults] == [("silent-unit", "b: unit-4")]
+    text = shown(capsys, "inspect", two)
+    for said in ("6x6 uint8", "gabor 10, natural 10", "2 sessions, 8 units, 60 seconds", "b: unit-4", "fix:"):
+        assert said in text
+    value = json.loads(shown(capsys, "inspect", two, "--json"))
+    assert value["units"] == 8 and value["trains"][0]["target"] == "responses"
+    assert sum(value["splits"].values()) == pytest.approx(60)
+
+
+def test_prepare_makes_a_dataset_of_each_session_that_inspect_foresaw(two, tmp_path, capsys):
+    foreseen = inspect_recordings(two)
+    text = shown(capsys, "prepare", two, "--out", tmp_path / "data")
+    assert "a: 3 units" in text and str(tmp_path / "data/b") in text
+    assert inspect_recordings(tmp_path / "data") == foreseen
+    assert inspect_recordings(tmp_path / "data/a").sessions == foreseen.sessions[:1]
+    assert holds_recordings(tmp_path / "data") and not holds_recordings(tmp_path)
+    assert len(ClipDataset.open(tmp_path / "data/a", 8, 4)) > 0
+
+
+def test_a_film_of_two_sessions_has_one_split_however_they_are_prepared(two, tmp_path):
+    for seed in range(5):
+        a, b = prepare_recordings(two, tmp_path / f"{seed}", seed=seed)
+        splits = [[trial.split for trial in ClipDataset.open(path).trials] for path in (a, b)]
+        assert splits[0][1:3] == splits[1][:2]
+    prepare_recordings(two / "b", tmp_path / "late")
+    a, b = prepare_recordings(two, tmp_path / "late")
+    splits = [[trial.split for trial in ClipDataset.open(path).trials] for path in (a, b)]
+    assert splits[0][1:3] == splits[1][:2]
+
+
+def test_films_that_are_given_other_splits_in_another_session_are_a_leak(two, tmp_path):
+    for name, split in {"a": "train", "b": "test"}.items():
+        splits = [split] * 3 + ["train"] * 15 + ["validation", "test"]
+        (two / name / "splits.json").write_text(json.dumps(splits))
+    (fault,) = [fault for fault in inspect_recordings(two).faults if fault.code == "leak-across-splits"]
+    assert fault.where == "a (train) = b (test)"
+
+
+def test_the_same_again_changes_nothing(two, tmp_path):
+    paths = prepare_recordings(two, tmp_path / "data")
+    times = [path.stat().st_mtime_ns for folder in paths for path in sorted(folder.iterdir())]
+    assert prepare_recordings([two / "a", two / "b"], tmp_path / "data") == paths
+    assert [path.stat().st_mtime_ns for folder in paths for path in sorted(folder.iterdir())] == times
+
+
+def test_a_rate_is_converted_and_said(two, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", str(two / "a"), "--out", str(tmp_path / "data"), "--rate", "10"])
+    assert "a: counts: summed" in capsys.readouterr().err
+    found = ClipDataset.open(tmp_path / "data/a").recording
+    assert found.rate == 10 and sum(found.bins.values()) == 300
+    with pytest.raises(DataError, match="only whole bins"):
+        visiontune.prepare_recordings(two, tmp_path / "more", rate=7)
+
+
+def test_a_session_that_cannot_be_read_is_a_fault_and_stops_prepare(two, tmp_path):
+    (two / "a/meta.json").write_text("{}")
+    found = inspect_recordings(two)
+    assert [session.name for session in found.sessions] == ["b"]
+    assert (found.faults[0].code, found.faults[0].severity) == ("unreadable-recording", "error")
+    assert found.faults[0].where.startswith("a: ") and "rate" in found.faults[0].found
+    with pytest.raises(DataError, match="no rate"):
+        prepare_recordings(two, tmp_path / "data")
+
+
+def test_options_of_images_are_refused_and_other_data_are_not_taken_for_recordings(two, classes, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", str(two), "--out", str(tmp_path / "data"), "--limit", "3"])
+    assert stopped.value.code == 1 and "--limit" in capsys.readouterr().err
+    with pytest.raises(DataError, match="these are recordings"):
+        visiontune.inspect(two, limit=3)
+    with pytest.raises(DataError, match="a dataset each"):
+        visiontune.prepare(two, tmp_path / "data")
+    images = classes({"cat": 4, "dog": 4})
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", str(images), "--out", str(tmp_path / "images"), "--rate", "3"])
+    assert stopped.value.code == 1
+    with pytest.raises(DataError, match="inside the session"):
+        prepare_recordings(two / "a", two / "a/data")

@@ -1,0 +1,316 @@
+"""Runs on recordings of neurons, through every verb, on small simulated sessions."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import visiontune
+from visiontune.data.recordings.clips import ClipDataset
+from visiontune.data.recordings.prepare import prepare_recordings
+from visiontune.errors import DataError, ModelError, PausedError, RecipeError
+from visiontune.models.cortex import predicts_responses
+from visiontune.run import Run
+from visiontune.simulated_neurons import simulate, write_npz
+from visiontune.training import loop
+from visiontune.training.evaluate_responses import predict_split_of_responses
+from visiontune.training.loop import train_run
+from visiontune.training.model import load_trained, open_datasets
+from visiontune.training.ranks import Ranks
+from visiontune.training.session import order_of
+
+QUICK: dict[str, Any] = {
+    "responses.channels": [4],
+    "responses.kernels": [5],
+    "responses.temporal_kernels": [1],
+    "responses.strides": [2],
+    "responses.pools": [1],
+    "responses.recurrent_channels": 2,
+    "responses.temporal_taps": 6,
+    "responses.temporal_channels": 2,
+    "responses.clip": 48,
+    "batch.samples": 4,
+    "batch.window": 16,
+    "batch.tokens": 200,
+    "schedule.steps": 6,
+    "evaluation.every": 3,
+    "evaluation.samples": 8,
+    "checkpoints.every": 2,
+    "machine.device": "cpu",
+    "machine.precision": "fp32",
+    "machine.workers": 0,
+    "machine.threads": 1,
+}
+UNITS = (7, 4)
+
+
+@pytest.fixture(scope="session")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sessions of 60 s as .npz files, of two subjects, with other numbers of units."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number, units in enumerate(UNITS):
+        made = simulate(
+            f"session-{number}", seed=number, units=units, seconds=45, size=(16, 16), repeats=(1, 4),
+            subject=f"subject-{number}",
+        )  # fmt: skip
+        write_npz(made, folder / f"session-{number}.npz")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(sessions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    prepare_recordings(sessions, folder)
+    return folder
+
+
+def train(data: Any, out: Path, start: Any = None, **overrides: Any) -> Any:
+    kept = QUICK if start is None else {n: v for n, v in QUICK.items() if not n.startswith("responses.")}
+    return visiontune.train(data, out=out, start=start, overrides={**kept, **overrides})
+
+
+@pytest.fixture(scope="session")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(prepared, tmp_path_factory.mktemp("runs") / "core")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    folder = run.checkpoint_path(run.checkpoint_steps()[-1])
+    return load_file(folder / "trained.safetensors")
+
+
+def losses(run: Run) -> list[float]:
+    return [entry["loss"] for entry in run.metrics("step")]
+
+
+def test_a_folder_of_sessions_becomes_a_finished_run_with_receipts(sessions: Path, tmp_path: Path) -> None:
+    run = train(sessions, tmp_path / "run")
+    assert run.status == "finished"
+    status = {receipt["name"]: receipt["status"] for receipt in run.receipts}
+    assert status["supervised"] == status["trained moved"] == status["seen"] == "passed"
+    assert "failed" not in status.values()
+    written = json.loads((run.path / "evaluations/validation/metrics.json").read_text())
+    assert {"bits_per_spike", "above_zero", "correlation"} <= set(written["metrics"])
+    assert len(written["per_unit"]) == sum(UNITS) and (run.path / "report.html").is_file()
+    assert [Path(use.path).name for use in run.recipe.data.datasets] == ["session-0", "session-1"]
+    (shown, *_) = next(r for r in run.receipts if r["name"] == "supervised")["examples"]
+    assert shown["units"] in UNITS and shown["spikes"] > 0
+
+
+def test_a_run_that_was_paused_and_resumed_is_the_uninterrupted_run_bit_for_bit(
+    prepared: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = loop._count
+
+    def pause_at_three(session: Any, batches: Any) -> None:
+        count(session, batches)
+        if session.progress.step == 3:
+            session.run.ask_to_pause()
+
+    monkeypatch.setattr(loop, "_count", pause_at_three)
+    with pytest.raises(PausedError):
+        train(prepared, tmp_path / "run")
+    monkeypatch.undo()
+    train_run(Run(tmp_path / "run"))
+    again, whole = weights(Run(tmp_path / "run")), weights(finished)
+    assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_finer_cut_into_micro_batches_gives_the_same_weights(prepared: Path, finished: Run, tmp_path: Path) -> None:
+    cut = weights(train(prepared, tmp_path / "run", **{"batch.tokens": 1}))
+    for name, tensor in weights(finished).items():
+        torch.testing.assert_close(cut[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_two_ranks_equal_one(prepared: Path, finished: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "two")
+    run.path.mkdir()
+    (run.path / "base").mkdir()
+    for file in finished.base_folder.iterdir():
+        (run.path / "base" / file.name).write_bytes(file.read_bytes())
+    finished.recipe.save(run.recipe_path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launch, "-m", "visiontune", "resume", str(run.path), "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(run) == pytest.approx(losses(finished), abs=1e-5)
+    one, two = weights(finished), weights(run)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-5
+    scores = [r.read_json("evaluations/validation/metrics.json")["metrics"]["bits_per_spike"] for r in (run, finished)]
+    assert scores[0]["value"] == pytest.approx(scores[1]["value"], abs=1e-4)
+
+
+# Field -> its new value, where the losses of a short run must differ.
+CHANGES_LOSSES: dict[str, dict[str, Any]] = {
+    "responses.clip": {"responses.clip": 60},
+    "responses.burn_in": {"responses.burn_in": 20},
+    "responses.frontend": {"responses.frontend": "none"},
+    "responses.temporal_taps": {"responses.temporal_taps": 8},
+    "responses.temporal_channels": {"responses.temporal_channels": 4},
+    "responses.core": {"responses.core": "conv", "responses.channels": [4, 4], "responses.kernels": [5, 3],
+                       "responses.temporal_kernels": [1, 1], "responses.strides": [2, 1], "responses.pools": [1, 1]},
+    "responses.channels": {"responses.channels": [6]},
+    "responses.kernels": {"responses.kernels": [3]},
+    "responses.temporal_kernels": {"responses.temporal_kernels": [2]},
+    "responses.strides": {"responses.strides": [1]},
+    "responses.pools": {"responses.pools": [2]},
+    "responses.norm": {"responses.norm": "none"},
+    "responses.modulation": {"responses.modulation": "concat"},
+    "responses.recurrence": {"responses.recurrence": "none", "responses.recurrent_channels": 0},
+    "responses.recurrent_channels": {"responses.recurrent_channels": 4},
+    "responses.readout": {"responses.readout": "factorised"},
+    "responses.output": {"responses.output": "exp"},
+    "responses.penalties": {"responses.penalties": {"smoothness": {"weight": 0.5}}},
+    "data.curriculum": {"data.curriculum": {"score": "contrast", "stages": [{"until": 0.5, "weights": [1, 9]}]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", CHANGES_LOSSES)
+def test_a_field_changes_what_is_learned(prepared: Path, finished: Run, tmp_path: Path, field: str) -> None:
+    changed = train(prepared, tmp_path / "run", **{"schedule.steps": 2, **CHANGES_LOSSES[field]})
+    assert losses(changed)[:2] != losses(finished)[:2]
+
+
+def test_the_burn_in_follows_from_the_core(prepared: Path, finished: Run, tmp_path: Path) -> None:
+    chosen = finished.recipe.responses
+    assert chosen is not None and chosen.burn_in == 5 + 8  # six taps, and what fills the recurrent state
+    with pytest.raises(RecipeError, match="looks 5 frames back"):
+        train(prepared, tmp_path / "run", **{"responses.burn_in": 4})
+
+
+def test_a_penalty_comes_once_a_step_and_rises_as_its_schedule_says(prepared: Path, tmp_path: Path) -> None:
+    penalties = {"core_l2": {"weight": 1.0, "start": 0.25, "ramp": 0.5}}
+    run = train(prepared, tmp_path / "run", **{
+        "responses.penalties": penalties, "schedule.steps": 8, "optimizer.learning_rate": 1e-7, "batch.tokens": 1,
+    })  # fmt: skip
+    added = [entry.get("penalty") for entry in run.metrics("step")]
+    assert added[:3] == [None, None, None]  # off, and at the start of its ramp zero
+    rising = np.array(added[3:], np.float64)
+    assert rising / rising[-1] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0], rel=1e-4)  # it stays on after the ramp
+    assert run.metrics("step")[-1]["gradient_norm"] > 1  # and is learned, once for several micro-batches
+
+
+def test_a_new_session_is_fitted_on_the_frozen_core(sessions: Path, finished: Run, tmp_path: Path) -> None:
+    made = simulate("session-new", seed=5, units=3, seconds=45, size=(16, 16), repeats=(1, 4))
+    write_npz(made, tmp_path / "session-new.npz")
+    runs = [
+        train(tmp_path / "session-new.npz", tmp_path / cache, finished.path, **{"features.cache": cache})
+        for cache in ("always", "never")
+    ]
+    for run in runs:
+        status = {receipt["name"]: receipt["status"] for receipt in run.receipts}
+        assert status["frozen stayed frozen"] == status["trained moved"] == "passed"
+        assert run.recipe.parts["core"] == "frozen" and run.recipe.parts["readout"] == "full"
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-6)
+    taken = json.loads((runs[0].base_folder / "taken.json").read_text())
+    assert "core.blocks.0.weight" in taken["taken"] or any(name.startswith("core.") for name in taken["taken"])
+    assert any(name.startswith("readout.") for name in taken["new"])
+    core, _ = load_trained(finished, finished.recipe, torch.device("cpu"))
+    new, _ = load_trained(runs[0], runs[0].recipe, torch.device("cpu"))
+    own = dict(core.network.named_parameters())
+    for name, parameter in new.network.named_parameters():
+        if not name.startswith(("readout.", "adapter.")):
+            assert torch.equal(parameter, own[name]), name
+    assert visiontune.evaluate(runs[0].path, split="test").metric("bits_per_spike").n <= 3
+
+
+def test_a_core_is_not_changed_by_fields_of_a_new_one(sessions: Path, finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"responses\.channels is of a new core"):
+        train(sessions / "session-0.npz", tmp_path / "run", finished.path, **{"responses.channels": [8]})
+
+
+def test_readouts_start_only_from_runs_on_recordings(sessions: Path, tmp_path: Path) -> None:
+    with pytest.raises((DataError, RecipeError, ModelError)):
+        train(sessions, tmp_path / "run", tmp_path / "none")
+
+
+def test_scores_do_not_depend_on_how_a_split_is_cut(finished: Run) -> None:
+    adapter = predicts_responses(load_trained(finished, finished.recipe, torch.device("cpu"))[0])
+    datasets, found = open_datasets(finished.recipe), []
+    for tokens in (1, 10_000):
+        batch = finished.recipe.batch.model_copy(update={"tokens": tokens})
+        recipe = finished.recipe.model_copy(update={"batch": batch})
+        found.append(predict_split_of_responses(adapter, datasets, "test", recipe, Ranks("cpu")))
+    for one, other in zip(*found, strict=True):
+        assert one.units == other.units and np.array_equal(one.places, other.places)
+        np.testing.assert_allclose(one.rates, other.rates, rtol=1e-5)
+
+
+def test_a_movie_is_predicted_as_its_clips_are(finished: Run, tmp_path: Path) -> None:
+    """The first clip of a trial and the same frames as a movie get the same rates, behaviour at its mean."""
+    run = finished
+    dataset = open_datasets(run.recipe)[0]
+    assert isinstance(dataset, ClipDataset)
+    trial = next(t for t in dataset.trials if t.split == "test")
+    movie = np.load(dataset.path / "stimulus.npy", mmap_mode="r")[trial.start : trial.stop]
+    np.save(tmp_path / "movie.npy", movie)
+    (written,) = visiontune.predict_movies(
+        run.path, [tmp_path / "movie.npy"], session="session-0", out=tmp_path / "rates.npz"
+    )
+    with np.load(written) as file:
+        rates, units = file["rates"], file["units"]
+    burn_in = run.recipe.responses.burn_in  # pyright: ignore[reportOptionalMemberAccess]
+    assert rates.shape == (len(movie), UNITS[0]) and units.tolist() == list(dataset.units)
+    assert np.isnan(rates[:burn_in]).all() and (rates[burn_in:] > 0).all()
+    with pytest.raises(RecipeError, match="2 sessions"):
+        visiontune.predict_movies(run.path, [tmp_path / "movie.npy"])
+    np.save(tmp_path / "small.npy", movie[:, :8])
+    with pytest.raises(DataError, match="8 x 16"):
+        visiontune.predict_movies(run.path, [tmp_path / "small.npy"], session="session-0")
+
+
+@pytest.mark.parametrize(
+    ("rule", "shares"),
+    [("uniform", [0.5, 0.5]), ("subject", [0.5, 0.5]), ("proportional", None), ("temperature=0.5", None)],
+)
+def test_a_mixture_says_how_often_a_session_is_drawn(
+    prepared: Path, tmp_path: Path, rule: str, shares: list[float] | None
+) -> None:
+    run: Any = visiontune.train(
+        prepared, out=tmp_path / "run", mixture=rule, overrides={**QUICK, "schedule.steps": 2, "evaluation.every": 2}
+    )
+    bins = [open_datasets(run.recipe)[d].info.recording.bins["train"] for d in (0, 1)]  # pyright: ignore
+    power = 0.5 if rule.startswith("temp") else 1.0
+    wanted = shares or (np.array(bins) ** power / (np.array(bins) ** power).sum()).tolist()
+    assert [use.weight for use in run.recipe.data.datasets] == pytest.approx(wanted)
+    drawn = order_of(run.recipe, open_datasets(run.recipe)).seen(4096)
+    assert drawn / drawn.sum() == pytest.approx(wanted, abs=2e-3)
+
+
+def test_an_unknown_mixture_is_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no mixture 'even'"):
+        visiontune.train(prepared, out=tmp_path / "run", mixture="even", overrides=QUICK)
+
+
+def test_a_curriculum_ends_and_what_was_seen_is_what_it_promised(prepared: Path, tmp_path: Path) -> None:
+    stages = {"score": "contrast", "stages": [{"until": 0.5, "weights": [0.2, 1, 5]}]}
+    run = train(prepared, tmp_path / "run", **{"data.curriculum": stages, "schedule.steps": 16})
+    assert next(r for r in run.receipts if r["name"] == "seen")["status"] == "passed"
+    with pytest.raises(DataError, match="no score 'loudness'"):
+        train(prepared, tmp_path / "other", **{"data.curriculum": {**stages, "score": "loudness"}})
+
+
+def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:
+    few = {name: value for name, value in QUICK.items() if name not in ("evaluation.every", "checkpoints.every")}
+    run: Any = visiontune.train(prepared, out=tmp_path / "run", hours=6 / 3600, overrides=few)
+    recipe = run.recipe
+    assert recipe.schedule.hours is None and "hours; a step takes" in recipe.why["schedule.steps"]
+    assert run.state["step"] == recipe.schedule.steps != QUICK["schedule.steps"]
+    assert recipe.evaluation.every == -(-recipe.schedule.steps // 10)
+    with pytest.raises(RecipeError, match="give more time"):
+        visiontune.train(prepared, out=tmp_path / "short", hours=1e-7, overrides=few)
+
+
+def test_fields_of_other_targets_are_refused(prepared: Path, tmp_path: Path) -> None:
+    for field, value in (("data.prompt", "What?"), ("data.augment", 0.5), ("objects.most", 3)):
+        with pytest.raises(RecipeError, match=r"here responses are learned|the recipe learns responses"):
+            train(prepared, tmp_path / "run", **{field: value})
+    with pytest.raises(RecipeError, match="takes no --model"):
+        visiontune.train(prepared, model="tiny/smolvlm", out=tmp_path / "run")
