@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from visiontune import demo_pages
+from visiontune import demo_pages, demo_responses
 from visiontune.cli import main
 from visiontune.demo_pages import manual_words, words_of, write_words
 from visiontune.errors import RequirementError
 from visiontune.run import Run
+from visiontune.training import plan
 
 
-def test_the_demo_reads_digits_and_proves_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_reads_digits_and_proves_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "TINY_STEPS", 500)  # fewer than the demo takes, and enough for what it requires
     with pytest.raises(SystemExit) as stopped:
         main(["demo", "--out", str(tmp_path), "--json"])
     result = json.loads(capsys.readouterr().out)
@@ -70,3 +74,24 @@ def test_the_pages_demo_goes_from_words_to_answers_and_uses_what_stands_there(
     monkeypatch.setattr(demo_pages, "REQUIRED", "exact_match>=0.7")
     with pytest.raises(RequirementError):
         demo_pages.pages(tmp_path / "out")
+
+
+def test_the_responses_demo_goes_from_simulated_sessions_to_a_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So short a run learns little: `bench/responses.py` measures what a core reaches."""
+    short = {"SESSIONS": 2, "UNITS": 5, "NEW_UNITS": 3, "SECONDS": 40.0, "REPEATS": (1, 4)}
+    for name, value in short.items():
+        monkeypatch.setattr(demo_responses, name, value)
+    quick = {"schedule.steps": 4, "evaluation.every": 4, "checkpoints.every": 4, "machine.workers": 0}
+    monkeypatch.setattr(demo_responses, "CHOICES", {**demo_responses.CHOICES, **quick})
+    results = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            main(["demo", "responses", "--out", str(tmp_path / "out"), "--json"])
+        assert stopped.value.code == 0
+        results.append(json.loads(capsys.readouterr().out))
+    core, new = results[0]["core"], results[0]["new session on the frozen core"]
+    assert core["oracle"] > 0.2 and new["oracle"] > 0.2 and core["bits_per_spike"] < core["oracle"]
+    assert Path(core["report"]).is_file() and Path(new["report"]).is_file()
+    assert results[1]["core"] == core  # the second time nothing was trained

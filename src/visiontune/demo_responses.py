@@ -1,7 +1,6 @@
 """The demonstration of responses: simulated neurons, whose best possible score is known, predicted by one core.
 
-Four sessions train a core; a fifth, with other units, gets readouts on the frozen core. It takes about five minutes on
-two CPU cores.
+Four sessions train a core; a fifth, with other units, gets readouts on the frozen core. It takes some minutes.
 """
 
 import time

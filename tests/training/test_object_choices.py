@@ -99,6 +99,8 @@ def test_few_images_are_shown_more_often_and_random_weights_need_more_of_it(usua
         several = [epochs(images, tiny) for images in (20, 300, 1000, 100_000)]
         assert several == sorted(several, reverse=True) and several[-1] >= 3 and several[0] <= 150
     assert chosen(usual, "epochs") == 150 and usual.images < 60
+    crowded = replace(usual, images=204, objects=204 * 14)
+    assert chosen(crowded, "epochs") == round(6000 / 204)  # each image teaches more
 
 
 def test_small_sets_are_learned_in_small_batches(usual: ObjectMeasures) -> None:

@@ -365,7 +365,7 @@ def test_segmenters_need_masks(tmp_path: Path) -> None:
 
 
 def test_a_small_detector_learns_faster_where_steps_hold_more_objects() -> None:
-    """Measured: at 8 objects a step 1e-3 learns nothing, at 60 3e-4 does not."""
-    rates = [TINY["rf_detr"].rate(objects)[0] for objects in (1, 8, 60, 1000)]
-    assert rates == [3e-4, 3e-4, 8e-4, 1e-3]
+    """Measured in 1,500 steps with 54 objects each: 3e-4 learns next to nothing. With 8, 1e-3 does so for long."""
+    rates = [TINY["rf_detr"].rate(objects)[0] for objects in (1, 8, 50, 1000)]
+    assert rates == [3e-4, 3e-4, 1e-3, 1e-3]
     assert TINY["sam"].rate(1000)[0] == TINY["sam"].rate(1)[0]

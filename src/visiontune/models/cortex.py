@@ -266,7 +266,7 @@ class CortexAdapter(ModelAdapter):
 
     def vision_features(self, batch: Batch) -> list[torch.Tensor]:
         """What the frozen parts make of each clip: (bins, channels, height, width)."""
-        return list(self._features(batch))
+        return list(self._features(batch).contiguous())
 
 
 def predicts_responses(adapter: ModelAdapter) -> CortexAdapter:

@@ -5,8 +5,9 @@ from typing import Any
 
 from visiontune.data.object_measures import ObjectMeasures
 
-# A tiny model learns from nothing: so many images are shown, repeated as often as it takes, but not without end.
-TINY_IMAGES_SHOWN, TINY_EPOCHS = 18_000, (5, 150)
+# A tiny model learns from nothing: so many objects are shown, on images repeated as often as it takes, but not without
+# end.
+TINY_OBJECTS_SHOWN, TINY_IMAGES_SHOWN, TINY_EPOCHS = 84_000, (6_000, 18_000), (5, 150)
 LORA_IMAGES_SHOWN, LORA_EPOCHS = 6_000, (3, 30)
 # Images up to which the strength of augmentation is used.
 STRENGTHS = ((300, 0.6), (3_000, 0.4), (30_000, 0.25), (math.inf, 0.1))
@@ -35,7 +36,7 @@ def object_choices(
         if tiny
         else (native_side, f"the model was published for {native_side} px"),
         "objects.most": _most(measures),
-        "epochs": _epochs(n, *(TINY_IMAGES_SHOWN, *TINY_EPOCHS) if tiny else (LORA_IMAGES_SHOWN, *LORA_EPOCHS)),
+        "epochs": _epochs(n, *(_tiny_shown(measures), *TINY_EPOCHS) if tiny else (LORA_IMAGES_SHOWN, *LORA_EPOCHS)),
         "batch.samples": (8 if n < SMALL_SET else 16, f"{n} training images"),
     }
     if tiny:
@@ -82,6 +83,12 @@ def _tiny_side(measures: ObjectMeasures, patch: int, multiple: int | None) -> tu
 def _most(measures: ObjectMeasures) -> tuple[int, str]:
     most = max(USUAL_MOST, math.ceil(1.5 * measures.most / 10) * 10)
     return most, f"{measures.most} objects in an image at most"
+
+
+def _tiny_shown(measures: ObjectMeasures) -> int:
+    """How many images a tiny model is shown: fewer where each holds more objects to learn from."""
+    wanted = TINY_OBJECTS_SHOWN * measures.images / max(1, measures.objects)
+    return round(min(TINY_IMAGES_SHOWN[1], max(TINY_IMAGES_SHOWN[0], wanted)))
 
 
 def _epochs(images: int, shown: int, least: int, most: int) -> tuple[int, str]:

@@ -1,6 +1,5 @@
 """From images with objects, model and machine to a recipe with a reason for each choice."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,12 +37,13 @@ class Usual:
     largest_side: int | None = None  # pixels of a tiny model's images
     rate_objects: int | None = None  # the learning rate is for so many objects in a step; None: for any number
     largest_rate: float = 1.0
+    augment: float | None = None  # strength of augmentation; None: as the data call for
 
     def rate(self, objects: float) -> tuple[float, str]:
-        """The learning rate for so many objects in a step, and why: the noise of a step falls with their root."""
+        """The learning rate for so many objects in a step, and why: with more of them a step is less noise."""
         if self.rate_objects is None:
             return self.learning_rate, "usual for this family"
-        grown = self.learning_rate * math.sqrt(max(1.0, objects / self.rate_objects))
+        grown = self.learning_rate * max(1.0, objects / self.rate_objects)
         return float(f"{min(self.largest_rate, grown):.1g}"), f"random weights, {objects:.0f} objects in a step"
 
 
@@ -89,7 +89,17 @@ RANDOM = "random weights: there is nothing worth keeping, every part learns"
 TINY = {
     # With four images a step it learns much more from as many images than with eight.
     "rf_detr": Usual(
-        {}, 3e-4, 1e-4, RANDOM, 0.99, clip_norm=0.5, warmup=0.03, samples=4, rate_objects=8, largest_rate=1e-3
+        {},
+        3e-4,
+        1e-4,
+        RANDOM,
+        0.99,
+        clip_norm=0.5,
+        warmup=0.03,
+        samples=4,
+        rate_objects=8,
+        largest_rate=1e-3,
+        augment=0.0,
     ),
     "grounding_dino": Usual({}, 5e-4, 1e-2, RANDOM, 0.99, warmup=0.3),
     # Each image teaches up to sixteen masks at once; a token is eight pixels, so that large images cost much.
@@ -210,7 +220,9 @@ def derive_objects(
             "image_longest_edge": side,
             "augment": choose("data.augment", 0.0, "what the frozen encoder makes of an image is computed once")
             if keeps_features
-            else of_data("data.augment"),
+            else of_data("data.augment")
+            if usual.augment is None
+            else choose("data.augment", usual.augment, "random weights: more variety delays what they learn first"),
         },
         "objects": {
             "classes": list(classes),

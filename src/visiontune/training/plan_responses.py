@@ -111,7 +111,7 @@ def derive_responses(
             where=str(empty.path),
             fix="record longer trials, or use a smaller --responses.burn_in",
         )
-    samples = choose("batch.samples", 8 if on_cpu else 32, f"{8 if on_cpu else 32} clips of {choices['clip']} bins")
+    samples = choose("batch.samples", 4 if on_cpu else 32, f"{4 if on_cpu else 32} clips of {choices['clip']} bins")
     if epochs is None:
         few, many = EPOCHS
         epochs = float(min(many, max(few, round(CLIPS_SHOWN[on_cpu] / clips))))

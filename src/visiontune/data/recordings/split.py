@@ -108,9 +108,9 @@ def repeats_for_test(
     for kind in sorted({trial.kind for trial in trials}):
         own = np.array([trial.kind == kind for trial in trials])
         room, taken = SHARES[2] * bins[own].sum(), 0
-        repeated = [g for g in np.unique(groups[own]).tolist() if (groups == g).sum() > 1]
-        for group in sorted(repeated, key=lambda g: keyed(seed, contents[g])):
-            members = np.flatnonzero(groups == group)
+        repeated = [int(g) for g in np.unique(groups[own]) if (groups == g).sum() > 1]
+        for group in sorted(repeated, key=lambda first: keyed(seed, contents[first])):
+            members = [int(i) for i in np.flatnonzero(groups == group)]
             size = int(bins[members].sum())
             given = any(trials[i].split is not None or trials[i].kind != kind for i in members)
             if not given and (taken + size <= room or (not taken and size <= 2 * room)):
