@@ -1,6 +1,7 @@
 """The command line: every verb, its JSON, its errors and exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -153,7 +154,9 @@ def test_debug_shows_the_traceback(call: Call) -> None:
 
 def test_a_hub_that_cannot_be_reached_names_the_ways_out(digits: Dataset, tmp_path: Path) -> None:
     arguments = ["train", digits.path, "--model", "nobody/no-such-model", "--out", tmp_path / "run"]
-    done = subprocess.run([sys.executable, "-m", "visiontune", *arguments], capture_output=True, text=True, check=False)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # what it says after half a minute of trying, at once
+    command = [sys.executable, "-m", "visiontune", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
     err = done.stderr
     assert done.returncode == 1 and "tiny/smolvlm" in err and "path" in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()

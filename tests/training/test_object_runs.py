@@ -113,7 +113,7 @@ CHANGES_LOSSES: dict[str, Any] = {
     "objects.masks": False,
     "objects.mirror": "none",
     "objects.queries": 12,
-    "data.augment": 0.0,
+    "data.augment": 0.5,
 }
 
 
