@@ -129,7 +129,7 @@ def test_ray_is_quiet_and_nothing_runs_afterwards(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert sum(json.loads(found.stdout)["splits"].values()) == 9
     assert all("rows" in line for line in found.stderr.splitlines()), found.stderr
-    ours = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "ray" in " ".join(p.info["cmdline"])]
+    ours = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "ray" in str(p.info["cmdline"])]
     assert psutil.wait_procs(ours, timeout=30)[1] == []
 
 
