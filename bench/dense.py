@@ -1,8 +1,8 @@
 """Clips computed at once beside one window for each predicted bin, the same network and the same bins.
 
-First the floating point operations at the shape of the field's large model (33 frames of 51x51 pixels), by arithmetic;
-then the processor's time on one core at a smaller shape, forward and backward, with the largest difference of the
-features. Windows are as short as they can be: with recurrence 33 frames, else those that the convolutions see.
+First the floating point operations at the shape of the field's large model (51x51 pixels), counted by torch; then the
+processor's time on one core at a smaller shape, forward and backward, with the largest difference of the features.
+Windows are as short as they can be: with recurrence 33 frames, else those that the convolutions see.
 
     python bench/dense.py [--repeats 3]
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from visiontune.models.cortex_network import Cortex, CortexConfig, flops
+from visiontune.models.cortex_network import Cortex, CortexConfig
 
 LARGE = CortexConfig(
     height=51,
@@ -61,20 +61,30 @@ def best_of(repeats: int, work: Callable[[], None]) -> float:
     return min(seconds)
 
 
+def flops(cortex: Cortex, frames: int) -> int:
+    """Operations of the features of one clip of so many frames, forwards, counted without computing anything."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    clip = torch.zeros(1, frames, cortex.config.height, cortex.config.width, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cortex.features(clip, torch.zeros(1, dtype=torch.int64, device="meta"))
+    return counter.get_total_flops()
+
+
 def count() -> None:
     """Print the operations for each predicted bin at the large shape; with recurrence and without."""
     for config in (LARGE, LARGE.model_copy(update={"recurrence": "none", "recurrent_channels": 0})):
-        cortex = Cortex(config)
+        cortex = Cortex(config).to("meta")
         core = sum(w.numel() for part in (cortex.frontend, cortex.core, cortex.recurrence) for w in part.parameters())
         frames = WINDOW if config.recurrence == "convgru" else cortex.memory + 1
-        windowed = flops(config, frames)
+        windowed = flops(cortex, frames)
         print(
-            f"33 frames 51x51, recurrence {config.recurrence}: {core / 1e6:.2f} M weights, features "
-            f"{cortex.feature_channels}x{config.feature_size[0]}x{config.feature_size[1]}, "
+            f"51x51, recurrence {config.recurrence}: {core / 1e6:.2f} M weights, features of "
+            f"{config.feature_size[0]}x{config.feature_size[1]}, "
             f"{windowed / 1e9:.2f} GFLOP a bin in windows of {frames} frames"
         )
         for bins in (64, 128, 256):
-            dense = flops(config, bins + frames - 1) / bins
+            dense = flops(cortex, bins + frames - 1) / bins
             print(f"  clips of {bins:3} bins: {dense / 1e9:.2f} GFLOP a bin, {windowed / dense:.1f} times fewer")
 
 

@@ -17,16 +17,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from visiontune.data.recordings.recording import Trial
-from visiontune.simulated_neurons import (
-    CELL_KINDS,
-    HISTORY,
-    Simulated,
-    bits_per_spike,
-    filtered_in_time,
-    oracle_bits_per_spike,
-    simulate,
-    trial_starts,
-)
+from visiontune.metrics.responses import bin_sums, bits_per_spike
+from visiontune.simulated_neurons import CELL_KINDS, HISTORY, Simulated, filtered_in_time, simulate, trial_starts
 
 Floats = NDArray[np.float32]
 
@@ -182,7 +174,7 @@ def _contrast(stimulus: NDArray) -> Floats:
     return (flat / np.float32(127.5) - 1 if flat.dtype == np.uint8 else flat).astype(np.float32, copy=False)
 
 
-def split_by_trial(simulated: Simulated, seed: int = 0) -> dict[str, NDArray[np.bool_]]:
+def split_by_trial(simulated: Simulated) -> dict[str, NDArray[np.bool_]]:
     """train, validation, test: the valid bins of each, (bins,); about 60, 15 and 25 % of the trials.
 
     Shows of one condition stay together: those of the first condition of each kind are test, others train.
@@ -194,7 +186,7 @@ def split_by_trial(simulated: Simulated, seed: int = 0) -> dict[str, NDArray[np.
         if trial.condition is not None:
             conditions.setdefault(trial.kind, trial.condition)
     single = [trial.id for trial in recording.trials if trial.condition is None]
-    shuffled = np.random.default_rng(seed).permutation(len(single)) / max(1, len(single))
+    shuffled = np.random.default_rng(0).permutation(len(single)) / max(1, len(single))
     place = dict(zip(single, shuffled.tolist(), strict=True))
     for trial in recording.trials:
         if trial.condition is not None:
@@ -219,17 +211,17 @@ def main() -> None:
     fitted = time.monotonic()
     test = parts["test"]
     counts = recording.counts[test]
-    constant = np.broadcast_to(recording.counts[parts["train"]].mean(axis=0), counts.shape)
-    scores = {
-        "true rates": oracle_bits_per_spike(simulated, test),
-        "linear-nonlinear": bits_per_spike(counts, fit.rates(recording.stimulus, recording.trials)[test]),
-        "mean rate of training": bits_per_spike(counts, constant),
+    rates = {
+        "true rates": simulated.rates[test],
+        "linear-nonlinear": fit.rates(recording.stimulus, recording.trials)[test],
+        "mean rate of training": np.broadcast_to(recording.counts[parts["train"]].mean(axis=0), counts.shape),
     }
     print(f"{counts.shape[1]} units; bins: { ({name: int(mask.sum()) for name, mask in parts.items()}) }")
     print(f"simulated in {made - started:.1f} s, fitted in {fitted - made:.1f} s")
     print(f"{'bits per spike on test':24}{'mean':>8}{'median':>8}{'5 %':>8}{'95 %':>8}", end="")
     print("".join(f"{kind:>10}" for kind in CELL_KINDS), "(means)")
-    for name, bits in scores.items():
+    for name, own in rates.items():
+        bits = bits_per_spike(bin_sums(own, counts.astype(np.float64), np.ones(counts.shape, np.bool_)).total())
         figures = [bits.mean(), np.median(bits), *np.quantile(bits, [0.05, 0.95])]
         figures += [bits[simulated.cells.of(kind)].mean() for kind in CELL_KINDS]
         print(f"{name:24}" + "".join(f"{figure:8.3f}" for figure in figures[:4]), end="")

@@ -62,7 +62,7 @@ def main() -> None:
         burn_in = WINDOW - 1
         dataset = ClipDataset.open(path, CLIP, burn_in)
         shape = {"channels": (8,), "kernels": (7,), "temporal_kernels": (1,), "strides": (1,), "pools": (1,)}
-        choices = ResponseChoices(clip=CLIP, burn_in=burn_in, modulation="none", recurrence="none", **shape)
+        choices = ResponseChoices(clip=CLIP, burn_in=burn_in, rate=120.0, **shape)
         config = CortexConfig(
             height=SIDE, width=SIDE, stimulus_mean=127.0, stimulus_std=74.0, sessions=("session",),
             units=dataset.units, **shape,

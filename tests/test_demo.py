@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,16 +15,21 @@ from visiontune.run import Run
 from visiontune.training import plan
 
 
+def shown(name: str, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What `visiontune demo NAME` says, which must succeed."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", name, "--out", str(out), "--json"])
+    assert stopped.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
 def test_the_demo_reads_digits_and_proves_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fewer steps than `make demo` takes, which requires 0.96 of itself.
     monkeypatch.setattr(plan, "TINY_STEPS", 200)
     monkeypatch.setattr(demo, "REQUIRED", "accuracy>=0.85")
-    with pytest.raises(SystemExit) as stopped:
-        main(["demo", "--out", str(tmp_path), "--json"])
-    result = json.loads(capsys.readouterr().out)
-    assert stopped.value.code == 0
+    result = shown("digits", tmp_path, capsys)
     assert result["accuracy"]["value"] >= 0.85
     assert set(result["receipts"].values()) <= {"passed", "not applicable"}
     assert len(result["receipts"]) == 7
@@ -61,13 +67,7 @@ def test_the_pages_demo_goes_from_words_to_answers_and_uses_what_stands_there(
     monkeypatch.setattr(demo_pages, "REQUIRED", "exact_match>=0")
     quick = {"machine.threads": 1, "machine.workers": 0, "batch.samples": 8, "batch.window": 8}
     monkeypatch.setattr(demo_pages, "LEARNING", {**demo_pages.LEARNING, **quick})
-    results = []
-    for _ in range(2):
-        with pytest.raises(SystemExit) as stopped:
-            main(["demo", "pages", "--out", str(tmp_path / "out"), "--json"])
-        assert stopped.value.code == 0
-        results.append(json.loads(capsys.readouterr().out))
-    first, again = results
+    first, again = (shown("pages", tmp_path / "out", capsys) for _ in range(2))
     assert first["exact_match"]["n"] == 6 and len(first["predictions"]) == 5
     assert set(first["beside"]) == {"blank page", "exchanged pages"}
     assert Path(first["report"]).is_file()
@@ -87,13 +87,8 @@ def test_the_responses_demo_goes_from_simulated_sessions_to_a_new_one(
         monkeypatch.setattr(demo_responses, name, value)
     quick = {"schedule.steps": 4, "evaluation.every": 4, "checkpoints.every": 4, "machine.workers": 0}
     monkeypatch.setattr(demo_responses, "CHOICES", {**demo_responses.CHOICES, **quick})
-    results = []
-    for _ in range(2):
-        with pytest.raises(SystemExit) as stopped:
-            main(["demo", "responses", "--out", str(tmp_path / "out"), "--json"])
-        assert stopped.value.code == 0
-        results.append(json.loads(capsys.readouterr().out))
-    core, new = results[0]["core"], results[0]["new session on the frozen core"]
+    first, again = (shown("responses", tmp_path / "out", capsys) for _ in range(2))
+    core, new = first["core"], first["new session on the frozen core"]
     assert core["oracle"] > 0.2 and new["oracle"] > 0.2 and core["bits_per_spike"] < core["oracle"]
     assert Path(core["report"]).is_file() and Path(new["report"]).is_file()
-    assert results[1]["core"] == core  # the second time nothing was trained
+    assert again["core"] == core  # the second time nothing was trained

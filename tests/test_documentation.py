@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.written_recordings import write_npz
 from visiontune.cli import main
 from visiontune.demo_shapes import draw_source
 from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
-from visiontune.recipe import reference
-from visiontune.simulated_neurons import simulate, write_npz
+from visiontune.recipe_files import reference
+from visiontune.simulated_neurons import simulate
 from visiontune.training import plan
 from visiontune.training.receipts import NAMES
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from visiontune.contract import DeviceContract, contract_for
 from visiontune.errors import RecipeError
-from visiontune.recipe import ObjectChoices, Recipe, ResponseChoices, Section, field_names, load, parse, read_fragment
+from visiontune.recipe import ObjectChoices, Recipe, ResponseChoices, Section, field_names, parse
+from visiontune.recipe_files import load, read_fragment
 
 
 def values() -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_a_rate_for_the_core_reaches_the_optimiser() -> None:
     """2: core_lr_scale was read before it was set, and the core's group lacked half of the core."""
     shape = dict(SHAPE)
     config = CortexConfig(height=8, width=8, stimulus_mean=0, stimulus_std=1, sessions=("s",), units=("s/a",), **shape)
-    choices = ResponseChoices(clip=8, burn_in=12, modulation="none", **shape)
+    choices = ResponseChoices(clip=8, burn_in=12, modulation="none", rate=60.0, **shape)
     adapter = CortexAdapter(Cortex(config), choices)
     recipe = Optimizer(learning_rate=1e-3, weight_decay=0.1, part_learning_rates={"core": 1e-5})
     groups = optimizer.build(adapter.network, adapter.parts, recipe, adapter.undecayed).param_groups
@@ -92,7 +92,7 @@ def test_a_sample_weighs_as_much_as_its_valid_counts_whatever_session_it_is_of()
     shape = dict(SHAPE)
     units = ("s/a", "s/b", "t/c")
     config = CortexConfig(height=8, width=8, stimulus_mean=0, stimulus_std=1, sessions=("s", "t"), units=units, **shape)
-    choices = ResponseChoices(clip=8, burn_in=12, modulation="none", **shape)
+    choices = ResponseChoices(clip=8, burn_in=12, modulation="none", rate=60.0, **shape)
     adapter = CortexAdapter(Cortex(config), choices)
     encoder = ClipEncoder(config, choices)
     generator = np.random.default_rng(0)

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,9 +19,10 @@ from visiontune.charts import histogram
 from visiontune.data.recordings.store import write_recording
 from visiontune.metrics.predicted_session import PredictedSession
 from visiontune.metrics.response_scores import ResponseScores
+from visiontune.pictures import field_picture
 from visiontune.recipe import parse
 from visiontune.report import write_report
-from visiontune.report_responses import field_picture, repeats_of
+from visiontune.report_responses import repeats_of
 from visiontune.run import Run
 from visiontune.training.evaluate_responses import evaluate_split_of_responses
 from visiontune.training.ranks import Ranks
@@ -59,7 +61,8 @@ def write_recipe(run: Run, datasets: Sequence[Path]) -> None:
         "model": {"name": "cortex"},
         "data": {"datasets": [{"path": str(p), "content_hash": h} for p, h in zip(datasets, hashes, strict=True)]},
         "responses": {
-            "clip": 32, "burn_in": BURN_IN, "frontend": "none", "modulation": "none", "recurrence": "none",
+            "clip": 32, "burn_in": BURN_IN, "rate": RATE,
+            "frontend": "none", "modulation": "none", "recurrence": "none",
             "channels": [2], "kernels": [3], "temporal_kernels": [3], "strides": [1], "pools": [1],
         },
         "parts": {"core": "full"},
@@ -174,7 +177,8 @@ def test_the_headline_counts_units(repeated: Run, page: Page) -> None:
 
 
 def test_a_run_under_way_counts_units_too(shown_once: Run) -> None:
-    (shown_once.path / "evaluations/test/metrics.json").unlink()
+    for name in ("test/metrics.json", "fields.json", "fields.npz"):
+        (shown_once.path / "evaluations" / name).unlink()
     (shown_once.path / "checkpoints").mkdir()
     best = {"step": 20, "metric": "bits_per_spike", "value": 0.1}
     (shown_once.path / "checkpoints/best.json").write_text(json.dumps(best))
@@ -186,8 +190,8 @@ def test_all_metrics_stand_in_the_results_with_their_intervals(repeated: Run, pa
     metrics = scores_of(repeated)["metrics"]
     shown = {" ".join(name.split()): cell for name, cell in rows.items()}
     for name, start in (("bits_per_spike", "Bits per spike mean"), ("bits_per_spike_median", "Bits per spike, median"),
-                        ("above_zero", "Units above zero"), ("correlation", "Correlation with single"),
-                        ("average_correlation", "Average correlation"), ("feve", "FEVE"),
+                        ("above_zero", "Units above zero"), ("correlation", "Correlation, single trials"),
+                        ("average_correlation", "Correlation with the average"), ("feve", "FEVE"),
                         ("ccnorm", "CCnorm")):  # fmt: skip
         (cell,) = [cell for label, cell in shown.items() if label.startswith(start)]
         assert cell == written(metrics[name]), name
@@ -269,7 +273,7 @@ def test_without_repeats_the_page_says_why_and_draws_none(shown_once: Run) -> No
     repeats = section(page, "Repeated stimuli")
     assert "<svg" not in repeats and "no unit has an average correlation over repeats" in plain(repeats)
     results = plain(section(page, "Results"))
-    assert "Average correlation, FEVE, CCnorm – no stimulus has bins that are valid in two trials" in results
+    assert "Correlation with the average, FEVE, CCnorm – no stimulus has bins that are valid in two trials" in results
     rows = {" ".join(row[0].split())[:6]: row[1] for row in rows_of(page, "Results")}
     assert rows["CCnorm"] == rows["FEVE s"] == "–"
     assert "The worst units" in page.text and "Bits per spike of 24 units" in page.source
@@ -290,29 +294,36 @@ def test_where_the_noise_leaves_no_ccnorm_units_are_ranked_by_average_correlatio
     (run.path / "evaluations/test/metrics.json").write_text(json.dumps(scores))
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", section(Page(write_report(run)), "Repeated stimuli"))
     shown = [float(plain(text).split()[-1].replace("\u2212", "-")) for text in captions]
-    assert "Average correlation" in captions[0] and shown[:6] == sorted(shown[:6], reverse=True)
+    assert "Correlation with the average" in captions[0] and shown[:6] == sorted(shown[:6], reverse=True)
 
 
-@pytest.mark.parametrize("change", ["moved", "changed"])
-def test_a_dataset_that_is_not_there_any_more_costs_only_the_seconds(tmp_path: Path, change: str) -> None:
+def test_a_unit_whose_name_holds_a_slash_has_its_psth_and_its_seconds(tmp_path: Path) -> None:
     run = make_run(tmp_path, repeats=10)
-    if change == "moved":
-        for name in "ab":
-            (tmp_path / name).rename(tmp_path / f"elsewhere-{name}")
-    else:
-        path = run.recipe_path
-        path.write_text(re.sub(r"content_hash: \w+", "content_hash: ffff", path.read_text()))
+    session = predicted("a", 0, repeats=10)
+    evaluated(run, "test", [replace(session, units=("a/p/0", *session.units[1:]))])
+    write_fields(run, ["a/u1", "a/p/0"])
     page = Page(write_report(run))
-    shown = section(page, "Repeated stimuli")
+    repeats, fields = section(page, "Repeated stimuli"), section(page, "What makes units fire")
+    assert "a/p/0 spikes a second, 10 repeats" in plain(repeats) and ">bins<" not in repeats
+    assert "a/p/0 mean rate 5 most exciting 62.5 spikes a second" in plain(fields)
+
+
+def test_datasets_that_are_not_there_any_more_cost_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, repeats=10)
+    for name in "ab":
+        (tmp_path / name).rename(tmp_path / f"elsewhere-{name}")
+    shown = section(Page(write_report(run)), "Repeated stimuli")
+    assert ">seconds<" in shown and ">bins<" not in shown
+
+
+def test_without_a_recipe_time_is_in_bins(tmp_path: Path) -> None:
+    run = make_run(tmp_path, repeats=10)
+    run.recipe_path.unlink()
+    page = Page(write_report(run))
+    shown, fields = section(page, "Repeated stimuli"), section(page, "What makes units fire")
     assert ">bins<" in shown and ">seconds<" not in shown and "spikes a bin, 10 repeats" in plain(shown)
-    assert "Time is shown in bins: the dataset" in plain(shown)
-    fields = section(page, "What makes units fire")
-    assert (
-        "bins from the bin" in fields
-        and "1 bin " in plain(fields)
-        and "2 bins" in plain(fields)
-        and "most exciting 3.125" in plain(fields)
-    )
+    assert "bins from the bin" in fields and "most exciting 3.125" in plain(fields)
+    assert "1 bin " in plain(fields) and "2 bins" in plain(fields)
 
 
 def test_fields_are_pictures_of_their_peak_with_a_course_in_time(page: Page) -> None:

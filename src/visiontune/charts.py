@@ -4,7 +4,7 @@ the page.
 The page styles the classes `grid`, `frame`, `label`, `line-NAME`, `band`, `best` and `share-0`, `share-1`, ...
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, isfinite, log10
@@ -105,25 +105,7 @@ def line_chart(
     if x_high == x_low:
         x_low, x_high = x_low - 1, x_high + 1
 
-    def across(x: float) -> float:
-        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-
-    def down(y: float) -> float:
-        inside = min(max(y, y_ticks[0]), y_ticks[-1])
-        return HEIGHT - BOTTOM - (inside - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">']
-    for tick in y_ticks:
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(tick):.1f}" y2="{down(tick):.1f}"/>'
-        )
-        parts.append(_text(LEFT - 7, down(tick) + 4, tick_label(tick), "end"))
-    for tick in ticks(x_low, x_high):
-        if x_low <= tick <= x_high:
-            parts.append(_text(across(tick), HEIGHT - BOTTOM + 16, tick_label(tick), "middle"))
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 4, x_label, "end"))
-    baseline = HEIGHT - BOTTOM
-    parts.append(f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{baseline}" y2="{baseline}"/>')
+    parts, across, down = _axes((x_low, x_high), y_ticks, name=name, x_label=x_label)
     for line in lines:
         kept = thinned(line.y)
         if line.low is not None and line.high is not None:
@@ -139,7 +121,7 @@ def line_chart(
                 ]
     if best is not None:
         x, y = across(best[0]), down(best[1])
-        parts.append(f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{baseline}"/>')
+        parts.append(f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<circle class="best" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
     return "".join([*parts, "</svg>"])
 
@@ -169,28 +151,14 @@ def histogram(values: Sequence[float], *, name: str, x_label: str, bars: int = 2
     edges = np.array(ticks(min(values), max(values), bars))
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]  # an edge may round to within its value
     y_ticks = [tick for tick in ticks(0.0, float(counts.max())) if tick == round(tick)]
-    scale = (WIDTH - LEFT - RIGHT) / (edges[-1] - edges[0])
-    height, baseline = (HEIGHT - TOP - BOTTOM) / y_ticks[-1], HEIGHT - BOTTOM
-
-    def across(x: float) -> float:
-        return LEFT + (x - edges[0]) * scale
-
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">']
-    for tick in y_ticks:
-        y = baseline - tick * height
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(LEFT - 7, y + 4, tick_label(tick), "end"))
+    parts, across, down = _axes((float(edges[0]), float(edges[-1])), y_ticks, name=name, x_label=x_label)
     for left, right, count in zip(edges, edges[1:], counts.tolist(), strict=False):
         if count:
-            size = f'width="{max(across(right) - across(left) - 1, 1):.1f}" height="{count * height:.1f}"'
-            parts.append(f'<rect class="share-1" x="{across(left):.1f}" y="{baseline - count * height:.1f}" {size}/>')
-    for tick in ticks(float(edges[0]), float(edges[-1])):
-        if edges[0] <= tick <= edges[-1]:
-            parts.append(_text(across(tick), baseline + 16, tick_label(tick), "middle"))
+            size = f'width="{max(across(right) - across(left) - 1, 1):.1f}" height="{down(0) - down(count):.1f}"'
+            parts.append(f'<rect class="share-1" x="{across(left):.1f}" y="{down(count):.1f}" {size}/>')
     if edges[0] < 0 < edges[-1]:
-        parts.append(f'<line class="frame" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="{TOP}" y2="{baseline}"/>')
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 4, x_label, "end"))
-    parts.append(f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{baseline}" y2="{baseline}"/>')
+        zero, baseline = across(0), HEIGHT - BOTTOM
+        parts.append(f'<line class="frame" x1="{zero:.1f}" x2="{zero:.1f}" y1="{TOP}" y2="{baseline}"/>')
     return "".join([*parts, "</svg>"])
 
 
@@ -208,6 +176,33 @@ def stacked_bar(parts: Sequence[tuple[str, float]], *, name: str) -> str:
         drawn.append(f'<rect class="share-{i}" x="{x:.2f}" y="0" width="{width:.2f}" height="26"/>')
         done += amount
     return "".join([*drawn, "</svg>"])
+
+
+def _axes(
+    x_range: tuple[float, float], y_ticks: Sequence[float], *, name: str, x_label: str
+) -> tuple[list[str], Callable[[float], float], Callable[[float], float]]:
+    """The opening of a chart with its grid and labels, and where an x and a y stand in it."""
+    (x_low, x_high), baseline = x_range, HEIGHT - BOTTOM
+
+    def across(x: float) -> float:
+        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def down(y: float) -> float:
+        inside = min(max(y, y_ticks[0]), y_ticks[-1])
+        return baseline - (inside - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">']
+    for tick in y_ticks:
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(tick):.1f}" y2="{down(tick):.1f}"/>'
+        )
+        parts.append(_text(LEFT - 7, down(tick) + 4, tick_label(tick), "end"))
+    for tick in ticks(x_low, x_high):
+        if x_low <= tick <= x_high:
+            parts.append(_text(across(tick), baseline + 16, tick_label(tick), "middle"))
+    parts.append(_text(WIDTH - RIGHT, HEIGHT - 4, x_label, "end"))
+    parts.append(f'<line class="frame" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{baseline}" y2="{baseline}"/>')
+    return parts, across, down
 
 
 def _floats(values: Values) -> NDArray[np.float64]:

@@ -51,6 +51,15 @@ def drawing(image: Image.Image) -> Thumbnail:
     return Thumbnail(_uri(image, "jpeg", quality=82, subsampling=0), *image.size, False)
 
 
+def field_picture(frame: NDArray[np.float32]) -> Thumbnail:
+    """A frame (height, width) of a field, zero as mid grey and its largest absolute value as black or white."""
+    largest = float(np.abs(frame).max()) or 1.0
+    shades = np.rint(127.5 + 127.5 * frame.astype(np.float64) / largest).astype(np.uint8)
+    scale = SHOWN_PIXELS / max(frame.shape)
+    height, width = (max(1, round(side * scale)) for side in frame.shape)
+    return Thumbnail(_uri(Image.fromarray(shades), "png"), width, height, True)
+
+
 def _uri(image: Image.Image, kind: str, **options: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

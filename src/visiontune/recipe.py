@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -12,9 +12,19 @@ from visiontune.data.pages import PageSpec
 from visiontune.data.pages.legibility import LEGIBLE_X_HEIGHT
 from visiontune.errors import RecipeError
 from visiontune.files import write_text
-from visiontune.recipe_targets import Count, Curriculum, ObjectChoices, Positive, ResponseChoices, Section, Share
+from visiontune.recipe_targets import (
+    Count,
+    Curriculum,
+    MoeDropout,
+    ObjectChoices,
+    Positive,
+    ResponseChoices,
+    Section,
+    Share,
+)
 
 SCHEMA_VERSION = 1
+S = TypeVar("S", bound=Section)
 
 TextMetric = Literal["accuracy", "exact_match", "rougeL"]
 ObjectMetric = Literal["box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap"]
@@ -91,14 +101,6 @@ class FeatureCache(Section):
         default="auto", description="keep the features on disk; auto: where arithmetic says that it pays"
     )
     folder: str | None = Field(default=None, description="folder that runs share; none: in the run, until it is done")
-
-
-class MoeDropout(Section):
-    """Dropout for mixtures of experts, in each layer that has them; what stays is scaled up."""
-
-    experts: Share = Field(default=0.0, description="chance of each expert to be left out of a forward")
-    gates: Share = Field(default=0.0, description="chance of each token's share in one of its experts to be left out")
-    keep_experts: Count = Field(default=1, description="so many experts of a layer stay at least")
 
 
 class Lora(Section):
@@ -338,7 +340,7 @@ FOLLOWS_THE_DEVICE = {
 }
 
 
-def _sections() -> dict[str, type[BaseModel]]:
+def sections() -> dict[str, type[BaseModel]]:
     """The sections of a recipe; those of one target and of the device are there only in recipes for these."""
     plain = {name: field.annotation for name, field in Recipe.model_fields.items()}
     found = {name: kind for name, kind in plain.items() if isinstance(kind, type) and issubclass(kind, Section)}
@@ -349,8 +351,8 @@ def field_names() -> list[str]:
     """Every field that a recipe file or the command line may set, as `section.field`."""
     names = []
     for name in Recipe.model_fields:
-        if name in _sections():
-            names += [f"{name}.{inner}" for inner in _sections()[name].model_fields if inner != "profile"]
+        if name in sections():
+            names += [f"{name}.{inner}" for inner in sections()[name].model_fields if inner != "profile"]
         elif name not in ("why", "schema_version"):
             names.append(name)
     return names
@@ -370,27 +372,15 @@ def fragment_names(fragment: dict[str, Any]) -> list[str]:
     return [name for name, _ in _leaves(fragment)]
 
 
-def reference() -> str:
-    """The fields of a recipe as Markdown tables, one a section: docs/recipe.md holds this text."""
-    lines = []
-    for name, section in _sections().items():
-        lines += [
-            f"\n### {name}\n",
-            (section.__doc__ or "").strip(),
-            "",
-            "| field | default | what it is |",
-            "|---|---|---|",
-        ]
-        for inner, facts in section.model_fields.items():
-            default = "derived" if facts.is_required() else f"`{facts.get_default(call_default_factory=True)}`"
-            lines.append(f"| `{name}.{inner}` | {default} | {facts.description} |")
-    return "\n".join(lines) + "\n"
-
-
 def parse(values: dict[str, Any], where: str) -> Recipe:
-    """Validate plain values; raises RecipeError with the field, what stands there and what may stand there."""
+    """Validate plain values; raises RecipeError as `validated`."""
+    return validated(Recipe, values, where)
+
+
+def validated(kind: type[S], values: dict[str, Any], where: str) -> S:
+    """Plain values as a section; raises RecipeError with the field, what stands there and what may stand there."""
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         lines = []
         for fault in error.errors():
@@ -399,43 +389,3 @@ def parse(values: dict[str, Any], where: str) -> Recipe:
         raise RecipeError(
             "The recipe is not valid: " + "; ".join(lines), where=where, fix="see docs/recipe.md"
         ) from error
-
-
-def read_fragment(path: Path) -> dict[str, Any]:
-    """Read a recipe file, whole or partial, as plain values; raises RecipeError for a newer schema or broken YAML."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError("There is no such recipe file.", where=str(path), fix="check the path") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"The recipe is not YAML: {error}", where=str(path), fix="mend the line named above"
-        ) from error
-    if not isinstance(values, dict):
-        raise RecipeError("A recipe is a mapping of sections.", where=str(path), fix="see docs/recipe.md")
-    version = values.get("schema_version", SCHEMA_VERSION)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise RecipeError(
-            f"The recipe has schema version {version}; this visiontune reads up to {SCHEMA_VERSION}.",
-            where=str(path),
-            fix="upgrade visiontune, or train again with this one",
-        )
-    return values
-
-
-def presets() -> dict[str, Path]:
-    """The presets that travel with this package: fragments of a recipe, and with `epochs` how long to train."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
-
-
-def read_preset(name: str) -> tuple[dict[str, Any], float | None]:
-    """The fragment and the epochs (None: as derived) of a preset; raises RecipeError for an unknown one."""
-    if name not in presets():
-        raise RecipeError(f"There is no preset '{name}'.", where="--preset", fix=f"presets: {', '.join(presets())}")
-    fragment = read_fragment(presets()[name])
-    return fragment, fragment.pop("epochs", None)
-
-
-def load(path: Path) -> Recipe:
-    """Read a whole recipe; raises RecipeError."""
-    return parse(read_fragment(path), str(path))

@@ -1,6 +1,6 @@
-"""The sections of a recipe that belong to one kind of target: objects, or responses."""
+"""The sections of a recipe that belong to one kind of target: texts, objects, or responses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,14 @@ class Section(BaseModel):
     """One section of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MoeDropout(Section):
+    """Dropout for mixtures of experts, in each layer that has them; what stays is scaled up."""
+
+    experts: Share = Field(default=0.0, description="chance of each expert to be left out of a forward")
+    gates: Share = Field(default=0.0, description="chance of each token's share in one of its experts to be left out")
+    keep_experts: Count = Field(default=1, description="so many experts of a layer stay at least")
 
 
 class ObjectChoices(Section):
@@ -51,27 +59,32 @@ class Penalty(Section):
         return self.weight * (min(1.0, passed / self.ramp) if self.ramp else 1.0)
 
 
-class ResponseChoices(Section):
-    """Responses of neurons to be predicted; absent where the target is another."""
+class CoreShape(Section):
+    """The shape of a network for responses, apart from what sessions and units decide.
 
-    clip: Count = Field(description="bins that a clip predicts; all of them share one pass through the core")
-    burn_in: Annotated[int, Field(ge=0)] = Field(
-        description="frames that a clip sees before its first predicted bin; at least the core's memory"
-    )
+    Blocks of the core are given by tuples of one length; the first block is the stem. Numbers of channels are even: the
+    frames of a clip then stand equally aligned in memory, and a clip rounds as its windows do.
+    """
+
     frontend: Literal["none", "learnable_temporal"] = Field(
         default="learnable_temporal", description="temporal filters in front of a new core"
     )
     temporal_taps: Count = Field(default=12, description="frames that each of these filters spans")
-    temporal_channels: Even = Field(default=4, description="how many of them")
+    temporal_channels: Even = Field(default=4, description="how many of them; even")
     core: Literal["resnet", "conv"] = Field(default="resnet", description="kind of a new core")
-    channels: tuple[Even, ...] = Field(min_length=1, description="channels of the blocks of a new core; even")
+    channels: tuple[Even, ...] = Field(min_length=1, description="filters of each block of a new core; even")
     kernels: tuple[Count, ...] = Field(description="pixels a side of each block's filters; odd")
     temporal_kernels: tuple[Count, ...] = Field(description="frames that each block's filters span")
     strides: tuple[Count, ...] = Field(description="steps of each block's filters, in pixels")
     pools: tuple[Count, ...] = Field(description="pixels a side that are averaged after each block")
+    activation: Literal["relu", "split_relu"] = Field(
+        default="relu", description="of a new core's blocks; split_relu keeps both signs, in twice the channels"
+    )
     norm: Literal["rms", "none"] = Field(default="rms", description="norm over the channels of a new core's blocks")
-    modulation: Literal["none", "concat", "film"] = Field(description="how behaviour acts upon a new core")
-    recurrence: Literal["none", "convgru"] = Field(default="convgru", description="memory at the end of a new core")
+    modulation: Literal["none", "concat", "film"] = Field(
+        default="none", description="how behaviour acts upon a new core"
+    )
+    recurrence: Literal["none", "convgru"] = Field(default="none", description="memory at the end of a new core")
     recurrent_channels: Annotated[int, Field(ge=0, multiple_of=2)] = Field(
         default=0, description="channels of that memory; 0 without"
     )
@@ -79,6 +92,30 @@ class ResponseChoices(Section):
         default="gaussian", description="how a unit reads the core's features"
     )
     output: Literal["softplus", "exp"] = Field(default="softplus", description="what keeps rates above zero")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        blocks = (self.kernels, self.temporal_kernels, self.strides, self.pools)
+        if any(len(values) != len(self.channels) for values in blocks):
+            raise ValueError("channels, kernels, temporal_kernels, strides and pools need one entry a block each")
+        if any(kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError("kernels are odd, so that space keeps its place")
+        if (self.recurrent_channels > 0) != (self.recurrence != "none"):
+            raise ValueError("recurrent_channels is above zero with recurrence, and zero without")
+        return self
+
+
+class ResponseChoices(CoreShape):
+    """Responses of neurons to be predicted; absent where the target is another."""
+
+    clip: Count = Field(description="bins that a clip predicts; all of them share one pass through the core")
+    burn_in: Annotated[int, Field(ge=0)] = Field(
+        description="frames that a clip sees before its first predicted bin; at least the core's memory"
+    )
+    rate: Positive = Field(description="bins a second of the recordings; sessions of another rate are refused")
+    behaviour: tuple[str, ...] = Field(
+        default=(), description="channels that modulate the core, in order; sessions with others are refused"
+    )
     penalties: dict[PenaltyName, Penalty] = Field(
         default_factory=dict, description="penalties on weights, each with its schedule"
     )

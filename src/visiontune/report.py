@@ -17,7 +17,7 @@ from visiontune.page import NAMES, fill, within
 from visiontune.pictures import SHOWN_PIXELS, Pictures
 from visiontune.recipe import Recipe
 from visiontune.report_objects import found_objects, objects_taught
-from visiontune.report_responses import found_responses, is_of_responses
+from visiontune.report_responses import found_responses
 from visiontune.run import Run
 
 MISTAKES_SHOWN, CORRECT_SHOWN = 16, 8
@@ -44,7 +44,7 @@ def write_report(run: Run) -> Path:
     pictures, evaluations = Pictures(recipe), _evaluations(run)
     objects = found_objects(run, recipe, evaluations, pictures)
     responses = found_responses(run, recipe, evaluations)
-    texts = {} if objects else {split: value for split, value in evaluations.items() if not is_of_responses(value)}
+    texts = {} if objects or responses else evaluations
     shown = [example for one in receipts if one["name"] == "supervised" for example in one["examples"]]
     shown = shown[:SUPERVISED_SHOWN]
     facts = {

@@ -1,7 +1,5 @@
 """What the report of a run says of responses: scores by split, session and unit, PSTHs, and what makes units fire."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +8,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from visiontune.charts import Line, histogram, line_chart
-from visiontune.data.dataset_info import read_info
-from visiontune.errors import DataError
+from visiontune.data.responses import session_of
 from visiontune.page import fact
-from visiontune.pictures import Thumbnail
+from visiontune.pictures import Thumbnail, field_picture
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 
@@ -30,7 +26,6 @@ FIELDS = {
     "exciting": "most exciting input",
 }
 STYLES = {"average": "beside-0", "gradient": "main", "exciting": "beside-1"}
-FIELD_SIDE = 96  # longer side of a shown field in CSS pixels
 
 Entry = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -55,44 +50,35 @@ class Repeats:
 def found_responses(run: Run, recipe: Recipe | None, evaluations: dict[str, Entry]) -> Entry | None:
     """What the evaluations of a run that predicts responses say; None for other runs, and while there is none.
 
-    The table of metrics is of all splits, what lies under it is of the first one alone. Sessions whose dataset was
-    moved or changed have their time in bins.
+    The table of metrics is of all splits, what lies under it is of the first one alone. Time is in seconds, without a
+    recipe in bins.
     """
-    values = {split: value for split, value in evaluations.items() if is_of_responses(value)}
-    bin_rates, missing = _bin_rates(recipe)
-    fields = _fields(run, bin_rates)
+    values = {split: value for split, value in evaluations.items() if "per_unit" in value}
+    rate = None if recipe is None or recipe.responses is None else recipe.responses.rate
+    fields = _fields(run, rate)
     if not values:
-        return {"splits": {}, "fields": fields, "missing": missing} if fields else None
+        return {"splits": {}, "fields": fields} if fields else None
     split, value = next(iter(values.items()))
-    units = value["per_unit"]
-    bits = [one["bits_per_spike"]["value"] for one in units if one["bits_per_spike"]["value"] is not None]
-    scored = [one for one in units if one["bits_per_spike"]["value"] is not None]
+    scored = [one for one in value["per_unit"] if one["bits_per_spike"]["value"] is not None]
+    bits = [one["bits_per_spike"]["value"] for one in scored]
     worst = sorted(scored, key=lambda one: (one["bits_per_spike"]["value"], one["unit"]))[:WORST_SHOWN]
-    chart = histogram(bits, name=_bits_said(bits), x_label="bits per spike")
+    said = _bits_said(bits)
     return {
         "split": split,
         "splits": values,
         "metric_names": list(dict.fromkeys(name for one in values.values() for name in one["metrics"])),
         "reasons": _reasons(values),
-        "null": value["null"],
         "silent": value["silent"],
         "silent_named": value["silent"][:SILENT_NAMED],
-        "excluded": value["excluded"],
         "sessions": value["sessions"],
         "session_metrics": SESSION_METRICS,
         "session_reasons": _reasons({one["name"]: one for one in value["sessions"]}),
-        "histogram": Markup(chart),
-        "histogram_said": _bits_said(bits),
-        "psths": _psths(run, split, value, bin_rates),
+        "histogram": Markup(histogram(bits, name=said, x_label="bits per spike")),
+        "histogram_said": said,
+        "psths": _psths(run, split, value, rate),
         "worst": worst,
         "fields": fields,
-        "missing": missing,
     }
-
-
-def is_of_responses(evaluation: Entry) -> bool:
-    """Whether a metrics.json is one of responses."""
-    return "per_unit" in evaluation and "silent" in evaluation
 
 
 def repeats_of(session: Mapping[str, NDArray[Any]], column: int) -> Repeats | None:
@@ -124,34 +110,6 @@ def repeats_of(session: Mapping[str, NDArray[Any]], column: int) -> Repeats | No
     return Repeats(places, mean, np.where(n >= 2, error, np.nan), predicted, trials)
 
 
-def field_picture(frame: NDArray[np.float32]) -> Thumbnail:
-    """A frame (height, width) of a field, zero as mid grey and its largest absolute value as black or white."""
-    largest = float(np.abs(frame).max()) or 1.0
-    shades = np.rint(127.5 + 127.5 * frame.astype(np.float64) / largest).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(shades).save(buffer, "png")
-    scale = FIELD_SIDE / max(frame.shape)
-    height, width = (max(1, round(side * scale)) for side in frame.shape)
-    return Thumbnail(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, True)
-
-
-def _bin_rates(recipe: Recipe | None) -> tuple[dict[str, float], str | None]:
-    """Bins a second by session, and a sentence about datasets that are not there or not those of the run."""
-    rates: dict[str, float] = {}
-    missing = None
-    for use in () if recipe is None or recipe.responses is None else recipe.data.datasets:
-        try:
-            info = read_info(Path(use.path))
-        except DataError as error:
-            missing = f"Time is shown in bins: the dataset {use.path} cannot be read ({error.found.rstrip('.')})."
-            continue
-        if info.content_hash != use.content_hash or info.recording is None:
-            missing = f"Time is shown in bins: the dataset {use.path} has changed since the run."
-        else:
-            rates[info.recording.name] = info.recording.rate
-    return rates, missing
-
-
 def _reasons(values: Mapping[str, Entry]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """(reason, [(whose, metrics)]) for all that has no value or no interval, each reason once."""
     found: dict[str, dict[str, list[str]]] = {}
@@ -170,7 +128,7 @@ def _bits_said(bits: Sequence[float]) -> str:
 # PSTHs
 
 
-def _psths(run: Run, split: str, value: Entry, bin_rates: Mapping[str, float]) -> Entry | None:
+def _psths(run: Run, split: str, value: Entry, rate: float | None) -> Entry | None:
     """The best units by the figure of repeats that there is, and some about the median; None without repeats."""
     by = next((name for name in ("ccnorm", "average_correlation") if value["metrics"][name]["value"] is not None), None)
     if by is None:
@@ -181,7 +139,7 @@ def _psths(run: Run, split: str, value: Entry, bin_rates: Mapping[str, float]) -
     sessions: dict[str, dict[str, NDArray[Any]] | None] = {}
 
     def drawn(units: Sequence[Entry]) -> list[Entry]:
-        made = (_psth(run, split, one, by, bin_rates, sessions) for one in units)
+        made = (_psth(run, split, one, by, rate, sessions) for one in units)
         return [one for one in made if one is not None]
 
     return {"by": by, "best": drawn(best), "middle": drawn(ranked[first : first + MIDDLE_SHOWN]), "ranked": len(ranked)}
@@ -192,18 +150,17 @@ def _psth(
     split: str,
     unit: Entry,
     by: str,
-    bin_rates: Mapping[str, float],
+    rate: float | None,
     sessions: dict[str, dict[str, NDArray[Any]] | None],
 ) -> Entry | None:
     """The chart of one unit; None where its session's predictions are not there or hold no repeats of it."""
-    name = unit["unit"].rpartition("/")[0]
+    name = session_of(unit["unit"])
     if name not in sessions:
         sessions[name] = _arrays(run.path / "evaluations" / split / f"{name}.npz")
     session = sessions[name]
     columns = [] if session is None else np.flatnonzero(session["units"] == unit["unit"]).tolist()
     if session is None or not columns or (found := repeats_of(session, columns[0])) is None:
         return None
-    rate = bin_rates.get(name)
     scale = rate or 1.0
     x = (found.places / scale).tolist()
     recorded, error, predicted = found.recorded * scale, found.error * scale, found.predicted * scale
@@ -235,14 +192,13 @@ def _known(values: Floats) -> list[float | None]:
 # What makes units fire
 
 
-def _fields(run: Run, bin_rates: Mapping[str, float]) -> Entry | None:
+def _fields(run: Run, rate: float | None) -> Entry | None:
     """evaluations/fields.json and fields.npz as pictures and charts; None where they do not stand both."""
     said, arrays = run.read_json("evaluations/fields.json"), _arrays(run.path / "evaluations" / "fields.npz")
     if said is None or arrays is None:
         return None
     units = []
     for u, unit in enumerate(said["units"]):
-        rate = bin_rates.get(unit["unit"].rpartition("/")[0])
         films = {kind: arrays[kind][u] for kind in FIELDS}
         units.append({**unit, "scale": rate or 1.0, "per": "s" if rate else "bin", **_field(unit["unit"], films, rate)})
     return {"step": said["step"], "clips": said["clips"], "units": units, "names": FIELDS, "styles": STYLES}

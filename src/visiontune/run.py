@@ -11,7 +11,8 @@ from typing import IO, Any, Literal
 
 from visiontune.errors import RunError
 from visiontune.files import write_json
-from visiontune.recipe import Recipe, load
+from visiontune.recipe import Recipe
+from visiontune.recipe_files import load
 
 LOCK_PATIENCE_SECONDS = 1.0
 

@@ -7,7 +7,6 @@ from one distribution, as if they were recorded in one area of the brain.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.demo_shapes import photographs
 from visiontune.errors import DataError
-from visiontune.files import written_whole
 from visiontune.simulated_stimuli import KINDS, NOMINAL, gabor_noise, gaze, grey, look, plan_trials, scene, wandering
 
 Floats = NDArray[np.float32]
@@ -37,17 +35,14 @@ CHUNK = 4096  # bins multiplied at once
 class Cells:
     """Units as arrays; (units,) where nothing else is said, float32.
 
-    kinds: of CELL_KINDS. x, y, width: middle and standard deviation of the receptive field in pixels. frequency: cycles
-    a pixel. orientation: radians, the direction in which the luminance changes. even, odd, pool: (pixels, units).
+    kinds: of CELL_KINDS. frequency: cycles a pixel. orientation: radians, the direction in which the luminance changes.
+    even, odd, pool: (pixels, units).
     kernels: (HISTORY, units), lag 0 first. threshold: of linear cells, in units of their filter. constant: the
     contrast at which gain-controlled cells saturate. scale: counts a bin for a drive of 1. spontaneous, ceiling: counts
     a bin. behaviour: (2, units), gain for running and pupil.
     """
 
     kinds: tuple[str, ...]
-    x: Floats
-    y: Floats
-    width: Floats
     frequency: Floats
     orientation: Floats
     even: Floats
@@ -175,59 +170,6 @@ def expected_counts(
     return rates.astype(np.float64)
 
 
-def oracle_bits_per_spike(simulated: Simulated, mask: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-    """(units,): what the true rates reach on those bins of `mask`, (bins,), that are valid; None: on all valid ones."""
-    chosen = simulated.recording.valid[:, 0] if mask is None else mask & simulated.recording.valid[:, 0]
-    return bits_per_spike(simulated.recording.counts[chosen], simulated.rates[chosen])
-
-
-def bits_per_spike(counts: NDArray, rates: NDArray) -> NDArray[np.float64]:
-    """(units,): the Poisson log likelihood of `rates` above that of each unit's mean count, in bits, over its spikes.
-
-    Written by itself, from the plain formula, so that `visiontune.metrics.responses` can be held against it.
-    counts, rates: (bins, units), the rates above 0. The mean is that of these very bins. NaN for a unit without spikes.
-    """
-    counts, spikes = counts.astype(np.float64), counts.sum(axis=0, dtype=np.float64)
-    mean = spikes / len(counts)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gained = (counts * np.log(rates / mean) - rates + mean).sum(axis=0)
-        return np.where(spikes > 0, gained / (spikes * np.log(2)), np.nan)
-
-
-def write_npz(simulated: Simulated, path: Path) -> None:
-    """Write a session as the .npz file that `visiontune.data.recordings.readers` reads, whole or not at all.
-
-    stimulus (bins, height, width), counts (bins, units), valid (bins,), eye (bins, 2), behaviour (bins, channels) where
-    there is one; trials and conditions (bins,): the number of the trial, and of the condition or -1; kinds (trials,):
-    the number of each trial's kind in kind_names. name, rate, units, subject, behaviour_names, kind_names beside.
-    """
-    recording = simulated.recording
-    trials = recording.trials
-    kinds = sorted({trial.kind for trial in trials})
-    lengths = [trial.stop - trial.start for trial in trials]
-    conditions = [-1 if trial.condition is None else int(trial.condition) for trial in trials]
-    arrays: dict[str, NDArray] = {
-        "stimulus": recording.stimulus,
-        "counts": recording.counts,
-        "valid": recording.valid[:, 0],
-        "trials": np.repeat(np.arange(len(trials), dtype=np.int32), lengths),
-        "conditions": np.repeat(np.array(conditions, np.int32), lengths),
-        "kinds": np.array([kinds.index(trial.kind) for trial in trials], np.int32),
-        "kind_names": np.array(kinds),
-        "name": np.array(recording.name),
-        "rate": np.array(recording.rate),
-        "units": np.array(recording.units),
-    }
-    if recording.eye is not None:
-        arrays["eye"] = recording.eye
-    if recording.behaviour is not None:
-        arrays |= {"behaviour": recording.behaviour, "behaviour_names": np.array(recording.behaviour_names)}
-    if recording.subject is not None:
-        arrays["subject"] = np.array(recording.subject)
-    with written_whole(path) as aside, aside.open("wb") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  # its stub takes the keys for options
-
-
 def trial_starts(trials: Sequence[Trial], bins: int) -> NDArray[np.int64]:
     """(bins,): the first bin of the trial that each bin belongs to."""
     starts = np.zeros(bins, np.int64)
@@ -290,7 +232,7 @@ def _drawn(generator: np.random.Generator, units: int, size: tuple[int, int]) ->
     pool = np.exp(-(across**2 + down**2) / (2 * (1.5 * width) ** 2))
     return Cells(
         kinds=tuple(str(kind) for kind in generator.choice(CELL_KINDS, units, p=SHARES)),
-        x=x, y=y, width=width, frequency=frequency, orientation=orientation,
+        frequency=frequency, orientation=orientation,
         even=pair[0], odd=pair[1], pool=pool / pool.sum(axis=0), kernels=_kernels(generator, units),
         threshold=generator.uniform(-0.3, 0.4, units).astype(np.float32),
         constant=ones, scale=ones, spontaneous=0 * ones, ceiling=np.inf * ones,

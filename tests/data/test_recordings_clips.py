@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.made_recordings import made, with_trials
-from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset, ClipPlace
 from visiontune.data.recordings.store import write_recording
 from visiontune.data.responses import Clip, Responses
@@ -75,8 +74,8 @@ def test_clips_predict_each_bin_once_and_see_no_other_trial(tmp_path_factory, le
     for trial in recording.trials:
         expected[trial.start + burn_in : trial.stop] = 1
     np.testing.assert_array_equal(predicted, expected)
-    left = sum(dataset.left_out_bins(split) + dataset.burn_in_bins(split) for split in SPLITS)
-    assert left + predicted.sum() == sum(lengths)
+    short = sum(length for length in lengths if length <= burn_in)
+    assert sum(dataset.left_out_bins(split) for split in SPLITS) == short
     assert len(dataset) == sum(dataset.count(split) for split in SPLITS)
 
 
@@ -201,6 +200,5 @@ def test_only_recordings_are_cut_into_clips(classes, tmp_path):
     with pytest.raises(DataError, match="no recording"):
         ClipDataset.open(images.path, 16, 8)
     stored = write_recording(made(), tmp_path / "out", 0)
-    assert isinstance(Dataset.open(stored), Dataset)
     with pytest.raises(DataError, match="clip of 0 bins"):
         ClipDataset.open(stored, 0, 8)

@@ -55,13 +55,6 @@ def test_many_spikes_do_not_overflow_and_broken_counts_stay_broken():
     assert np.isnan(broken.counts[1, 1]) and np.isnan(broken.counts).sum() == 1
 
 
-def test_the_mean_of_frames_is_taken_when_asked():
-    recording = made([8])
-    found = at_rate(recording, 5, frames="mean")
-    assert found.recording.stimulus.dtype == np.float32 and "the mean frame" in "\n".join(found.report)
-    np.testing.assert_allclose(found.recording.stimulus[1], recording.stimulus[4:8].mean(axis=0), rtol=1e-6)
-
-
 @pytest.mark.parametrize("rate", [15.0, 40.0, 0.0])
 def test_rates_that_need_parts_of_bins_are_refused(rate):
     with pytest.raises(DataError, match="only whole bins") as caught:

@@ -7,17 +7,19 @@ import pytest
 
 from tests.made_recordings import made, with_trials
 from visiontune.data.recordings.examine import clock_faults, examine
+from visiontune.data.recordings.split import clusters
 from visiontune.data.recordings.survey import survey
 
 
-def faults_of(recording, burn_in=None):
-    return {fault.code: fault for fault in examine(recording, survey(recording), burn_in)}
+def faults_of(recording):
+    found = survey(recording)
+    return {fault.code: fault for fault in examine(recording, found, clusters(recording.trials, found))}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_clean_data_have_no_fault(seed):
     recording = made([30] * 60, seed=seed, units=20, behaviour=2, gap=2)
-    assert not faults_of(recording, burn_in=20)
+    assert not faults_of(recording)
     assert not faults_of(replace(recording, stimulus=recording.stimulus.astype(np.float32) / 255 - 0.5))
 
 
@@ -68,10 +70,6 @@ def test_units_that_are_seldom_valid_are_named_and_not_called_silent():
     assert set(found) == {"seldom-valid"} and found["seldom-valid"].where == "u1 (0%), u2 (13%)"
 
 
-def test_trials_no_longer_than_the_burn_in_are_named():
-    assert faults_of(made([30, 20, 21, 30]), burn_in=20)["short-trial"].where == "trial-1"
-
-
 def test_repeated_and_nearly_repeated_stimuli_across_given_splits_are_leaks():
     recording = made([30] * 12)
     stimulus = recording.stimulus.copy()
@@ -119,6 +117,7 @@ def test_good_clocks_and_breaks_between_trials_are_no_fault():
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, 200) / 50
     assert not clock({"stimulus": paused, "counts": paused + jitter})
     assert not clock({})
+    assert not clock({"counts": CLOCK * 1.003})  # by 0.3 bins in each trial, which begins anew
 
 
 def test_clocks_that_go_back_drift_or_part_are_errors():

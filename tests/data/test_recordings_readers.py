@@ -1,6 +1,7 @@
 """Formats of recordings: what goes in comes back, and what cannot be read is said with the fix."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,60 @@ def test_other_folders_are_no_recordings(classes, tmp_path):
         read_session(tmp_path)
 
 
+def test_files_of_other_data_in_a_folder_are_no_recordings(classes, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    images = classes({"cat": 2})
+    np.savez(images / "embeddings.npz", features=np.zeros((3, 4)))
+    with h5py.File(images / "features.h5", "w") as file:
+        file["features"] = np.zeros((3, 4))
+    (images / "empty.npz").touch()
+    (images / "damaged.hdf5").write_bytes(b"nothing")
+    np.save(images / "plain", np.zeros(3))
+    (images / "plain.npy").rename(images / "plain.npz")
+    assert not is_recordings(images)
+    assert is_recordings(images / "embeddings.npz")  # given by name, it is meant
+
+
+def test_a_damaged_session_among_others_is_not_passed_over(tmp_path):
+    (tmp_path / "b.npz").write_bytes(b"nothing")
+    assert list(sessions(tmp_path)) == ["b"]
+    npz(tmp_path / "a")
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert list(sessions(tmp_path)) == ["a", "b"]
+
+
+def test_images_are_passed_over_by_their_names(tmp_path, monkeypatch):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).touch()
+    asked, stat = [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **options: asked.append(str(path)) or stat(path, **options))
+    assert not is_recordings(tmp_path)
+    assert asked and not [path for path in asked if ".png" in path]
+
+
+def test_what_has_another_name_is_not_read(tmp_path):
+    """Arrays of objects and of other forms, which this package cannot read, may lie beside those of a session."""
+    h5py = pytest.importorskip("h5py")
+    place = folder(tmp_path / "a")
+    np.save(place / "notes.npy", np.array([object()]), allow_pickle=True)
+    (place / "more.json").write_text("{")
+    np.savez(tmp_path / "b.npz", **ARRAYS, rate=50.0, notes=np.array([object()]))
+    with h5py.File(hdf5(tmp_path / "c"), "a") as file:
+        file.create_dataset("notes", (2,), h5py.vlen_dtype(int))
+    for path in (place, tmp_path / "b.npz", tmp_path / "c.h5"):
+        assert read_session(path).recording.rate == 50
+
+
+def test_what_was_found_beside_is_told_where_an_array_is_missing(tmp_path):
+    arrays = {"stimulus": ARRAYS["stimulus"], "robs": ARRAYS["counts"]}
+    np.savez(tmp_path / "a.npz", **arrays, rate=50.0)
+    folder(tmp_path / "b", arrays)
+    for path in (tmp_path / "a.npz", tmp_path / "b"):
+        with pytest.raises(DataError, match=r"found: .*robs") as caught:
+            read_session(path)
+        assert caught.value.fix == "rename robs to counts"
+
+
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read"):
@@ -307,6 +362,16 @@ def test_spikes_of_an_nwb_file_are_counted_in_its_frames(tmp_path):
         ("trial-2", 20, 40, "noise", None, "test"),
     ]
     assert [fault.code for fault in session.faults] == ["empty-trials"]
+
+
+def test_numbers_below_zero_and_nan_are_no_condition_of_an_nwb_file(tmp_path):
+    path = nwb(tmp_path / "day1")
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        del file["intervals/trials/condition"]
+        file["intervals/trials/condition"] = np.array([3.0, -1.0, np.nan, np.nan])
+    assert [trial.condition for trial in read_session(path).recording.trials] == ["3", None, None]
 
 
 def test_without_a_trials_table_each_stretch_of_an_nwb_file_is_a_trial(tmp_path):

@@ -111,6 +111,20 @@ def test_a_rate_is_converted_and_said(two, tmp_path, capsys):
         visiontune.prepare_recordings(two, tmp_path / "more", rate=7)
 
 
+def test_a_session_of_which_a_rate_leaves_no_trial_is_said_so(tmp_path):
+    session = save(made([3] * 8), tmp_path / "short")
+    with pytest.raises(DataError, match=r"^the recording has no trial\n"):
+        prepare_recordings(session, tmp_path / "data", rate=5)
+
+
+def test_recordings_are_not_prepared_at_a_url(two, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="not prepared at a URL") as caught:
+        visiontune.prepare_recordings(two, "s3://me:secret@bucket/data")
+    assert caught.value.where == "s3://bucket/data" and "copy" in caught.value.fix
+    assert [path.name for path in tmp_path.iterdir()] == ["sessions"]
+
+
 def test_a_session_that_cannot_be_read_is_a_fault_and_stops_prepare(two, tmp_path):
     (two / "a/meta.json").write_text("{}")
     found = inspect_recordings(two)
@@ -122,9 +136,10 @@ def test_a_session_that_cannot_be_read_is_a_fault_and_stops_prepare(two, tmp_pat
 
 
 def test_options_of_images_are_refused_and_other_data_are_not_taken_for_recordings(two, classes, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["prepare", str(two), "--out", str(tmp_path / "data"), "--limit", "3"])
-    assert stopped.value.code == 1 and "--limit" in capsys.readouterr().err
+    for option in (["--limit", "3"], ["--engine", "ray"], ["--public"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["prepare", str(two), "--out", str(tmp_path / "data"), *option])
+        assert stopped.value.code == 1 and option[0] in capsys.readouterr().err
     with pytest.raises(DataError, match="these are recordings"):
         visiontune.inspect(two, limit=3)
     with pytest.raises(DataError, match="a dataset each"):

@@ -14,7 +14,8 @@ from visiontune.errors import DataError, RecipeError
 from visiontune.machine import hardware
 from visiontune.models import generative
 from visiontune.models.load import load_adapter
-from visiontune.recipe import field_names, presets, read_preset
+from visiontune.recipe import field_names
+from visiontune.recipe_files import presets, read_preset
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 from visiontune.training.plan import derive, page_side

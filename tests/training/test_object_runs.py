@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune
+from tests.paused import paused_at
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
 from visiontune.demo_shapes import draw_source
-from visiontune.errors import CertificateError, DataError, ModelError, PausedError, RecipeError, RunError
+from visiontune.errors import CertificateError, DataError, ModelError, RecipeError, RunError
 from visiontune.models.objects import nothing
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
-from visiontune.training import loop
 from visiontune.training.loop import train_run
 from visiontune.training.plan_objects import TINY
 from visiontune.training.teacher import Teacher
@@ -86,17 +86,8 @@ def test_the_data_decide_whether_masks_are_learned(finished: Run, tmp_path: Path
 def test_a_run_that_was_paused_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     shapes: Dataset, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = loop._count
-
-    def pause_at_three(session: Any, batches: Any) -> None:
-        count(session, batches)
-        if session.progress.step == 3:
-            session.run.ask_to_pause()
-
-    monkeypatch.setattr(loop, "_count", pause_at_three)
-    with pytest.raises(PausedError):
+    with paused_at(3, monkeypatch):
         train(shapes.path, tmp_path / "run")
-    monkeypatch.undo()
     train_run(Run(tmp_path / "run"))
     again, whole = weights(Run(tmp_path / "run")), weights(finished)
     assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)

@@ -15,6 +15,7 @@ from visiontune.errors import DataError
 from visiontune.models.cortex import CortexAdapter, clip_of
 from visiontune.models.cortex_network import Cortex, CortexConfig
 from visiontune.recipe import Recipe, parse
+from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
 from visiontune.training.receptive_fields import Fields, best_units, receptive_fields, write_fields
 
@@ -23,7 +24,7 @@ MEAN, STD = 10.0, 2.0
 QUIET = 0.3  # spikes a bin at mean brightness
 CPU = torch.device("cpu")
 CHOICES = {
-    "clip": CLIP, "burn_in": BURN_IN, "frontend": "none", "core": "conv", "channels": [2], "kernels": [5],
+    "clip": CLIP, "burn_in": BURN_IN, "rate": 20.0, "frontend": "none", "core": "conv", "channels": [2], "kernels": [5],
     "temporal_kernels": [LAGS], "strides": [1], "pools": [1], "norm": "none", "modulation": "none",
     "recurrence": "none", "readout": "linear", "output": "exp",
 }  # fmt: skip
@@ -89,7 +90,7 @@ def recipe_of(datasets: Sequence[ClipDataset], **choices: Any) -> Recipe:
 
 
 def config_of(datasets: Sequence[ClipDataset], **values: Any) -> CortexConfig:
-    of_the_network = {name: value for name, value in CHOICES.items() if name not in ("clip", "burn_in")}
+    of_the_network = {name: value for name, value in CHOICES.items() if name in CoreShape.model_fields}
     fixed = {"height": SIDE, "width": SIDE, "stimulus_mean": MEAN, "stimulus_std": STD}
     fixed |= {"sessions": [one.recording.name for one in datasets], "units": [u for one in datasets for u in one.units]}
     return CortexConfig.model_validate({**fixed, **of_the_network, **values})

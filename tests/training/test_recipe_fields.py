@@ -297,6 +297,8 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "moe_dropout.experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
         "moe_dropout.gates": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
         "moe_dropout.keep_experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
+        "responses.rate": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
+        "responses.behaviour": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "schedule.hours": test_response_runs.test_hours_become_a_recorded_number_of_steps,
         "machine.recompute": test_recomputing_layers_keeps_less_and_leaves_the_losses,
     }

@@ -12,13 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune
+from tests.paused import paused_at
+from tests.written_recordings import write_npz
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.prepare import prepare_recordings
-from visiontune.errors import DataError, ModelError, PausedError, RecipeError
+from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.cortex import predicts_responses
+from visiontune.models.cortex_network import Cortex
+from visiontune.models.cortex_penalties import PENALTIES
 from visiontune.run import Run
-from visiontune.simulated_neurons import simulate, write_npz
-from visiontune.training import loop
+from visiontune.simulated_neurons import simulate
 from visiontune.training.evaluate_responses import predict_split_of_responses
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained, open_datasets
@@ -106,17 +109,8 @@ def test_a_folder_of_sessions_becomes_a_finished_run_with_receipts(sessions: Pat
 def test_a_run_that_was_paused_and_resumed_is_the_uninterrupted_run_bit_for_bit(
     prepared: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = loop._count
-
-    def pause_at_three(session: Any, batches: Any) -> None:
-        count(session, batches)
-        if session.progress.step == 3:
-            session.run.ask_to_pause()
-
-    monkeypatch.setattr(loop, "_count", pause_at_three)
-    with pytest.raises(PausedError):
+    with paused_at(3, monkeypatch):
         train(prepared, tmp_path / "run")
-    monkeypatch.undo()
     train_run(Run(tmp_path / "run"))
     again, whole = weights(Run(tmp_path / "run")), weights(finished)
     assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
@@ -165,6 +159,7 @@ CHANGES_LOSSES: dict[str, dict[str, Any]] = {
     "responses.modulation": {"responses.modulation": "concat"},
     "responses.recurrence": {"responses.recurrence": "none", "responses.recurrent_channels": 0},
     "responses.recurrent_channels": {"responses.recurrent_channels": 4},
+    "responses.activation": {"responses.activation": "split_relu"},
     "responses.readout": {"responses.readout": "factorised"},
     "responses.output": {"responses.output": "exp"},
     "responses.penalties": {"responses.penalties": {"smoothness": {"weight": 0.5}}},
@@ -185,6 +180,19 @@ def test_the_burn_in_follows_from_the_core(prepared: Path, finished: Run, tmp_pa
         train(prepared, tmp_path / "run", **{"responses.burn_in": 4})
 
 
+def test_trials_too_short_for_the_burn_in_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_npz(simulate("session", seed=4, units=3, seconds=45, size=(16, 16), repeats=(1, 2)), tmp_path / "session.npz")
+    with np.load(tmp_path / "session.npz") as file:
+        arrays = dict(file)
+    places = np.concatenate([np.arange(n) for n in np.unique(arrays["trials"], return_counts=True)[1]])
+    arrays["trials"][(arrays["trials"] % 2 == 1) & (places >= 20)] = -1  # every second trial has 20 bins
+    np.savez(tmp_path / "session.npz", **arrays)
+    (data,) = prepare_recordings([tmp_path / "session.npz"], tmp_path / "data")
+    short = [t for t in ClipDataset.open(data).trials if t.split == "train" and t.stop - t.start == 20]
+    train(data, tmp_path / "run", **{"responses.burn_in": 20, "schedule.steps": 1})
+    assert short and f"{20 * len(short)} training bins stand in trials of no more than 20" in capsys.readouterr().err
+
+
 def test_a_penalty_comes_once_a_step_and_rises_as_its_schedule_says(prepared: Path, tmp_path: Path) -> None:
     penalties = {"core_l2": {"weight": 1.0, "start": 0.25, "ramp": 0.5}}
     run = train(prepared, tmp_path / "run", **{
@@ -194,6 +202,7 @@ def test_a_penalty_comes_once_a_step_and_rises_as_its_schedule_says(prepared: Pa
     assert added[:3] == [None, None, None]  # off, and at the start of its ramp zero
     rising = np.array(added[3:], np.float64)
     assert rising / rising[-1] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0], rel=1e-4)  # it stays on after the ramp
+    assert rising[-1] == pytest.approx(float(PENALTIES["core_l2"](Cortex.load(run.base_folder))), rel=1e-4)
     assert run.metrics("step")[-1]["gradient_norm"] > 1  # and is learned, once for several micro-batches
 
 
@@ -226,6 +235,49 @@ def test_a_core_is_not_changed_by_fields_of_a_new_one(sessions: Path, finished: 
         train(sessions / "session-0.npz", tmp_path / "run", finished.path, **{"responses.channels": [8]})
 
 
+def test_a_core_is_not_given_what_it_was_not_made_for(sessions: Path, finished: Run, tmp_path: Path) -> None:
+    """At another rate its filters would span another time, by other behaviour it would be modulated without meaning."""
+    half, other = tmp_path / "half", tmp_path / "other"
+    prepare_recordings(sessions / "session-0.npz", half, rate=30)
+    with pytest.raises(RecipeError, match=r"30 bins a second, and the core sees 60") as refused:
+        train(half, tmp_path / "slow", finished.path)
+    assert refused.value.where == "responses.rate"
+    with np.load(sessions / "session-0.npz") as file:
+        arrays: dict[str, Any] = dict(file) | {"behaviour_names": np.array(["licks", "pupil"])}
+    other.mkdir()
+    np.savez(other / "session-0.npz", **arrays)
+    with pytest.raises(RecipeError, match="recorded licks, pupil, and the core is modulated by running, pupil"):
+        train(other, tmp_path / "licking", finished.path)
+    with pytest.raises(RecipeError, match="core sees 50"):
+        train(sessions, tmp_path / "run", **{"responses.rate": 50})
+
+
+def test_a_shape_that_does_not_hold_is_a_clear_error(prepared: Path, tmp_path: Path) -> None:
+    for field, value, said in (("kernels", [4], "kernels are odd"), ("channels", [5], "multiple of 2")):
+        with pytest.raises(RecipeError, match=said):
+            train(prepared, tmp_path / "run", **{f"responses.{field}": value})
+
+
+def test_units_that_a_core_knows_keep_their_readouts(prepared: Path, finished: Run, tmp_path: Path) -> None:
+    run = train(prepared, tmp_path / "run", finished.path, **{"schedule.steps": 1})
+    core, _ = load_trained(finished, finished.recipe, torch.device("cpu"))
+    base = Cortex.load(run.base_folder).state_dict()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in core.network.state_dict().items())
+
+
+def test_a_unit_whose_name_holds_a_slash_is_of_its_session(sessions: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in (0, 1):
+        with np.load(sessions / f"session-{number}.npz") as file:
+            arrays: dict[str, Any] = dict(file)
+        arrays["units"] = np.array([f"probe/{unit}" for unit in arrays["units"]])
+        np.savez(tmp_path / "in" / f"session-{number}.npz", **arrays)
+    run = train(tmp_path / "in", tmp_path / "run", **{"schedule.steps": 1})
+    adapter = predicts_responses(load_trained(run, run.recipe, torch.device("cpu"))[0])
+    for number, dataset in enumerate(open_datasets(run.recipe)):
+        assert adapter.encoder.encode(dataset.sample("train", 0)).session == number
+
+
 def test_readouts_start_only_from_runs_on_recordings(sessions: Path, tmp_path: Path) -> None:
     with pytest.raises((DataError, RecipeError, ModelError)):
         train(sessions, tmp_path / "run", tmp_path / "none")
@@ -241,6 +293,16 @@ def test_scores_do_not_depend_on_how_a_split_is_cut(finished: Run) -> None:
     for one, other in zip(*found, strict=True):
         assert one.units == other.units and np.array_equal(one.places, other.places)
         np.testing.assert_allclose(one.rates, other.rates, rtol=1e-5)
+
+
+def test_what_an_evaluation_keeps_lies_where_it_says(finished: Run) -> None:
+    for dataset in open_datasets(finished.recipe):
+        assert isinstance(dataset, ClipDataset)
+        with np.load(finished.path / f"evaluations/validation/{dataset.recording.name}.npz") as file:
+            bins = np.array([trial.start for trial in dataset.trials])[file["trials"]] + file["places"]
+            recorded, valid = np.load(dataset.path / "counts.npy")[bins], file["valid"]
+            assert valid.any() and np.array_equal(file["counts"][valid], recorded[valid])
+            assert {dataset.trials[trial].split for trial in file["trials"]} == {"validation"}
 
 
 def test_a_movie_is_predicted_as_its_clips_are(finished: Run, tmp_path: Path) -> None:

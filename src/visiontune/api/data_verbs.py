@@ -97,7 +97,7 @@ def prepare(
     """
     from visiontune.data.corpora import known_corpus, open_corpus
     from visiontune.data.prepare import prepare as prepare_data
-    from visiontune.data.recordings.prepare import is_recordings
+    from visiontune.data.recordings.readers import is_recordings
     from visiontune.data.remote import fetch_earlier, is_url, local_name, send, without_password
     from visiontune.data.sources import Source as Named
 
@@ -158,12 +158,16 @@ def prepare_recordings(
     """Recordings of neurons on disk, split and hashed, one dataset a session: `out`/NAME. Raises DataError.
 
     A source is a session (a folder of arrays, an NPZ, HDF5 or NWB file, a folder of SENSORIUM's layout) or a folder of
-    sessions. `rate`, in bins a second, puts whole bins together: counts are summed. With `strict`, a trial that would
-    be left out is an error.
+    sessions. `out` is a local folder. `rate`, in bins a second, puts whole bins together: counts are summed. With
+    `strict`, a trial that would be left out is an error.
     """
     from visiontune.data.dataset import Dataset
     from visiontune.data.recordings.prepare import prepare_recordings as prepare_sessions
+    from visiontune.data.remote import is_url, without_password
 
+    if is_url(out):
+        fix = "prepare into a local folder, and copy that folder there"
+        raise DataError("recordings are not prepared at a URL", where=without_password(str(out)), fix=fix)
     given = [source] if isinstance(source, str | Path) else source
     paths = prepare_sessions([Path(one) for one in given], Path(out), seed=seed, rate=rate, strict=strict)
     return [Dataset.open(path) for path in paths]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visiontune.errors import DataError, RecipeError
+from visiontune.files import write_arrays
 from visiontune.progress import note
 
 if TYPE_CHECKING:
@@ -21,34 +22,25 @@ if TYPE_CHECKING:
 
 
 def recordings_of(data: Sequence[Source], folder: Path) -> list[Dataset] | None:
-    """The sessions at these places, one dataset each, prepared inside `folder` where they are not yet; None where the
-    first place holds no recordings. Raises DataError where only some do."""
+    """The sessions at these places, one dataset each, prepared inside `folder` where they are not yet; None where no
+    place holds recordings. Raises DataError where only some do."""
     from visiontune.data.dataset import Dataset
-    from visiontune.data.dataset_info import INFO_NAME, read_info
-    from visiontune.data.recordings.prepare import is_recordings, prepare_recordings
+    from visiontune.data.recordings.prepare import holds_recordings, prepare_recordings, prepared
 
-    found: list[list[Path] | None] = []
-    for number, source in enumerate(data):
-        path = Path(source)
-        inside = sorted(child.parent for child in path.glob(f"*/{INFO_NAME}")) if path.is_dir() else []
-        inside = [child for child in inside if read_info(child).recording is not None]
-        if (path / INFO_NAME).is_file():
-            found.append([path] if read_info(path).recording is not None else None)
-        elif inside:
-            found.append(inside)
-        elif is_recordings(path):
-            found.append(prepare_recordings(path, folder if len(data) == 1 else folder / f"{number}-{path.stem}"))
-        else:
-            found.append(None)
-    if all(paths is None for paths in found):
+    others = [source for source in data if not holds_recordings(Path(source))]
+    if len(others) == len(data):
         return None
-    if None in found:
+    if others:
         raise DataError(
             "Some of the data are recordings, and this is none.",
-            where=str(next(one for one, paths in zip(data, found, strict=True) if paths is None)),
+            where=str(others[0]),
             fix="train on one kind of target at a time",
         )
-    return [Dataset.open(path) for paths in found for path in paths or ()]
+    found: list[Path] = []
+    for number, path in enumerate(map(Path, data)):
+        apart = folder if len(data) == 1 else folder / f"{number}-{path.stem}"
+        found += prepared(path).values() or prepare_recordings(path, apart)
+    return [Dataset.open(path) for path in found]
 
 
 def plan_responses(
@@ -110,7 +102,7 @@ def predict_rates(
     import numpy as np
 
     from visiontune.models.cortex import predicts_responses
-    from visiontune.training.evaluate_responses import predict_movie, write_rates
+    from visiontune.training.evaluate_responses import predict_movie
     from visiontune.training.model import load_trained
 
     adapter = predicts_responses(load_trained(run, recipe, ranks.device, step)[0])
@@ -129,8 +121,7 @@ def predict_rates(
             raise DataError(f"This is no array: {error}", where=str(path), fix="save it with numpy.save") from error
         units, rates = predict_movie(adapter, movie, session or next(iter(names)), recipe, ranks.device, str(path))
         target = out or run.path / "predictions" / f"{path.stem}.npz"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_rates(target, units, rates)
+        write_arrays(target, {"rates": rates, "units": np.array(units)})
         note(f"rates of {len(units)} units in {len(rates)} bins: {target}")
         written.append(target)
     return written

@@ -53,7 +53,8 @@ def train(
     from visiontune.api.response_verbs import plan_responses, recordings_of
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
-    from visiontune.recipe import check_names, fragment_names, read_fragment, read_preset
+    from visiontune.recipe import check_names, fragment_names
+    from visiontune.recipe_files import read_fragment, read_preset
     from visiontune.run import Run
     from visiontune.run_group import open_run
     from visiontune.training.loop import train_run

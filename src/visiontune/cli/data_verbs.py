@@ -187,8 +187,8 @@ def prepare(
         known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of
         them; or recordings of neurons (sessions, or folders of them), which become a dataset each inside --out
     out
-        folder of the dataset, or a URL such as s3://bucket/data; an earlier one there is extended, its rows keep their
-        split
+        folder of the dataset, or a URL such as s3://bucket/data (not for recordings); an earlier one there is extended,
+        its rows keep their split
     seed
         seed of the split
     strict
@@ -196,7 +196,7 @@ def prepare(
     workers
         processes; as many as cores where not given
     """
-    from visiontune.data.recordings.prepare import is_recordings
+    from visiontune.data.recordings.readers import is_recordings
 
     if listed:
         return _corpora()
@@ -207,6 +207,7 @@ def prepare(
         others = {"--limit": limit, "--workers": workers, "--columns": columns, "--page": pages, "--font": font}
         others |= {"--max-pages": max_pages, "--ratio": ratio, "--model": model, "--materialise": materialise}
         others |= {"--staging": staging, "--push": push, "--repair": repair or None, "--public": public or None}
+        others |= {"--engine": engine if engine != "processes" else None}
         if unfit := [name for name, value in others.items() if value is not None]:
             raise DataError("This option is not for recordings.", where=unfit[0], fix="leave it out")
         return _sessions(visiontune.prepare_recordings(data, out, seed=seed, rate=rate, strict=strict))

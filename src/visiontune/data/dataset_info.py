@@ -153,9 +153,8 @@ class RecordingSummary(_Model):
     """The recording of a dataset whose samples are clips.
 
     `rate` is in bins a second; `stimulus` is the dtype of the frames on disk. `kinds` counts the trials of each kind of
-    stimulus, `conditions` those stimuli that are shown in more than one trial. `trials`, `bins` and `seconds` say what
-    stands in each split. `spikes` and `valid` are the sum of the valid counts and the share of counts that are valid,
-    in the bins of all trials. What models are fitted with comes from the valid bins of the train split alone:
+    stimulus. `bins` and `seconds` say what stands in each split. `valid` is the share of counts that are valid, in the
+    bins of all trials. What models are fitted with comes from the valid bins of the train split alone:
     `stimulus_mean` and `stimulus_std` over pixels, `behaviour_mean` and `behaviour_std` of each channel, `mean_counts`
     of each unit in a bin.
     """
@@ -169,12 +168,9 @@ class RecordingSummary(_Model):
     stimulus: str
     units: tuple[str, ...]
     kinds: dict[str, int]
-    conditions: int
     behaviour_names: tuple[str, ...]
     eye: bool
-    trials: dict[str, int]
     seconds: dict[str, float]
-    spikes: float
     valid: float
     stimulus_mean: float
     stimulus_std: float

@@ -111,7 +111,7 @@ def no_label(paths: Sequence[str], why: str) -> list[Fault]:
     if not paths:
         return []
     found = f"{_number(paths, 'image')} without a label: {why}"
-    return [Fault("no-label", "warning", _some(paths), found, "label them, or take them out")]
+    return [Fault("no-label", "warning", some(paths), found, "label them, or take them out")]
 
 
 def stray_files(paths: Sequence[str]) -> list[Fault]:
@@ -122,7 +122,7 @@ def stray_files(paths: Sequence[str]) -> list[Fault]:
         Fault(
             "stray-files",
             "warning",
-            _some(paths),
+            some(paths),
             f"{_number(paths, 'file')} of a kind that is not read",
             "convert them if they are images; take them out otherwise",
         )
@@ -167,7 +167,7 @@ def small_classes(clusters_of: Mapping[str, int]) -> list[Fault]:
         return []
     found = f"{_number(small, 'class', 'classes')} with fewer than {SPLITTABLE} different samples"
     return [
-        Fault("small-class", "warning", _some(small), found, "add samples; not every split has one of these classes")
+        Fault("small-class", "warning", some(small), found, "add samples; not every split has one of these classes")
     ]
 
 
@@ -237,7 +237,7 @@ def _groups(code: str, groups: Sequence[Sequence[str]], what: str, fix: str) -> 
     if not groups:
         return []
     largest = max(groups, key=len)
-    shown = " | ".join(_some(group, " = ") for group in groups[:_SHOWN])
+    shown = " | ".join(some(group, " = ") for group in groups[:_SHOWN])
     more = f" | and {len(groups) - _SHOWN} groups more" if len(groups) > _SHOWN else ""
     rows = sum(map(len, groups))
     found = f"{what}: {_number(groups, 'group')} of {rows} samples, the largest of {len(largest)}"
@@ -248,6 +248,7 @@ def _number(things: Sequence[object], singular: str, plural: str | None = None) 
     return f"{len(things)} {singular if len(things) == 1 else plural or singular + 's'}"
 
 
-def _some(names: Sequence[str], between: str = ", ") -> str:
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """The first few names, and how many more there are."""
     more = f"{between}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return between.join(names[:_SHOWN]) + more

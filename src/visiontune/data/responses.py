@@ -32,3 +32,8 @@ class Responses:
     valid: NDArray[np.bool_]
     units: tuple[str, ...]
     start: int
+
+
+def session_of(key: str) -> str:
+    """The session of a unit's key, session/unit: a unit's name may hold slashes, a session's does not."""
+    return key.partition("/")[0]

@@ -4,9 +4,9 @@ Sessions may come in pieces (clips, batches, ranks) and in any order: they are p
 is computed (`assemble`), so the scores do not depend on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -18,8 +18,6 @@ from visiontune.metrics import responses
 from visiontune.metrics.intervals import NOTHING_COUNTED, TAIL, Metric
 from visiontune.metrics.predicted_session import PredictedSession, assemble
 from visiontune.metrics.responses import BinSums, RepeatSums
-
-__all__ = ["PredictedSession", "ResponseScores", "SessionScores", "UnitScores", "assemble", "score_responses"]
 
 RESAMPLES = 1000
 UNITS_AT_ONCE = 256  # bounds the memory of sums and draws
@@ -86,7 +84,7 @@ class ResponseScores:
     with bits per spike above zero), correlation (single trials), and of repeated stimuli average_correlation, feve and
     ccnorm, as means over the units that have the figure. `reasons` says why a metric has no value or no interval.
     `silent` units have no spike in a valid bin: they count in no metric. `excluded` are numbers of units whose repeats
-    are too noisy for `feve`, and for `ccnorm`. `null` says where the null model's rates come from.
+    are too noisy for `feve`, and for `ccnorm`.
 
     Intervals are 95 % percentile bootstraps over stimuli: all trials of one stimulus are drawn together. They tell
     about other stimuli of the same kind, for these units and this model. Resampling trials instead would count repeats
@@ -102,7 +100,6 @@ class ResponseScores:
     per_unit: tuple[UnitScores, ...]
     silent: tuple[str, ...]
     excluded: dict[str, int]
-    null: Literal["evaluated data", "given rates"]
 
     def metric(self, name: str) -> Metric:
         """A metric by its name, of one session as `bits_per_spike.SESSION`; raises RecipeError for an unknown name."""
@@ -119,12 +116,11 @@ class ResponseScores:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """{"n", "metrics", "reasons", "null", "silent", "excluded", "sessions", "per_unit"}."""
+        """{"n", "metrics", "reasons", "silent", "excluded", "sessions", "per_unit"}."""
         return {
             "n": self.n,
             "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
             "reasons": self.reasons,
-            "null": self.null,
             "silent": list(self.silent),
             "excluded": self.excluded,
             "sessions": [one.to_json() for one in self.sessions],
@@ -148,19 +144,17 @@ def score_responses(
     sessions: Sequence[PredictedSession],
     *,
     resamples: int = RESAMPLES,
-    null_rates: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> ResponseScores:
     """Score predicted rates against counts; `sessions` may be pieces of sessions in any order (see `assemble`).
 
-    `null_rates`: spikes a bin of each unit's null model by unit key, such as the mean counts of the training split;
-    None takes the mean of the scored bins. With resamples=0 there are no intervals. A session's intervals are the same
+    With resamples=0 there are no intervals. A session's intervals are the same
     whether it is scored alone or among others. Raises DataError for what cannot be scored.
     """
     whole = assemble(sessions)
     if not whole:
         raise DataError("There are no responses to score.", fix="score a split that is not empty")
-    scored = [_score(session, _nulls(session, null_rates), resamples, seed) for session in whole]
+    scored = [_score(session, resamples, seed) for session in whole]
     metrics, reasons = _metrics(scored, resamples)
     tables = [_unit_table(one) for one in scored]
     per_unit = tuple(unit for table in tables for unit in table)
@@ -177,24 +171,10 @@ def score_responses(
         per_unit=per_unit,
         silent=tuple(unit.unit for unit in per_unit if unit.bits_per_spike.value is None),
         excluded=too_noisy,
-        null="evaluated data" if null_rates is None else "given rates",
     )
 
 
-def _nulls(session: PredictedSession, rates: Mapping[str, float] | None) -> Floats | None:
-    if rates is None:
-        return None
-    missing = [unit for unit in session.units if unit not in rates]
-    if missing:
-        raise DataError(
-            f"{len(missing)} units have no null rate.",
-            where=", ".join(missing[:5]),
-            fix="give the rates of all units, or of none",
-        )
-    return np.array([rates[unit] for unit in session.units], np.float64)
-
-
-def _score(session: PredictedSession, nulls: Floats | None, resamples: int, seed: int) -> _Scored:
+def _score(session: PredictedSession, resamples: int, seed: int) -> _Scored:
     """All figures of a session, some units at a time."""
     stimuli = _stimuli(session)
     columns = [slice(start, start + UNITS_AT_ONCE) for start in range(0, len(session.units), UNITS_AT_ONCE)]
@@ -203,13 +183,12 @@ def _score(session: PredictedSession, nulls: Floats | None, resamples: int, seed
     of_repeats = [responses.repeat_sums(*arrays, session.trials, session.conditions, session.places) for arrays in at]
     # What has no valid bin in any unit is no data: it must not be drawn in place of what has.
     seen = np.any([sums.table[0].any(axis=1) for sums in of_bins], axis=0)
-    of_bins = [BinSums(sums.table.compress(seen, axis=1), sums.centres) for sums in of_bins]
+    of_bins = [sums.kept(seen) for sums in of_bins]
     seen_again = np.any([sums.table[0].any(axis=1) for sums in of_repeats], axis=0)
-    of_repeats = [RepeatSums(sums.table.compress(seen_again, axis=1), sums.centres) for sums in of_repeats]
+    of_repeats = [sums.kept(seen_again) for sums in of_repeats]
     count, repeated = int(seen.sum()), int(seen_again.sum())
-    null_of = [None if nulls is None else nulls[c] for c in columns]
-    blocks = list(zip(of_bins, of_repeats, null_of, strict=True))
-    parts = [_figures(bins.total(), repeats.total(), null) for bins, repeats, null in blocks]
+    blocks = list(zip(of_bins, of_repeats, strict=True))
+    parts = [_figures(bins.total(), repeats.total()) for bins, repeats in blocks]
     figures = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if resamples == 0:
         return _Scored(session, figures, count, repeated, None, {})
@@ -217,8 +196,8 @@ def _score(session: PredictedSession, nulls: Floats | None, resamples: int, seed
     generator = np.random.default_rng([seed, crc32(session.name.encode())])
     of_stimuli, of_repeated = _weights(generator, count, resamples), _weights(generator, repeated, resamples)
     bits, others = [], {name: np.zeros((2, resamples)) for name in ("correlation", *REPEATED)}
-    for bins, repeats, null in blocks:
-        drawn = _figures(bins.drawn(of_stimuli), repeats.drawn(of_repeated), null)
+    for bins, repeats in blocks:
+        drawn = _figures(bins.drawn(of_stimuli), repeats.drawn(of_repeated))
         several = (bins.table[0] > 0).sum(axis=0) >= 2  # resamples of one stimulus would never vary
         bits.append(np.where(several, drawn["bits_per_spike"], np.nan))
         for name, sums in others.items():
@@ -226,9 +205,9 @@ def _score(session: PredictedSession, nulls: Floats | None, resamples: int, seed
     return _Scored(session, figures, count, repeated, np.concatenate(bits, axis=1), others)
 
 
-def _figures(bins: BinSums, repeats: RepeatSums, nulls: Floats | None) -> dict[str, Floats]:
+def _figures(bins: BinSums, repeats: RepeatSums) -> dict[str, Floats]:
     return {
-        "bits_per_spike": responses.bits_per_spike(bins, nulls),
+        "bits_per_spike": responses.bits_per_spike(bins),
         "correlation": responses.correlation(bins),
         "average_correlation": responses.average_correlation(repeats),
         "explainable_variance": responses.explainable_variance(repeats),

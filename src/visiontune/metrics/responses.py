@@ -10,6 +10,7 @@ trial says nothing about noise.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,27 @@ CONSTANT = 1e-20  # a variance below this share of the mean's square is rounding
 
 
 @dataclass(frozen=True, eq=False)
-class BinSums:
+class _Sums:
+    """Sums of each group: `table` is (rows, groups, units), or (rows, units) of all groups. `centres`: (2, units)."""
+
+    table: Floats
+    centres: Floats
+
+    def total(self) -> Self:
+        """The sums over all groups: table (rows, units)."""
+        return type(self)(self.table.sum(axis=1), self.centres)
+
+    def drawn(self, weights: Floats) -> Self:
+        """The sums with each group counted as often as `weights`, (draws, groups), says: (rows, draws, units)."""
+        return type(self)(weights @ self.table, self.centres)
+
+    def kept(self, groups: NDArray[np.bool_]) -> Self:
+        """The sums of some groups alone."""
+        return type(self)(self.table.compress(groups, axis=1), self.centres)
+
+
+@dataclass(frozen=True, eq=False)
+class BinSums(_Sums):
     """Sums over the valid bins of each group.
 
     table: (7, groups, units), or (7, units) of all groups. The rows, for counts r and rates p: bins, r, r ln p, p,
@@ -30,20 +51,9 @@ class BinSums:
     means, so that the sums of squares lose no digits.
     """
 
-    table: Floats
-    centres: Floats
-
-    def total(self) -> "BinSums":
-        """The sums over all groups: table (7, units)."""
-        return BinSums(self.table.sum(axis=1), self.centres)
-
-    def drawn(self, weights: Floats) -> "BinSums":
-        """The sums with each group counted as often as `weights`, (draws, groups), says: table (7, draws, units)."""
-        return BinSums(weights @ self.table, self.centres)
-
 
 @dataclass(frozen=True, eq=False)
-class RepeatSums:
+class RepeatSums(_Sums):
     """Sums over the repeated bins of each condition, those with n >= 2 valid trials.
 
     table: (13, conditions, units), or (13, units) of all conditions. The rows, for a bin's mean rate x, mean count m
@@ -51,17 +61,6 @@ class RepeatSums:
     s2 / n, the variance of the sum of m that comes from noise, n, squared errors of single trials, n s2,
     r - b and (r - b) ** 2 of single trials. a and b are the `centres`, (2, units), values near the means.
     """
-
-    table: Floats
-    centres: Floats
-
-    def total(self) -> "RepeatSums":
-        """The sums over all conditions: table (13, units)."""
-        return RepeatSums(self.table.sum(axis=1), self.centres)
-
-    def drawn(self, weights: Floats) -> "RepeatSums":
-        """The sums with each condition counted as often as `weights`, (draws, conditions), says."""
-        return RepeatSums(weights @ self.table, self.centres)
 
 
 def bin_sums(
@@ -93,18 +92,17 @@ def bin_sums(
     return BinSums(np.stack([np.add.reduceat(row, starts, axis=0, dtype=np.float64) for row in rows]), centres)
 
 
-def bits_per_spike(sums: BinSums, null_rates: Floats | None = None) -> Floats:
+def bits_per_spike(sums: BinSums) -> Floats:
     """How many bits a spike the predicted rates are better than a constant rate: Poisson log-likelihoods, unclipped.
 
-    With d valid, r counts, p rates (at least 1e-8), T = sum d, N = sum d r and the null rate q:
-    sum d (r ln p - p - r ln q + q) / (N ln 2). `null_rates`, (units,), are q in spikes a bin, such as those of the
-    training split; None: q = N / T of the bins that are scored, which is the best constant for these very bins and so
-    the harder comparison (that of the Neural Latents Benchmark; Pei et al. 2021). Of shape (..., units) like the rows
-    of the sums; NaN for a unit without a spike, which has no such figure.
+    With d valid, r counts, p rates (at least 1e-8), T = sum d, N = sum d r and the null rate q = N / T:
+    sum d (r ln p - p - r ln q + q) / (N ln 2). q is the best constant for the very bins that are scored (as in the
+    Neural Latents Benchmark; Pei et al. 2021). Of shape (..., units) like the rows of the sums; NaN for a unit without
+    a spike, which has no such figure.
     """
     bins, spikes, likelihood, predicted = sums.table[:4]
     with np.errstate(divide="ignore", invalid="ignore"):
-        null = spikes / bins if null_rates is None else np.maximum(null_rates, LEAST_RATE)
+        null = spikes / bins
         gain = likelihood - predicted - spikes * np.log(null) + null * bins
         return np.where(spikes > 0, gain / (spikes * np.log(2)), np.nan)
 

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from visiontune.data.dataset import Index
-from visiontune.data.responses import Clip, Responses
+from visiontune.data.responses import Clip, Responses, session_of
 from visiontune.data.sample import Sample
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch, Encoder, Features, Layout, ModelAdapter, Supervision
 from visiontune.models.cortex_network import PARTS, Cortex, CortexConfig
+from visiontune.models.cortex_penalties import PENALTIES
 from visiontune.models.parts import Part
 from visiontune.recipe import ResponseChoices
 
@@ -65,15 +66,15 @@ class ClipEncoder(Encoder[EncodedClip]):
         """One clip; without its answer, with counts of zero. Raises DataError for a unit that the network has not, or
         frames of another size."""
         target = responses_of(sample)
-        session = target.units[0].rpartition("/")[0] if target.units else ""
         counts = target.counts if with_answer else np.zeros_like(target.counts)
         shown: dict[str, Any] = {"frames": None, "behaviour": None}
         if features is None:
             shown = self._shown(clip_of(sample), sample.id)
+        units = self._rows_of(target.units, sample.id)
         return EncodedClip(
             id=sample.id,
-            session=self._sessions.get(session, 0),
-            units=self._rows_of(target.units, sample.id),
+            session=self._sessions[session_of(target.units[0])],
+            units=units,
             counts=counts,
             valid=target.valid,
             features=None if features is None else features.values,
@@ -261,8 +262,8 @@ class CortexAdapter(ModelAdapter):
     def penalty(self, step: int, steps: int) -> torch.Tensor | None:
         """The penalties of the recipe at this step, summed; None where there are none."""
         weights = {name: one.at(step, steps) for name, one in self.choices.penalties.items()}
-        terms = self.cortex.penalties({name: weight for name, weight in weights.items() if weight})
-        return torch.stack(list(terms.values())).sum() if terms else None
+        terms = [weight * PENALTIES[name](self.cortex) for name, weight in weights.items() if weight]
+        return torch.stack(terms).sum() if terms else None
 
     def vision_features(self, batch: Batch) -> list[torch.Tensor]:
         """What the frozen parts make of each clip: (bins, channels, height, width)."""

@@ -18,8 +18,8 @@ class SessionAdapter(nn.Module):
 
     `table`: (sessions, 6), in this order the logarithm of the scale and the shift in half pictures, each down and
     across, the gain beyond one, and the offset in standard deviations of the stimulus. What lies outside of the picture
-    repeats its edge. Between pixels the picture is a cubic spline (Keys 1981, a = -1/2), so that a table of zeros
-    gives back every pixel bit for bit and still has a gradient in both directions.
+    repeats its edge. Between pixels the picture is interpolated by cubic convolution (Keys 1981, a = -1/2), so that a
+    table of zeros gives back every pixel bit for bit and still has a gradient in both directions.
     """
 
     def __init__(self, sessions: int, height: int, width: int) -> None:

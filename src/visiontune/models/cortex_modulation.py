@@ -9,17 +9,6 @@ from visiontune.models.cortex_core import convolved
 FILM_HIDDEN = 32
 
 
-class NoModulation(nn.Module):
-    """Features as they are."""
-
-    def start(self, generator: torch.Generator) -> None:
-        """Nothing to start."""
-
-    def forward(self, x: Tensor, behaviour: Tensor) -> Tensor:
-        """Returns x."""
-        return x
-
-
 class Film(nn.Module):
     """Scales and shifts each channel by what the animal does in the bin (Perez et al. 2018). Starts as the identity.
 
@@ -72,7 +61,7 @@ class Concatenation(nn.Module):
         return (convolved(x, self.weight[..., None, None]) + added).relu()
 
 
-class NoRecurrence(nn.Module):
+class Unchanged(nn.Module):
     """Features as they are."""
 
     def start(self, generator: torch.Generator) -> None:

@@ -4,77 +4,44 @@ frames -> each session's view of them -> filters in time -> core -> behaviour ->
 the units asked for -> rates. A clip is computed at once; without recurrence every bin equals what its window gives.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from visiontune.data.order import key
 from visiontune.errors import ModelError
-from visiontune.files import written_whole
-from visiontune.models.cortex_core import Activation, Core, size_after
+from visiontune.files import write_text, written_whole
+from visiontune.models.cortex_core import Core, size_after
 from visiontune.models.cortex_frontend import PlainFrontend, SessionAdapter, TemporalFrontend
-from visiontune.models.cortex_modulation import FILM_HIDDEN, Concatenation, ConvGRU, Film, NoModulation, NoRecurrence
-from visiontune.models.cortex_penalties import weighted_penalties
+from visiontune.models.cortex_modulation import Concatenation, ConvGRU, Film, Unchanged
 from visiontune.models.cortex_readout import READOUTS
+from visiontune.recipe_targets import CoreShape
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PARTS = ("adapter", "frontend", "core", "modulation", "recurrence", "readout")
 LEAST_RATE = 1e-4  # the bias of a unit that never fires stays finite
 
-Count = Annotated[int, Field(ge=1)]
-Even = Annotated[int, Field(ge=2, multiple_of=2)]
 
-
-class CortexConfig(BaseModel):
-    """The shape of a network and what its rows stand for; unknown fields are refused.
-
-    Blocks of the core are given by tuples of one length, the first block is the stem. Numbers of channels are even: the
-    frames of a clip then stand equally aligned in memory, and a clip rounds as its windows do.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class CortexConfig(CoreShape):
+    """The shape of a network and what its rows stand for; unknown fields are refused."""
 
     model_type: Literal["cortex"] = "cortex"
     height: int = Field(ge=2, description="pixels down")
     width: int = Field(ge=2, description="pixels across")
     stimulus_mean: float = Field(allow_inf_nan=False, description="of the training frames, taken from every pixel")
     stimulus_std: float = Field(gt=0, allow_inf_nan=False, description="of the training frames, divides every pixel")
-    frontend: Literal["none", "learnable_temporal"] = "learnable_temporal"
-    temporal_taps: Count = Field(default=12, description="frames that the front end's filters see")
-    temporal_channels: Even = Field(default=4, description="filters of the front end")
-    core: Literal["resnet", "conv"] = "resnet"
-    channels: tuple[Even, ...] = Field(default=(16, 32, 64), min_length=1, description="filters of each block")
-    kernels: tuple[Count, ...] = Field(default=(7, 5, 5), description="pixels a side of each block's filters, odd")
-    temporal_kernels: tuple[Count, ...] = Field(default=(1, 1, 1), description="frames that each block's filters see")
-    strides: tuple[Count, ...] = Field(default=(2, 1, 1), description="steps in pixels of each block's filters")
-    pools: tuple[Count, ...] = Field(default=(1, 2, 1), description="pixels a side averaged after each block")
-    activation: Activation = "relu"
-    norm: Literal["rms", "none"] = "rms"
-    modulation: Literal["none", "concat", "film"] = "none"
     behaviour: int = Field(default=0, ge=0, description="channels of behaviour; 0 without modulation")
-    recurrence: Literal["none", "convgru"] = "none"
-    recurrent_channels: int = Field(default=0, ge=0, multiple_of=2, description="of the state; 0 without recurrence")
-    readout: Literal["gaussian", "factorised", "linear"] = "gaussian"
-    output: Literal["softplus", "exp"] = "softplus"
     sessions: tuple[str, ...] = Field(min_length=1, description="rows of the adapter's table")
     units: tuple[str, ...] = Field(min_length=1, description="rows of the readout's table, session/unit")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        blocks = (self.kernels, self.temporal_kernels, self.strides, self.pools)
-        if any(len(values) != len(self.channels) for values in blocks):
-            raise ValueError("channels, kernels, temporal_kernels, strides and pools need one entry a block each")
-        if any(kernel % 2 == 0 for kernel in self.kernels):
-            raise ValueError("kernels are odd, so that space keeps its place")
+    def _names_its_rows(self) -> Self:
         if (self.behaviour > 0) != (self.modulation != "none"):
             raise ValueError("behaviour is above zero with modulation, and zero without")
-        if (self.recurrent_channels > 0) != (self.recurrence != "none"):
-            raise ValueError("recurrent_channels is above zero with recurrence, and zero without")
         for name, rows in (("sessions", self.sessions), ("units", self.units)):
             if len(set(rows)) < len(rows):
                 raise ValueError(f"{name} are named twice")
@@ -122,16 +89,15 @@ class Cortex(nn.Module):
         )
         channels = self.core.channels
         if config.modulation == "none":
-            self.modulation = NoModulation()
+            self.modulation = Unchanged()
         else:
             kind = Film if config.modulation == "film" else Concatenation
             self.modulation = kind(channels, config.behaviour)
         if config.recurrence == "none":
-            self.recurrence = NoRecurrence()
+            self.recurrence = Unchanged()
         else:
             self.recurrence = ConvGRU(channels, config.recurrent_channels)
             channels = config.recurrent_channels
-        self.feature_channels = channels
         self.readout = READOUTS[config.readout](len(config.units), channels, *config.feature_size)
         for number, name in enumerate(PARTS):
             generator = torch.Generator().manual_seed(key(seed, number) >> 1)
@@ -189,18 +155,13 @@ class Cortex(nn.Module):
         with torch.no_grad():
             bias.copy_(start)
 
-    def penalties(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Penalties on the weights by name, each a scalar times its weight; see `cortex_penalties`."""
-        return weighted_penalties(self, weights)
-
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into a folder, made where it is missing."""
         from safetensors.torch import save_file
 
         with written_whole(folder / WEIGHTS) as aside:
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, aside)
-        with written_whole(folder / CONFIG) as aside:
-            aside.write_text(self.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_text(folder / CONFIG, self.config.model_dump_json(indent=1) + "\n")
 
     @staticmethod
     def load(folder: Path) -> "Cortex":
@@ -258,32 +219,3 @@ class Cortex(nn.Module):
                 f"{(*frames.shape[:2], config.behaviour)} does.",
                 fix="give one row of behaviour for each frame",
             )
-
-
-def flops(config: CortexConfig, frames: int) -> int:
-    """Floating point operations of the features of one clip of so many frames, forwards: those of convolutions and
-    products of matrices, a multiplication and an addition counted as two, by arithmetic."""
-    height, width = config.height + config.height % 2, config.width + config.width % 2
-    total = frames * height * width * (height + width)  # the adapter's two products
-    height, width, inputs = config.height, config.width, config.inputs
-    if config.frontend == "learnable_temporal":
-        frames -= config.temporal_taps - 1
-        total += frames * height * width * (config.temporal_taps + config.temporal_taps % 2) * inputs
-    for i, outputs in enumerate(config.channels):
-        frames -= config.temporal_kernels[i] - 1
-        height, width = -(-height // config.strides[i]), -(-width // config.strides[i])
-        # One channel without a front end is computed as two: see `convolved`.
-        seen = inputs * config.temporal_kernels[i]
-        total += frames * height * width * (seen + seen % 2) * outputs * config.kernels[i] ** 2
-        if config.core == "resnet" and i > 0 and inputs != outputs:
-            total += frames * height * width * inputs * outputs
-        height, width = -(-height // config.pools[i]), -(-width // config.pools[i])
-        inputs = 2 * outputs if config.activation == "split_relu" else outputs
-    behaviour = config.behaviour + config.behaviour % 2
-    if config.modulation == "film":
-        total += frames * FILM_HIDDEN * (behaviour + 2 * inputs)
-    if config.modulation == "concat":
-        total += frames * inputs * (behaviour + height * width * inputs)
-    if config.recurrence == "convgru":
-        total += frames * height * width * 9 * 3 * config.recurrent_channels * (inputs + config.recurrent_channels)
-    return 2 * total

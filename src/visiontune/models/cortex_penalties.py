@@ -1,13 +1,11 @@
 """Penalties on the weights of the network of `cortex_network`. Each is a pure function of the weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from visiontune.errors import ModelError
 
 if TYPE_CHECKING:
     from visiontune.models.cortex_network import Cortex
@@ -49,12 +47,3 @@ PENALTIES: dict[str, Callable[["Cortex"], Tensor]] = {
     "smoothness": smoothness,
     "locality": locality,
 }
-
-
-def weighted_penalties(cortex: "Cortex", weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """Each named penalty times its weight, as a scalar; those of weight zero are left out. Raises ModelError for a name
-    that is none of `PENALTIES`."""
-    unknown = sorted(set(weights) - set(PENALTIES))
-    if unknown:
-        raise ModelError(f"There is no penalty {', '.join(unknown)}.", fix=f"penalties are {', '.join(PENALTIES)}")
-    return {name: weight * PENALTIES[name](cortex) for name, weight in weights.items() if weight}

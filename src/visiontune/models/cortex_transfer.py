@@ -1,4 +1,4 @@
-"""A network for other sessions and units, or of another shape, with the weights of one that was trained.
+"""A trained network for other sessions and units.
 
 What is taken is named tensor by tensor, and row by row in the two tables: nothing is skipped in silence.
 """
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from visiontune.errors import ModelError
-from visiontune.models.cortex_network import Cortex, CortexConfig
+from visiontune.models.cortex_network import Cortex
 
 ADAPTER_TABLE = "adapter.table"
 READOUT_TABLES = "readout."
@@ -19,47 +19,35 @@ READOUT_TABLES = "readout."
 class Taken:
     """Where the weights of a new network come from; every tensor stands in one of the first three, sorted.
 
-    taken: whole from the source. new: started anew. mixed: tables of which some rows are taken and some new. left:
-    tensors of the source that the new network has no place for. `sessions` and `units` are those whose rows are taken,
-    in the new network's order.
+    taken: whole from the source. new: started anew. mixed: tables of which some rows are taken and some new. `sessions`
+    and `units` are those whose rows are taken, in the new network's order.
     """
 
     taken: tuple[str, ...]
     new: tuple[str, ...]
     mixed: tuple[str, ...]
-    left: tuple[str, ...]
     sessions: tuple[str, ...]
     units: tuple[str, ...]
 
 
-def continue_from(source: Cortex, config: CortexConfig, seed: int) -> tuple[Cortex, Taken]:
-    """A network of the shape `config` with the weights of `source` wherever it has them.
+def with_units(
+    source: Cortex, sessions: Sequence[str], units: Sequence[str], mean_rates: Tensor, seed: int
+) -> tuple[Cortex, Taken]:
+    """The same network for other sessions and units.
 
-    Rows of the tables are taken for sessions and units of the same name; what `source` does not have starts anew from
-    `seed`. Raises ModelError where a tensor of one name has two shapes, naming all of them; rows of new units must be
-    as long as those of the source too.
+    Rows of the tables are taken for those of the same name; those of others start anew from `seed`, units at their
+    `mean_rates` (see `Cortex.initialise_bias`).
     """
-    made = Cortex(config, seed).to(source.adapter.table.dtype)
+    made = Cortex(source.config.model_copy(update={"sessions": tuple(sessions), "units": tuple(units)}), seed)
+    made.initialise_bias(mean_rates)
+    made.to(source.adapter.table.dtype)
     theirs = source.state_dict()
-    wrong = [
-        f"{name} is {tuple(theirs[name].shape)} and should be {tuple(tensor.shape)}"
-        for name, tensor in made.state_dict().items()
-        if name in theirs and _shape(name, tensor) != _shape(name, theirs[name])
-    ]
-    if wrong:
-        raise ModelError(
-            f"The weights of the source do not fit: {'; '.join(sorted(wrong))}.",
-            fix="keep the shape of the source: channels, kernels, modulation, recurrence, readout and frame size",
-        )
-    sessions, session_rows = _shared(source.config.sessions, config.sessions)
-    units, unit_rows = _shared(source.config.units, config.units)
+    shared_sessions, session_rows = _shared(source.config.sessions, made.config.sessions)
+    shared_units, unit_rows = _shared(source.config.units, made.config.units)
     groups: dict[str, list[str]] = {"taken": [], "new": [], "mixed": []}
     with torch.no_grad():
         for name, tensor in made.state_dict().items():
-            if name not in theirs:
-                groups["new"].append(name)
-                continue
-            if not _is_table(name):
+            if name != ADAPTER_TABLE and not name.startswith(READOUT_TABLES):
                 tensor.copy_(theirs[name])
                 groups["taken"].append(name)
                 continue
@@ -67,30 +55,8 @@ def continue_from(source: Cortex, config: CortexConfig, seed: int) -> tuple[Cort
             tensor[here] = theirs[name][rows].to(tensor.device)
             kind = "new" if len(here) == 0 else "taken" if len(here) == len(tensor) else "mixed"
             groups[kind].append(name)
-    taken = Taken(
-        taken=tuple(sorted(groups["taken"])),
-        new=tuple(sorted(groups["new"])),
-        mixed=tuple(sorted(groups["mixed"])),
-        left=tuple(sorted(set(theirs) - set(made.state_dict()))),
-        sessions=sessions,
-        units=units,
-    )
-    return made, taken
-
-
-def with_units(source: Cortex, sessions: Sequence[str], units: Sequence[str], seed: int) -> tuple[Cortex, Taken]:
-    """The same network for other sessions and units: see `continue_from`."""
-    values = {**source.config.model_dump(), "sessions": tuple(sessions), "units": tuple(units)}
-    return continue_from(source, CortexConfig.model_validate(values), seed)
-
-
-def _is_table(name: str) -> bool:
-    return name == ADAPTER_TABLE or name.startswith(READOUT_TABLES)
-
-
-def _shape(name: str, tensor: torch.Tensor) -> torch.Size:
-    """The shape that two networks must share: that of one row, of tables."""
-    return tensor.shape[1:] if _is_table(name) else tensor.shape
+    taken, new, mixed = (tuple(sorted(groups[kind])) for kind in ("taken", "new", "mixed"))
+    return made, Taken(taken, new, mixed, shared_sessions, shared_units)
 
 
 def _shared(old: Sequence[str], new: Sequence[str]) -> tuple[tuple[str, ...], tuple[list[int], list[int]]]:

@@ -25,10 +25,9 @@ from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training.baselines import Baseline, compare
-from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
-from visiontune.training.rows import batched, first_rows
+from visiontune.training.rows import first_rows, split_batches
 
 COMPARED = 32  # documents that baselines are asked about
 
@@ -90,24 +89,17 @@ def predict_split(
 
     `limit` takes so many samples, first rows first, from all datasets in turn; `rows` takes the first rows of each.
     """
-    refs = [(d, i, 0) for d, i in sorted(first_rows(datasets, split, limit=limit, rows=rows))]
     indexes = [dataset.index(split) for dataset in datasets]
-    lengths = [adapter.encoder.lengths(index) for index in indexes]
-    known = [int(lengths[d][i]) for d, i, _ in refs]
-    batches = batched(refs, known, recipe.batch.tokens, recipe.evaluation.max_new_tokens)
-    own = [[MicroBatch(0, 0, tuple(batch))] for batch in batches[ranks.rank :: ranks.count]]
-    reading = Reading(datasets, adapter.encoder, split, with_answer=False)
-    workers = recipe.machine.workers if len(own) > 4 else 0  # a handful of batches is read before workers have started
+    how: dict[str, Any] = {"limit": limit, "rows": rows, "extra": recipe.evaluation.max_new_tokens}
+    total, batches = split_batches(adapter.encoder, datasets, indexes, split, recipe, ranks, with_answer=False, **how)
     answers: list[tuple[tuple[int, int], Answered]] = []
     tree = tree_to_score(adapter, closed_labels(datasets), recipe)
     adapter.trained_module.eval()
-    total = sum(len(step[0].samples) for step in own)
     with progress(f"answering {split}", total, "samples", show=show and ranks.is_first) as advance:
-        for _, batches in load_steps(own, reading, workers=workers):
-            for _, batch in batches:
-                answered = _answer(adapter, batch, tree, recipe, ranks.device)
-                answers += [((d, i), one) for (d, i, _), one in zip(batch.origins, answered, strict=True)]
-                advance(len(answered))
+        for batch in batches:
+            answered = _answer(adapter, batch, tree, recipe, ranks.device)
+            answers += [((d, i), one) for (d, i, _), one in zip(batch.origins, answered, strict=True)]
+            advance(len(answered))
     predictions = []
     for (d, i), (text, confidence, labels) in sorted(ranks.gathered(answers), key=lambda answer: answer[0]):
         prompt, truth = indexes[d].prompts[i], Text(indexes[d].answers[i], indexes[d].prompts[i])

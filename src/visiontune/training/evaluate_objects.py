@@ -21,10 +21,9 @@ from visiontune.models.objects import ObjectAdapter, nothing
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
-from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
-from visiontune.training.rows import batched, first_rows
+from visiontune.training.rows import split_batches
 
 
 def prompts_of(adapter: ObjectAdapter) -> Prompts:
@@ -47,23 +46,17 @@ def find_in_split(
 
     `limit` and `rows` as `predict_split` has them. A model that is prompted is told the boxes that people drew.
     """
-    refs = [(d, i, 0) for d, i in sorted(first_rows(datasets, split, limit=limit, rows=rows))]
     indexes = [dataset.index(split) for dataset in datasets]
-    lengths = [adapter.encoder.lengths(index) for index in indexes]
-    batches = batched(refs, [int(lengths[d][i]) for d, i, _ in refs], recipe.batch.tokens)
-    own = [[MicroBatch(0, 0, tuple(batch))] for batch in batches[ranks.rank :: ranks.count]]
-    reading = Reading(datasets, adapter.encoder, split, with_answer=adapter.prompted)
-    workers = recipe.machine.workers if len(own) > 4 else 0
+    how: dict[str, Any] = {"with_answer": adapter.prompted, "limit": limit, "rows": rows}
+    total, batches = split_batches(adapter.encoder, datasets, indexes, split, recipe, ranks, **how)
     found: list[tuple[tuple[int, int], Objects]] = []
     adapter.trained_module.eval()
-    total = sum(len(step[0].samples) for step in own)
     with progress(f"finding objects in {split}", total, "images", show=show and ranks.is_first) as advance:
-        for _, batches in load_steps(own, reading, workers=workers):
-            for _, batch in batches:
-                with torch.no_grad(), autocast(ranks.device, recipe.machine.precision):
-                    made = adapter.find(batch.to(ranks.device))
-                found += [((d, i), replace(one, soft=None)) for (d, i, _), one in zip(batch.origins, made, strict=True)]
-                advance(len(made))
+        for batch in batches:
+            with torch.no_grad(), autocast(ranks.device, recipe.machine.precision):
+                made = adapter.find(batch.to(ranks.device))
+            found += [((d, i), replace(one, soft=None)) for (d, i, _), one in zip(batch.origins, made, strict=True)]
+            advance(len(made))
     predictions = []
     for (d, i), one in sorted(ranks.gathered(found), key=lambda entry: entry[0]):
         sample, truth = indexes[d].ids[i], indexes[d].target(i)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,20 @@ import torch
 from numpy.typing import NDArray
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.recordings.clips import ClipDataset
-from visiontune.data.responses import Clip, Responses
+from visiontune.data.recordings.clips import ClipDataset, recorded
+from visiontune.data.responses import Clip, Responses, session_of
 from visiontune.data.sample import Sample
 from visiontune.errors import DataError
-from visiontune.files import write_json, written_whole
-from visiontune.metrics.response_scores import PredictedSession, ResponseScores, assemble, score_responses
+from visiontune.files import write_arrays, write_json
+from visiontune.metrics.predicted_session import PredictedSession, assemble
+from visiontune.metrics.response_scores import ResponseScores, score_responses
 from visiontune.models.cortex import CortexAdapter
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
 from visiontune.run import Run
-from visiontune.training.batches import MicroBatch, Reading, load_steps
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
-from visiontune.training.rows import batched, first_rows
+from visiontune.training.rows import split_batches
 
 
 def predict_split_of_responses(
@@ -41,34 +40,22 @@ def predict_split_of_responses(
 
     `limit` takes so many clips, from all sessions in turn; `rows` takes the first clips of each.
     """
-    refs = [(d, i, 0) for d, i in sorted(first_rows(datasets, split, limit=limit, rows=rows))]
-    frames = recipe.batch.tokens
-    length = adapter.choices.burn_in + adapter.choices.clip
-    batches = batched(refs, [length] * len(refs), frames)
-    own = [[MicroBatch(0, 0, tuple(batch))] for batch in batches[ranks.rank :: ranks.count]]
-    reading = Reading(datasets, adapter.encoder, split)
-    workers = recipe.machine.workers if len(own) > 4 else 0
+    indexes = [dataset.index(split) for dataset in datasets]
+    how: dict[str, Any] = {"with_answer": True, "limit": limit, "rows": rows}
+    total, batches = split_batches(adapter.encoder, datasets, indexes, split, recipe, ranks, **how)
     pieces: list[PredictedSession] = []
     adapter.trained_module.eval()
-    total = sum(len(step[0].samples) for step in own)
     with progress(f"predicting {split}", total, "clips", show=show and ranks.is_first) as advance:
-        for _, loaded in load_steps(own, reading, workers=workers):
-            for _, batch in loaded:
-                with torch.no_grad(), autocast(ranks.device, recipe.machine.precision):
-                    rates = adapter.rates(batch.to(ranks.device)).double().cpu().numpy()
-                counts, valid = batch.tensors["counts"].numpy(), batch.tensors["valid"].numpy()
-                pieces += [
-                    _piece(_recorded(datasets[d]), split, i, rates[place], counts[place], valid[place])
-                    for place, (d, i, _) in enumerate(batch.origins)
-                ]
-                advance(len(rates))
+        for batch in batches:
+            with torch.no_grad(), autocast(ranks.device, recipe.machine.precision):
+                rates = adapter.rates(batch.to(ranks.device)).double().cpu().numpy()
+            counts, valid = batch.tensors["counts"].numpy(), batch.tensors["valid"].numpy()
+            pieces += [
+                _piece(recorded(datasets[d]), split, i, rates[place], counts[place], valid[place])
+                for place, (d, i, _) in enumerate(batch.origins)
+            ]
+            advance(len(rates))
     return assemble(ranks.gathered(pieces))
-
-
-def _recorded(dataset: Dataset) -> ClipDataset:
-    if not isinstance(dataset, ClipDataset):
-        raise DataError("This dataset holds no recording.", where=str(dataset.path), fix="prepare recordings")
-    return dataset
 
 
 def _piece(
@@ -105,10 +92,9 @@ def evaluate_split_of_responses(
     if ranks.is_first:
         folder = run.path / "evaluations" / split
         for one in sessions:
-            with written_whole(folder / f"{one.name}.npz") as aside, aside.open("wb") as file:
-                arrays = {name: getattr(one, name) for name in ("trials", "conditions", "places", "valid")}
-                single = {"rates": one.rates.astype(np.float32), "counts": one.counts.astype(np.float32)}
-                np.savez_compressed(file, units=np.array(one.units), **single, **arrays)
+            arrays = {name: getattr(one, name) for name in ("trials", "conditions", "places", "valid")}
+            arrays |= {"rates": one.rates.astype(np.float32), "counts": one.counts.astype(np.float32)}
+            write_arrays(folder / f"{one.name}.npz", {"units": np.array(one.units), **arrays})
         facts = {"split": split, "step": step, "seconds": round(time.monotonic() - started, 3)}
         write_json(folder / "metrics.json", {**scores.to_json(), **facts})
         bins = sum(len(one.trials) for one in sessions)
@@ -126,7 +112,7 @@ def predict_movie(
     size or a session that the model has not.
     """
     choices, config = adapter.choices, adapter.cortex.config
-    units = tuple(key for key in config.units if key.rpartition("/")[0] == session)
+    units = tuple(key for key in config.units if session_of(key) == session)
     if not units:
         raise DataError(
             f"The model has no session '{session}'.", where=where, fix=f"sessions: {', '.join(config.sessions)}"
@@ -155,9 +141,3 @@ def predict_movie(
             rates[start : start + choices.clip] = made[: choices.clip - missing]
             advance(1)
     return units, rates
-
-
-def write_rates(path: Path, units: Sequence[str], rates: NDArray[np.float32]) -> None:
-    """Write `rates` (frames, units) and `units` as one .npz, whole."""
-    with written_whole(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, rates=rates, units=np.array(list(units)))

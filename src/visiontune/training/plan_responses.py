@@ -13,9 +13,12 @@ from visiontune.data.recordings.clips import ClipDataset
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
+from visiontune.models.cortex import predicts_responses
 from visiontune.models.cortex_network import Cortex, CortexConfig
 from visiontune.models.cortex_transfer import with_units
-from visiontune.recipe import Recipe, ResponseChoices, parse
+from visiontune.progress import warn
+from visiontune.recipe import Recipe, ResponseChoices, parse, validated
+from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
 from visiontune.training.derived import Reasons, datasets_section, machine_section
 from visiontune.training.model import load_trained
@@ -28,10 +31,7 @@ EPOCHS = (5, 60)
 READOUT_EPOCHS = 12
 CORE_RATE, READOUT_RATE = 1e-2, 5e-2
 # What a new core is built of; a run that goes on from another keeps the other's.
-OF_THE_CORE = (
-    *("frontend", "temporal_taps", "temporal_channels", "core", "channels", "kernels", "temporal_kernels", "strides"),
-    *("pools", "norm", "modulation", "recurrence", "recurrent_channels", "readout", "output"),
-)
+OF_THE_CORE = tuple(CoreShape.model_fields)
 PENALTIES = {"readout_l1": {"weight": 1e-3}, "smoothness": {"weight": 1e-3}}
 
 
@@ -93,7 +93,7 @@ def derive_responses(
     choices |= dict(given or {})
     if choices["recurrence"] == "none" and "recurrent_channels" not in (given or {}):
         choices["recurrent_channels"] = 0
-    config = network_config(ResponseChoices.model_validate(choices), sessions)
+    config = network_config(validated(ResponseChoices, choices, "responses"), sessions)
     memory = Cortex(config).memory
     if start is None and "burn_in" not in (given or {}):
         extra = RECURRENT_BURN_IN if choices["recurrence"] != "none" else 0
@@ -111,6 +111,8 @@ def derive_responses(
             where=str(empty.path),
             fix="record longer trials, or use a smaller --responses.burn_in",
         )
+    if left_out := sum(one.left_out_bins("train") for one in opened):
+        warn(f"{left_out} training bins stand in trials of no more than {choices['burn_in']} bins, and are not used")
     samples = choose("batch.samples", 4 if on_cpu else 32, f"{4 if on_cpu else 32} clips of {choices['clip']} bins")
     if epochs is None:
         few, many = EPOCHS
@@ -184,6 +186,8 @@ def _new_core(sessions: Sequence[RecordingSummary], choose: Any) -> dict[str, An
     return {
         "clip": choose("responses.clip", CLIP, "its bins share one pass; a burn-in costs little beside them"),
         "burn_in": 0,
+        "rate": sessions[0].rate,
+        "behaviour": sessions[0].behaviour_names if behaves else (),
         "frontend": "learnable_temporal",
         "temporal_taps": choose(
             "responses.temporal_taps", _taps(sessions[0].rate), f"{sessions[0].rate:g} bins a second"
@@ -220,8 +224,24 @@ def _from_run(start: Run, sessions: Sequence[RecordingSummary], choose: Any) -> 
 
 
 def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary]) -> CortexConfig:
-    """The network that these choices and sessions call for; what stands for all sessions is their mean by bins."""
+    """The network that these choices and sessions call for; what stands for all sessions is their mean by bins. Raises
+    RecipeError for sessions of another rate or behaviour."""
     first = sessions[0]
+    modulated = choices.modulation != "none"
+    for one in sessions:
+        if one.rate != choices.rate:
+            raise RecipeError(
+                f"{one.name} has {one.rate:g} bins a second, and the core sees {choices.rate:g}.",
+                where="responses.rate",
+                fix=f"visiontune prepare --rate {choices.rate:g}",
+            )
+        if modulated and (not choices.behaviour or one.behaviour_names != choices.behaviour):
+            raise RecipeError(
+                f"{one.name} recorded {', '.join(one.behaviour_names) or 'no behaviour'}, and the core is modulated by "
+                f"{', '.join(choices.behaviour) or 'none'}.",
+                where="responses.behaviour",
+                fix="give every session the same behaviour, or train a core with --responses.modulation none",
+            )
     weights = np.array([one.bins["train"] for one in sessions], np.float64)
     weights = weights / weights.sum() if weights.sum() else None
     return CortexConfig(
@@ -229,7 +249,7 @@ def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary
         width=first.width,
         stimulus_mean=float(np.average([one.stimulus_mean for one in sessions], weights=weights)),
         stimulus_std=float(np.average([one.stimulus_std for one in sessions], weights=weights)) or 1.0,
-        behaviour=len(first.behaviour_names) if choices.modulation != "none" else 0,
+        behaviour=len(choices.behaviour) if modulated else 0,
         **{name: getattr(choices, name) for name in OF_THE_CORE},
         sessions=tuple(one.name for one in sessions),
         units=tuple(key for one in sessions for key in one.unit_keys),
@@ -250,6 +270,7 @@ def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: i
     taken: dict[str, Any] | None = None
     if recipe.model.name == MODEL:
         network = Cortex(network_config(choices, sessions), seed)
+        network.initialise_bias(rates)
     else:
         source = Run(Path(recipe.model.name))
         its = source.recipe
@@ -259,12 +280,12 @@ def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: i
                 where=str(source.path),
                 fix="leave the field out, or train a new core",
             )
-        trained, step = load_trained(source, its, torch.device("cpu"))
+        network_config(choices, sessions)  # which refuses sessions that the core was not made for
+        loaded, step = load_trained(source, its, torch.device("cpu"))
         names = tuple(one.name for one in sessions)
         keys = tuple(key for one in sessions for key in one.unit_keys)
-        network, report = with_units(trained.network, names, keys, seed)  # pyright: ignore[reportArgumentType]
+        network, report = with_units(predicts_responses(loaded).cortex, names, keys, rates, seed)
         taken = {"run": str(source.path), "step": step, **asdict(report)}
-    network.initialise_bias(rates)
     network.save(run.base_folder)
     if taken is not None:
         write_json(run.base_folder / "taken.json", taken)

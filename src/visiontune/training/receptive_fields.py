@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.order import key
-from visiontune.data.recordings.clips import ClipDataset
+from visiontune.data.recordings.clips import ClipDataset, recorded
 from visiontune.errors import DataError
-from visiontune.files import write_json, written_whole
+from visiontune.files import write_arrays, write_json
 from visiontune.models.cortex import CortexAdapter, clip_of, responses_of
 from visiontune.progress import note
 from visiontune.recipe import Recipe
@@ -122,9 +122,8 @@ def write_fields(
     scores = run.read_json("evaluations/validation/metrics.json")
     fields = receptive_fields(adapter, datasets, recipe, device, best_units(datasets, scores), clips)
     path = run.path / "evaluations" / "fields.npz"
-    with written_whole(path) as aside, aside.open("wb") as file:
-        films = {name: getattr(fields, name) for name in ("average", "gradient", "exciting")}
-        np.savez_compressed(file, units=np.array(fields.units), **films)
+    films = {name: getattr(fields, name) for name in ("average", "gradient", "exciting")}
+    write_arrays(path, {"units": np.array(fields.units), **films})
     said = [
         {
             "unit": unit,
@@ -151,7 +150,7 @@ def best_units(datasets: Sequence[Dataset], scores: Mapping[str, Any] | None, mo
     if scores is not None:
         bits = {one["unit"]: one["bits_per_spike"]["value"] for one in scores["per_unit"]}
     ranked = []
-    for dataset in _recorded(datasets):
+    for dataset in map(recorded, datasets):
         rates = dict(zip(dataset.units, dataset.recording.mean_counts, strict=True))
         worth = {unit: rates[unit] if scores is None else bits.get(unit) for unit in dataset.units}
         order = sorted(worth, key=lambda unit: -np.inf if (value := worth[unit]) is None else value, reverse=True)
@@ -163,13 +162,9 @@ def best_units(datasets: Sequence[Dataset], scores: Mapping[str, Any] | None, mo
     return [unit for _, unit, _ in turns[:most]]
 
 
-def _recorded(datasets: Sequence[Dataset]) -> list[ClipDataset]:
-    return [dataset for dataset in datasets if isinstance(dataset, ClipDataset)]
-
-
 def _asked(datasets: Sequence[Dataset], units: Sequence[str]) -> list[_Asked]:
     asked, found = [], set()
-    for dataset in _recorded(datasets):
+    for dataset in map(recorded, datasets):
         columns = {unit: column for column, unit in enumerate(dataset.units)}
         rows = [row for row, unit in enumerate(units) if unit in columns]
         found |= {units[row] for row in rows}

@@ -1,9 +1,13 @@
 """Which rows of a split an evaluation takes, and how they become batches."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
-from visiontune.data.dataset import Dataset
+from visiontune.data.dataset import Dataset, Index
+from visiontune.models.adapter import Batch, Encoder
+from visiontune.recipe import Recipe
+from visiontune.training.batches import MicroBatch, Reading, load_steps
+from visiontune.training.ranks import Ranks
 
 T = TypeVar("T")
 
@@ -28,3 +32,30 @@ def batched(things: Sequence[T], lengths: Sequence[int], room: int, extra: int =
         batches.append([things[i] for i in order[:size]])
         order = order[size:]
     return batches
+
+
+def split_batches(
+    encoder: Encoder[Any],
+    datasets: Sequence[Dataset],
+    indexes: Sequence[Index],
+    split: str,
+    recipe: Recipe,
+    ranks: Ranks,
+    *,
+    with_answer: bool,
+    limit: int | None = None,
+    rows: int | None = None,
+    extra: int = 0,
+) -> tuple[int, Iterator[Batch]]:
+    """How many samples of a split this rank evaluates, and their batches; `Batch.origins` says which those are.
+
+    `indexes` are those of the datasets. `limit` takes so many samples, first rows first, from all datasets in turn;
+    `rows` takes the first rows of each. `extra` as in `batched`.
+    """
+    refs = [(d, i, 0) for d, i in sorted(first_rows(datasets, split, limit=limit, rows=rows))]
+    lengths = [encoder.lengths(index) for index in indexes]
+    batches = batched(refs, [int(lengths[d][i]) for d, i, _ in refs], recipe.batch.tokens, extra)
+    own = [[MicroBatch(0, 0, tuple(batch))] for batch in batches[ranks.rank :: ranks.count]]
+    workers = recipe.machine.workers if len(own) > 4 else 0  # a handful of batches is read before workers have started
+    steps = load_steps(own, Reading(datasets, encoder, split, with_answer), workers=workers)
+    return sum(len(step[0].samples) for step in own), (batch for _, loaded in steps for _, batch in loaded)

@@ -1,7 +1,7 @@
 """From named arrays to a Recording: what each name means, whatever file the arrays lie in."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,10 @@ from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
 
-ARRAYS = ("stimulus", "counts", "valid", "eye", "behaviour", "trials", "conditions", "kinds", "splits")
-CLOCKS = ("stimulus_times", "counts_times")
-FACTS = ("rate", "units", "subject", "behaviour_names", "kind_names")
-NAMES = (*ARRAYS, *CLOCKS, *FACTS)
+_CLOCKS = ("stimulus_times", "counts_times")
+# All that is read, whatever else lies beside it: arrays, clocks, facts.
+NAMES = ("stimulus", "counts", "valid", "eye", "behaviour", "trials", "conditions", "kinds", "splits", *_CLOCKS)
+NAMES += ("rate", "units", "subject", "behaviour_names", "kind_names")
 # What others call these arrays.
 _ALSO_CALLED = {
     "stim": "stimulus",
@@ -57,8 +57,8 @@ class Session:
     faults: list[Fault] = field(default_factory=list)
 
 
-def session_of(values: Mapping[str, Any], name: str, where: str) -> Session:
-    """A session from arrays and facts by the names of `ARRAYS`, `CLOCKS` and `FACTS`.
+def session_of(values: Mapping[str, Any], name: str, where: str, others: Iterable[str] = ()) -> Session:
+    """A session from arrays and facts by `NAMES`; `others` are the names that were found beside them, not read.
 
     stimulus (bins, height, width), counts (bins, units); valid (bins,) or (bins, units); eye (bins, 2); behaviour
     (bins, channels); trials (bins,), -1 between trials; conditions (bins,) or (trials,), -1 or "" for shown once;
@@ -67,7 +67,7 @@ def session_of(values: Mapping[str, Any], name: str, where: str) -> Session:
     """
     for needed in ("stimulus", "counts", "rate"):
         if needed not in values:
-            raise _missing(needed, list(values), where)
+            raise _missing(needed, [*values, *others], where)
     stimulus = _ranked(values["stimulus"], "stimulus", 3, where)
     counts = _ranked(values["counts"], "counts", 2, where)
     rate = _rate(values["rate"], where)
@@ -84,7 +84,7 @@ def session_of(values: Mapping[str, Any], name: str, where: str) -> Session:
             where=where,
             fix="name each once",
         )
-    trial_of = numbers(values["trials"], "trials", where) if "trials" in values else np.zeros(bins, np.int64)
+    trial_of = _numbers(values["trials"], where) if "trials" in values else np.zeros(bins, np.int64)
     _one_length({"stimulus": stimulus, "counts": counts, "behaviour": behaviour, "eye": eye, "trials": trial_of}, where)
     recording = Recording(
         name=name,
@@ -93,7 +93,7 @@ def session_of(values: Mapping[str, Any], name: str, where: str) -> Session:
         counts=counts,
         valid=_valid(values.get("valid"), counts, where),
         units=_texts(values["units"]) if "units" in values else tuple(f"unit-{i}" for i in range(counts.shape[1])),
-        trials=trials_of(
+        trials=_trials(
             trial_of,
             conditions=values.get("conditions"),
             kinds=values.get("kinds"),
@@ -106,25 +106,25 @@ def session_of(values: Mapping[str, Any], name: str, where: str) -> Session:
         eye=eye,
         subject=None if values.get("subject") is None else str(values["subject"]),
     )
-    clocks = {c.removesuffix("_times"): np.asarray(values[c], np.float64) for c in CLOCKS if c in values}
+    clocks = {c.removesuffix("_times"): np.asarray(values[c], np.float64) for c in _CLOCKS if c in values}
     _one_length({"stimulus": stimulus} | {f"{c}_times": clock for c, clock in clocks.items()}, where)
     return Session(recording, clock_faults(clocks, trial_of, rate))
 
 
-def numbers(values: Any, name: str, where: str) -> NDArray[np.int64]:
-    """Whole numbers, one a bin, -1 where there is none (NaN); DataError for others, such as averages of numbers."""
+def _numbers(values: Any, where: str) -> NDArray[np.int64]:
+    """The number of each bin's trial, -1 where there is none (NaN); DataError for others, such as averages."""
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iuf":
-        raise DataError(f"{name} is {_form(array)}", where=where, fix=f"{name} holds one whole number a bin")
+        raise DataError(f"trials is {_form(array)}", where=where, fix="trials holds one whole number a bin")
     if array.dtype.kind == "f":
         array = np.where(np.isnan(array), -1, array)
         if (array != np.rint(array)).any():
             fix = "take the number of the bin's first sample: numbers of trials may not be averaged"
-            raise DataError(f"{name} holds numbers that are not whole", where=where, fix=fix)
+            raise DataError("trials holds numbers that are not whole", where=where, fix=fix)
     return array.astype(np.int64)
 
 
-def trials_of(
+def _trials(
     trial_of: NDArray[np.int64],
     *,
     conditions: Any = None,
@@ -173,13 +173,13 @@ def _conditions(
         return None
     array = np.asarray(values)
     if len(array) == len(order) != len(trial_of):
-        return {number: _condition(array[i]) for number, i in order.items()}
+        return {number: condition_named(array[i]) for number, i in order.items()}
     if array.shape != trial_of.shape:
         found = f"conditions has {len(array)} entries for {len(trial_of)} bins and {len(order)} trials"
         raise DataError(found, where=where, fix="give one a bin, or one a trial")
     result: dict[int, str | None] = {}
     for start, stop, number in runs:
-        seen = {_condition(one) for one in np.unique(array[start:stop]).tolist()} | {result.get(number)} - {None}
+        seen = {condition_named(one) for one in np.unique(array[start:stop]).tolist()} | {result.get(number)} - {None}
         if len(seen) > 1:
             found = f"trial {number} has several conditions: {', '.join(sorted(map(str, seen))[:5])}"
             fix = "a condition is one stimulus, bin by bin: give each of these its own trial"
@@ -188,7 +188,8 @@ def _conditions(
     return result
 
 
-def _condition(value: Any) -> str | None:
+def condition_named(value: Any) -> str | None:
+    """The condition that a number or a text names; None for NaN, numbers below 0 and the empty text."""
     if isinstance(value, float | np.floating):
         return None if np.isnan(value) or value < 0 else f"{value:g}"
     if isinstance(value, int | np.integer):

@@ -48,7 +48,6 @@ class _Plan:
     shown: NDArray[np.int64]
     covered: NDArray[np.int64]
     left_out_bins: int
-    burn_in_bins: int
 
 
 class ClipDataset(Dataset):
@@ -112,10 +111,6 @@ class ClipDataset(Dataset):
     def left_out_bins(self, split: str) -> int:
         """The bins of a split in trials of no more than `burn_in` bins, which give no clip."""
         return self._plan(split).left_out_bins
-
-    def burn_in_bins(self, split: str) -> int:
-        """The bins of a split that are never predicted because they begin a trial that gives clips."""
-        return self._plan(split).burn_in_bins
 
     def index(self, split: str) -> "ClipIndex":
         """The clips of a split without their frames: their ids, trial/first predicted bin, and the size of a frame."""
@@ -220,7 +215,7 @@ class ClipDataset(Dataset):
     def _planned(self, split: str) -> _Plan:
         frames = self.burn_in + self.clip
         rows: list[tuple[int, int, int, int, int]] = []
-        short = burnt = 0
+        short = 0
         for number, trial in enumerate(self.trials):
             length = trial.stop - trial.start
             if trial.split != split:
@@ -228,13 +223,19 @@ class ClipDataset(Dataset):
             if length <= self.burn_in:
                 short += length
                 continue
-            burnt += self.burn_in
             for offset in range(0, length - self.burn_in, self.clip):
                 moved = max(0, min(offset, length - frames))
                 place = moved + self.burn_in
                 rows.append((trial.start + moved, number, place, min(frames, length), offset - moved))
         columns = np.array(rows, np.int64).reshape(-1, 5).T
-        return _Plan(*columns, left_out_bins=short, burn_in_bins=burnt)
+        return _Plan(*columns, left_out_bins=short)
+
+
+def recorded(dataset: Dataset) -> ClipDataset:
+    """The dataset as a recording; DataError where it is none."""
+    if not isinstance(dataset, ClipDataset):
+        raise DataError("This dataset holds no recording.", where=str(dataset.path), fix="prepare recordings")
+    return dataset
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,6 @@ from visiontune.data.recordings.chunks import CHUNK_BYTES
 from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.data.recordings.scratch import assembled
 from visiontune.errors import DataError
-
-Frames = Literal["first", "mean"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +21,13 @@ class Conversion:
     report: tuple[str, ...]
 
 
-def at_rate(recording: Recording, rate: float, frames: Frames = "first") -> Conversion:
+def at_rate(recording: Recording, rate: float) -> Conversion:
     """The recording with bins of several old ones each: `rate` bins a second.
 
-    Counts are summed, a bin is valid where all of its old ones are, of the frames the first is taken (or, with "mean",
-    their mean: then the stimulus is float32), behaviour and eye position are averaged. Trials keep their ids,
-    conditions and splits, which are never averaged; bins at the end of a trial that fill no new bin are cut, and so are
-    those between trials. Raises DataError where the old rate is no whole multiple of the new one.
+    Counts are summed, a bin is valid where all of its old ones are, of the frames the first is taken, behaviour and eye
+    position are averaged. Trials keep their ids, conditions and splits, which are never averaged; bins at the end of a
+    trial that fill no new bin are cut, and so are those between trials. Raises DataError where the old rate is no whole
+    multiple of the new one.
     """
     factor = round(recording.rate / rate) if rate > 0 else 0
     if factor < 1 or abs(recording.rate / rate - factor) > 1e-6:
@@ -58,16 +56,14 @@ def at_rate(recording: Recording, rate: float, frames: Frames = "first") -> Conv
     converted = replace(
         recording,
         rate=recording.rate / factor,
-        stimulus=taken(recording.stimulus, np.uint8 if byte else np.float32, lambda group: group[:, 0])
-        if frames == "first"
-        else taken(recording.stimulus, np.float32, lambda group: group.mean(axis=1, dtype=np.float32)),
+        stimulus=taken(recording.stimulus, np.uint8 if byte else np.float32, lambda group: group[:, 0]),
         counts=taken(recording.counts, np.int32 if whole else np.float32, lambda g: g.sum(axis=1, dtype=summed)),
         valid=taken(recording.valid, bool, lambda group: np.asarray(group.all(axis=1))),
         behaviour=None if behaviour is None else taken(behaviour, np.float32, lambda group: group.mean(axis=1)),
         eye=None if eye is None else taken(eye, np.float32, lambda group: group.mean(axis=1)),
         trials=tuple(trials),
     )
-    return Conversion(converted, _report(recording, converted, factor, frames))
+    return Conversion(converted, _report(recording, converted, factor))
 
 
 def _groups(array: NDArray[Any], spans: list[tuple[int, int]], factor: int) -> Iterator[NDArray[Any]]:
@@ -80,14 +76,14 @@ def _groups(array: NDArray[Any], spans: list[tuple[int, int]], factor: int) -> I
             yield piece.reshape(number, factor, *array.shape[1:])
 
 
-def _report(old: Recording, new: Recording, factor: int, frames: Frames) -> tuple[str, ...]:
+def _report(old: Recording, new: Recording, factor: int) -> tuple[str, ...]:
     inside = sum(trial.stop - trial.start for trial in old.trials)
     rest = inside - factor * len(new.stimulus)
     lines = [
         f"{old.rate:g} to {new.rate:g} bins a second: each bin is {factor} old ones",
         f"counts: summed ({_total(old)} spikes in trials before, {_total(new)} after)",
         "valid: where all of them are",
-        "stimulus: the first frame of each" if frames == "first" else "stimulus: the mean frame of each, as float32",
+        "stimulus: the first frame of each",
         "trials, conditions, kinds, splits: kept",
         f"cut: {rest} bins at the ends of trials, {len(old.stimulus) - inside} between trials, "
         f"{len(old.trials) - len(new.trials)} trials shorter than {factor} bins",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visiontune.data.recordings.arrays import Session, session_of
+from visiontune.data.recordings.arrays import NAMES, Session, session_of
 from visiontune.errors import DataError, MachineError
 
 # Files, groups and datasets are h5py's own, which has no types and may not be installed.
@@ -16,11 +16,16 @@ Item = Any
 def read(path: Path) -> Session:
     """An .h5 or .hdf5 file. Arrays that lie in one uncompressed piece are memory-mapped, others are read."""
     with opened(path) as file:
-        values: dict[str, Any] = {name: fact(value) for name, value in file.attrs.items()}
-        for name, item in file.items():
-            if is_dataset(item):
-                values[name] = array_of(item, path)
-    return session_of(values, path.resolve().stem, str(path))
+        values: dict[str, Any] = {name: fact(file.attrs[name]) for name in NAMES if name in file.attrs}
+        values |= {name: array_of(file[name], path) for name in NAMES if name in file and is_dataset(file[name])}
+        others = [name for name in (*file.attrs, *file) if name not in NAMES]
+    return session_of(values, path.resolve().stem, str(path), others)
+
+
+def names(path: Path) -> list[str]:
+    """What lies in the root of an HDF5 file. MachineError without h5py, DataError where the file is none."""
+    with opened(path) as file:
+        return list(file)
 
 
 def opened(path: Path) -> Item:

@@ -11,10 +11,10 @@ from visiontune.data.dataset_info import RecordingSummary, read_info
 from visiontune.data.faults import Fault, ordered
 from visiontune.data.recordings.arrays import Session
 from visiontune.data.recordings.examine import examine
-from visiontune.data.recordings.prepare import converted, leaks_between_sessions, prepared, sessions_of
-from visiontune.data.recordings.readers import read_session
-from visiontune.data.recordings.split import clusters, in_blocks, with_splits
-from visiontune.data.recordings.store import read_trials
+from visiontune.data.recordings.prepare import leaks_between_sessions, prepared
+from visiontune.data.recordings.readers import read_session, sessions
+from visiontune.data.recordings.split import clusters, in_blocks
+from visiontune.data.recordings.store import StoredTrial, placed, read_trials, splits_of, summary_of
 from visiontune.data.recordings.survey import survey
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
@@ -100,28 +100,25 @@ class RecordingsInspection:
         )
 
 
-def inspect_recordings(
-    source: Path | Sequence[Path], *, seed: int = 0, rate: float | None = None
-) -> RecordingsInspection:
+def inspect_recordings(source: Path) -> RecordingsInspection:
     """Inspect sessions, or prepared ones; nothing is written. A session that cannot be read is a fault, and the others
     are inspected. Raises DataError when there is none at all."""
-    standing = prepared(Path(source)) if isinstance(source, str | Path) else {}
-    if standing:
+    if standing := prepared(source):
         return _of_prepared(standing)
     facts: list[SessionFacts] = []
     faults: list[Fault] = []
-    placed: dict[str, dict[str, str]] = {}
-    for name, path in sessions_of(source).items():
+    splits: dict[str, dict[str, str]] = {}
+    for name, path in sessions(source).items():
         try:
-            session = converted(read_session(path), rate)
+            session = read_session(path)
         except DataError as error:
             faults.append(_unreadable(name, error))
             continue
-        known = {content: split for own in placed.values() for content, split in own.items()}
-        one, found, placed[name] = _looked_at(session, seed, known)
+        known = {content: split for own in splits.values() for content, split in own.items()}
+        one, found, splits[name] = _looked_at(session, known)
         facts += one
         faults += found
-    return RecordingsInspection(facts, ordered([*faults, *leaks_between_sessions(placed)]))
+    return RecordingsInspection(facts, ordered([*faults, *leaks_between_sessions(splits)]))
 
 
 def _unreadable(name: str, error: DataError) -> Fault:
@@ -129,65 +126,32 @@ def _unreadable(name: str, error: DataError) -> Fault:
     return Fault("unreadable-recording", "error", where, error.found, error.fix or "mend it, or take it out")
 
 
-def _looked_at(
-    session: Session, seed: int, known: dict[str, str]
-) -> tuple[list[SessionFacts], list[Fault], dict[str, str]]:
+def _looked_at(session: Session, known: dict[str, str]) -> tuple[list[SessionFacts], list[Fault], dict[str, str]]:
     """The facts of a session (none where it has no trials), its faults, and the splits of what it shows."""
     recording = in_blocks(session.recording)
     found = survey(recording)
-    faults = [_of(recording.name, fault) for fault in [*session.faults, *examine(recording, found)]]
+    together = clusters(recording.trials, found)
+    faults = [_of(recording.name, fault) for fault in [*session.faults, *examine(recording, found, together)]]
     if not recording.trials:
         return [], faults, {}
-    placed = with_splits(recording, found, seed, known)
-    contents = {trial.content: split for trial, split in zip(found.trials, placed, strict=True) if split is not None}
-    lengths = np.array([trial.stop - trial.start for trial in recording.trials])
-    training = np.array([split == "train" for split in placed])
-    spikes = np.stack([trial.spikes for trial in found.trials])[training].sum(axis=0)
-    valid = np.stack([trial.valid_bins for trial in found.trials])
-    kinds: dict[str, int] = {}
-    for trial in recording.trials:
-        kinds[trial.kind] = kinds.get(trial.kind, 0) + 1
-    splits = {
-        split: sum(int(n) for n, own in zip(lengths, placed, strict=True) if own == split) / recording.rate
-        for split in SPLITS
-    }
-    groups = clusters(recording.trials, found)
-    stimulus = "uint8" if recording.stimulus.dtype == np.uint8 else "float32"
-    facts = SessionFacts(
-        name=recording.name,
-        subject=recording.subject,
-        units=len(recording.units),
-        bins=int(lengths[[split is not None for split in placed]].sum()),
-        rate=recording.rate,
-        size=(recording.stimulus.shape[1], recording.stimulus.shape[2]),
-        stimulus=stimulus,
-        kinds=dict(sorted(kinds.items())),
-        trials=len(recording.trials),
-        stimuli=len(np.unique(groups)),
-        repeats=len(groups) - len(np.unique(groups)),
-        valid=float(valid.sum() / (lengths.sum() * len(recording.units))),
-        spikes_a_second=float(np.median(spikes / np.maximum(valid[training].sum(axis=0), 1)) * recording.rate),
-        behaviour=recording.behaviour_names
-        or tuple(f"channel {i}" for i in range(0 if recording.behaviour is None else recording.behaviour.shape[1])),
-        eye=recording.eye is not None,
-        splits=splits,
-    )
-    return [facts], faults, contents
+    trials = placed(recording, found, together, seed=0, earlier=known)
+    return [_facts(summary_of(recording, found, trials), trials)], faults, splits_of(trials)
 
 
 def _of_prepared(standing: dict[str, Path]) -> RecordingsInspection:
-    facts, faults, placed = [], [], {}
+    facts, faults, splits = [], [], {}
     for name, path in standing.items():
         info = read_info(path)
         assert info.recording is not None
         trials = read_trials(path)
-        facts.append(_of_summary(info.recording, len(trials), len({trial.group for trial in trials})))
+        facts.append(_facts(info.recording, trials))
         faults += [_of(info.recording.name, fault) for fault in info.faults]
-        placed[name] = {trial.content: trial.split for trial in trials if trial.split is not None}
-    return RecordingsInspection(facts, ordered([*faults, *leaks_between_sessions(placed)]))
+        splits[name] = splits_of(trials)
+    return RecordingsInspection(facts, ordered([*faults, *leaks_between_sessions(splits)]))
 
 
-def _of_summary(summary: RecordingSummary, trials: int, stimuli: int) -> SessionFacts:
+def _facts(summary: RecordingSummary, trials: Sequence[StoredTrial]) -> SessionFacts:
+    stimuli = len({trial.group for trial in trials})
     return SessionFacts(
         name=summary.name,
         subject=summary.subject,
@@ -197,9 +161,9 @@ def _of_summary(summary: RecordingSummary, trials: int, stimuli: int) -> Session
         size=(summary.height, summary.width),
         stimulus=summary.stimulus,
         kinds=summary.kinds,
-        trials=trials,
+        trials=len(trials),
         stimuli=stimuli,
-        repeats=trials - stimuli,
+        repeats=len(trials) - stimuli,
         valid=summary.valid,
         spikes_a_second=float(np.median(summary.mean_counts) * summary.rate),
         behaviour=summary.behaviour_names,

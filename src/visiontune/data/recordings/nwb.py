@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontune.data.faults import Fault
-from visiontune.data.recordings.arrays import Session, split_named
+from visiontune.data.recordings.arrays import Session, condition_named, split_named
 from visiontune.data.recordings.hdf5 import Item, array_of, fact, is_dataset, opened
 from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.data.recordings.scratch import assembled
@@ -182,7 +182,7 @@ def _trials(
         return tuple(Trial(f"trial-{i}", a, b, kinds[int(kind_of[a])]) for i, (a, b) in enumerate(runs)), 0
     begin, end = (np.asarray(table[name][()], np.float64) for name in ("start_time", "stop_time"))
     ids = table["id"][()].tolist() if "id" in table else list(range(len(begin)))
-    conditions, splits = _column(table, "condition"), _column(table, "split")
+    conditions, splits = (table[name][()].tolist() if name in table else None for name in ("condition", "split"))
     trials: list[Trial] = []
     empty = last = 0
     middle = (starts + stops) / 2
@@ -201,15 +201,9 @@ def _trials(
                     start=a,
                     stop=b,
                     kind=kinds[int(kind_of[a])],
-                    condition=(conditions[row] if conditions else "") or None,
+                    condition=condition_named(conditions[row]) if conditions else None,
                     split=split_named(splits[row], "intervals/trials") if splits else None,
                 )
             )
         last = stop
     return tuple(trials), empty
-
-
-def _column(table: Item, name: str) -> list[str] | None:
-    if name not in table:
-        return None
-    return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in table[name][()].tolist()]

@@ -9,8 +9,7 @@ from visiontune.data.dataset_info import INFO_NAME, read_info
 from visiontune.data.faults import Fault, leak_across_splits
 from visiontune.data.recordings.arrays import Session
 from visiontune.data.recordings.convert import at_rate
-from visiontune.data.recordings.readers import is_recordings as is_recordings
-from visiontune.data.recordings.readers import read_session, sessions
+from visiontune.data.recordings.readers import is_recordings, read_session, sessions
 from visiontune.data.recordings.store import contents, write_recording
 from visiontune.errors import DataError
 from visiontune.progress import note, progress, warn
@@ -31,8 +30,7 @@ def prepare_recordings(
     gave it others. Returns the datasets' folders, sorted by name. Raises DataError, with `strict` also where a trial
     would be left out.
     """
-    found = sessions_of(source)
-    out = Path(out)
+    found = sessions(*([source] if isinstance(source, Path) else source))
     for path in found.values():
         if out.resolve().is_relative_to(path.resolve()):
             raise DataError(
@@ -42,8 +40,7 @@ def prepare_recordings(
     paths = []
     with progress("preparing", len(found), "sessions") as advance:
         for name, path in found.items():
-            session = read_session(path)
-            session = converted(session, rate)
+            session = _converted(read_session(path), rate)
             known = {content: split for own in earlier.values() for content, split in own.items()}
             paths.append(
                 write_recording(session.recording, out / name, seed, earlier=known, known=session.faults, strict=strict)
@@ -59,18 +56,6 @@ def prepare_recordings(
     for fault in leaks_between_sessions(earlier):
         warn(f"{fault.found}: {fault.where}; {fault.fix}")
     return paths
-
-
-def sessions_of(source: Path | Sequence[Path]) -> dict[str, Path]:
-    """The sessions of one source or of several, by name, sorted; DataError for two of one name."""
-    found: dict[str, Path] = {}
-    for one in [source] if isinstance(source, str | Path) else source:
-        for name, path in sessions(Path(one)).items():
-            if name in found:
-                fix = "rename one, or prepare them apart"
-                raise DataError(f"two sessions are called {name}", where=f"{found[name]}, {path}", fix=fix)
-            found[name] = path
-    return dict(sorted(found.items()))
 
 
 def prepared(folder: Path) -> dict[str, Path]:
@@ -92,7 +77,7 @@ def _is_prepared(file: Path) -> bool:
     return isinstance(value, dict) and value.get("seen") == "clips"
 
 
-def converted(session: Session, rate: float | None) -> Session:
+def _converted(session: Session, rate: float | None) -> Session:
     """The session at another rate, which is said; as it is without one."""
     if rate is None:
         return session

@@ -2,7 +2,6 @@
 them."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -78,8 +77,3 @@ class Recording:
                     fix="mend the trials' starts and ends",
                 )
             last = trial.stop
-
-    @cached_property
-    def unit_keys(self) -> tuple[str, ...]:
-        """The names of the units among those of other sessions: session/unit."""
-        return tuple(f"{self.name}/{unit}" for unit in self.units)

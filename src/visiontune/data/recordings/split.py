@@ -1,8 +1,9 @@
 """Which split each trial of a recording stands in: given ones stay, what looks alike stays together, the rest is placed
 70/15/15 by time."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,15 @@ FLAT = 0.004
 _AT_ONCE = 512
 
 
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """`of`: the cluster of each trial, named by its first, (trials,). `alike_everywhere`: near-identical stimuli would
+    join most of the session into one cluster (an aperture or a frame that all share): looks tell nothing there."""
+
+    of: NDArray[np.int64]
+    alike_everywhere: bool
+
+
 def in_blocks(recording: Recording, seconds: float = BLOCK_SECONDS) -> Recording:
     """The recording with its long trials cut into blocks of about `seconds`, which then are trials of their own.
 
@@ -29,11 +39,11 @@ def in_blocks(recording: Recording, seconds: float = BLOCK_SECONDS) -> Recording
     a session of free viewing, above all. No clip crosses a block.
     """
     block = max(1, round(seconds * recording.rate))
-    kinds = [trial.kind for trial in recording.trials]
+    kinds = Counter(trial.kind for trial in recording.trials)
     trials: list[Trial] = []
     for trial in recording.trials:
         length = trial.stop - trial.start
-        whole = trial.split is not None or trial.condition is not None or kinds.count(trial.kind) >= ENOUGH_TRIALS
+        whole = trial.split is not None or trial.condition is not None or kinds[trial.kind] >= ENOUGH_TRIALS
         if whole or length <= 2 * block:
             trials.append(trial)
             continue
@@ -53,6 +63,8 @@ def near_pairs(found: Survey) -> NDArray[np.int64]:
     """
     span = found.frame_range[1] - found.frame_range[0]
     pairs: list[NDArray[np.int64]] = [np.zeros((2, 0), np.int64)]
+    if not found.trials:
+        return pairs[0]
     # Trials of fewer bins than instants show fewer different frames, but as many.
     looks = np.stack([trial.look for trial in found.trials]).astype(np.float32)
     instants = np.stack([trial.instants for trial in found.trials]).astype(np.float32)
@@ -74,11 +86,8 @@ def near_pairs(found: Survey) -> NDArray[np.int64]:
     return np.concatenate(pairs, axis=1)
 
 
-def clusters(trials: Sequence[Trial], found: Survey) -> NDArray[np.int64]:
-    """The cluster of each trial, named by its first: one condition, the same frames, or nearly the same look.
-
-    Where most of a session looks nearly the same, looks tell nothing (see `looks_alike_everywhere`) and are not used.
-    """
+def clusters(trials: Sequence[Trial], found: Survey) -> Clusters:
+    """Trials of one condition, with the same frames, or with nearly the same look, where looks tell anything."""
     exact = []
     for names in ([t.condition for t in trials], [t.content for t in found.trials]):
         first: dict[str, int] = {}
@@ -86,15 +95,11 @@ def clusters(trials: Sequence[Trial], found: Survey) -> NDArray[np.int64]:
         exact.append(np.array(joined, np.int64).reshape(-1, 2).T)
     edges = np.concatenate(exact, axis=1)
     near = near_pairs(found)
-    return connected(len(trials), edges if looks_alike_everywhere(near, len(trials)) else np.hstack([edges, near]))
+    alike = bool(np.bincount(connected(len(trials), near), minlength=1).max() > max(10, len(trials) / 2))
+    return Clusters(connected(len(trials), edges if alike else np.hstack([edges, near])), alike)
 
 
-def looks_alike_everywhere(near: NDArray[np.int64], trials: int) -> bool:
-    """Whether near-identical stimuli join most of a session into one cluster: an aperture or a frame that all share."""
-    return bool(np.bincount(connected(trials, near), minlength=1).max() > max(10, trials / 2))
-
-
-def repeats_for_test(
+def _repeats_for_test(
     trials: Sequence[Trial], groups: NDArray[np.int64], contents: Sequence[str], seed: int
 ) -> dict[str, str]:
     """The contents of repeated stimuli that are kept for the test split, where nobody gave them one.
@@ -119,15 +124,16 @@ def repeats_for_test(
     return found
 
 
-def with_splits(recording: Recording, found: Survey, seed: int, earlier: Mapping[str, str]) -> list[str | None]:
+def with_splits(
+    recording: Recording, found: Survey, groups: NDArray[np.int64], seed: int, earlier: Mapping[str, str]
+) -> list[str | None]:
     """The split of each trial; None for one that is left out, since what it repeats stands in two splits.
 
-    `earlier` maps contents to the splits of other sessions, so that a film shown in two is in one split. A pure
-    function of the seed and the contents.
+    `groups` are the clusters of trials. `earlier` maps contents to the splits of other sessions, so that a film shown
+    in two is in one split. A pure function of the seed and the contents.
     """
     contents = [trial.content for trial in found.trials]
-    groups = clusters(recording.trials, found)
-    earlier = {**repeats_for_test(recording.trials, groups, contents, seed), **earlier}
+    earlier = {**_repeats_for_test(recording.trials, groups, contents, seed), **earlier}
     # A trial counts as many times as it has seconds, so that the shares are shares of time.
     weights = [max(1, round((trial.stop - trial.start) / recording.rate)) for trial in recording.trials]
     rows = [i for i, weight in enumerate(weights) for _ in range(weight)]

@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from visiontune.data.folder import WORK_NAME
 from visiontune.data.prepare import full_disk_said, owned
 from visiontune.data.recordings.chunks import Chunk, read, spans
 from visiontune.data.recordings.examine import examine
-from visiontune.data.recordings.recording import Recording, Trial
-from visiontune.data.recordings.split import clusters, in_blocks, with_splits
+from visiontune.data.recordings.recording import Recording
+from visiontune.data.recordings.split import Clusters, clusters, in_blocks, with_splits
 from visiontune.data.recordings.survey import Survey, survey
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
@@ -78,7 +78,8 @@ def write_recording(
     out = Path(out)
     recording = in_blocks(recording)
     found = survey(recording)
-    said = faults.ordered([*known, *examine(recording, found)])
+    together = clusters(recording.trials, found)
+    said = faults.ordered([*known, *examine(recording, found, together)])
     _refuse_errors(said, recording.name)
     key = json.dumps([STORE_VERSION, SCHEMA_VERSION, seed, found.fingerprint])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
@@ -86,9 +87,8 @@ def write_recording(
         if (out / INFO_NAME).is_file():
             _refuse_another(read_info(out), out, seed, fingerprint)
         else:
-            placed = with_splits(recording, found, seed, earlier or {})
-            trials = [replace(t, split=split) for t, split in zip(recording.trials, placed, strict=True)]
-            left_out = [_bridging(trial) for trial in trials if trial.split is None]
+            stored = placed(recording, found, together, seed, earlier or {})
+            left_out = [_bridging(trial) for trial in stored if trial.split is None]
             if strict and left_out:
                 raise DataError(
                     f"{len(left_out)} trials cannot be used: {left_out[0].id}: {left_out[0].found}",
@@ -97,10 +97,6 @@ def write_recording(
                 )
             shutil.rmtree(out / WORK_NAME, ignore_errors=True)
             (out / WORK_NAME).mkdir()
-            stored = [
-                StoredTrial(t.id, t.start, t.stop, t.kind, t.condition, t.split, of.content, group)
-                for t, of, group in zip(trials, found.trials, clusters(trials, found).tolist(), strict=True)
-            ]
             files = _write_files(recording, found, stored, out)
             info = _info(recording, found, stored, files, said, left_out, seed=seed, fingerprint=fingerprint)
             write_json(out / WORK_NAME / INFO_NAME, info.model_dump(mode="json"))
@@ -110,6 +106,17 @@ def write_recording(
     return out
 
 
+def placed(
+    recording: Recording, found: Survey, together: Clusters, seed: int, earlier: Mapping[str, str]
+) -> list[StoredTrial]:
+    """The trials with their splits; `earlier` as for `write_recording`."""
+    splits = with_splits(recording, found, together.of, seed, earlier)
+    return [
+        StoredTrial(t.id, t.start, t.stop, t.kind, t.condition, split, of.content, group)
+        for t, split, of, group in zip(recording.trials, splits, found.trials, together.of.tolist(), strict=True)
+    ]
+
+
 def read_trials(folder: Path) -> list[StoredTrial]:
     """The trials of a prepared recording, in the order of time."""
     return [StoredTrial(**trial) for trial in json.loads((folder / TRIALS_NAME).read_text(encoding="utf-8"))]
@@ -117,7 +124,12 @@ def read_trials(folder: Path) -> list[StoredTrial]:
 
 def contents(folder: Path) -> dict[str, str]:
     """The splits of what a prepared recording shows, by content: what `earlier` takes."""
-    return {trial.content: trial.split for trial in read_trials(folder) if trial.split is not None}
+    return splits_of(read_trials(folder))
+
+
+def splits_of(trials: Sequence[StoredTrial]) -> dict[str, str]:
+    """The splits of what trials show, by content; those that are left out have none."""
+    return {trial.content: trial.split for trial in trials if trial.split is not None}
 
 
 def _refuse_errors(found: Sequence[Fault], name: str) -> None:
@@ -138,7 +150,7 @@ def _refuse_another(info: DatasetInfo, out: Path, seed: int, fingerprint: str) -
     )
 
 
-def _bridging(trial: Trial) -> LeftOut:
+def _bridging(trial: StoredTrial) -> LeftOut:
     fault = faults.bridges_splits(trial.id)
     found = "it repeats what is shown in two different splits"
     return LeftOut(id=trial.id, code=fault.code, found=found, fix="give all repeats of a stimulus one split")
@@ -176,7 +188,7 @@ def _arrays(recording: Recording, found: Survey) -> list[_Array]:
     wide = (len(recording.stimulus), recording.counts.shape[1] if found.valid_a_unit else 1)
     arrays = [
         _Array("stimulus.npy", recording.stimulus.shape, frame_type, lambda chunk: chunk.frames),
-        _Array("counts.npy", recording.counts.shape, counts_type(found), lambda chunk: chunk.counts),
+        _Array("counts.npy", recording.counts.shape, _counts_type(found), lambda chunk: chunk.counts),
         _Array("valid.npy", wide, np.dtype(bool), lambda c: np.broadcast_to(c.valid, (len(c.valid), wide[1]))),
     ]
     if recording.behaviour is not None:
@@ -186,7 +198,7 @@ def _arrays(recording: Recording, found: Survey) -> list[_Array]:
     return arrays
 
 
-def counts_type(found: Survey) -> np.dtype[Any]:
+def _counts_type(found: Survey) -> np.dtype[Any]:
     """The smallest type that holds the counts exactly: uint8, uint16 or float32."""
     if found.fractional_counts or found.largest_count > np.iinfo(np.uint16).max:
         return np.dtype(np.float32)
@@ -235,7 +247,7 @@ def _info(
             fingerprint=fingerprint,
         ),
         images=None,
-        recording=_summary(recording, found, trials),
+        recording=summary_of(recording, found, trials),
         files=files,
         left_out=left_out,
         faults=said,
@@ -250,14 +262,14 @@ def _content_hash(files: Mapping[str, ShardInfo], trials: Sequence[StoredTrial],
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _summary(recording: Recording, found: Survey, trials: Sequence[StoredTrial]) -> RecordingSummary:
+def summary_of(recording: Recording, found: Survey, trials: Sequence[StoredTrial]) -> RecordingSummary:
+    """What dataset.json says of a recording whose trials have their splits; there is at least one."""
     bins = {split: sum(t.stop - t.start for t in trials if t.split == split) for split in SPLITS}
     channels = 0 if recording.behaviour is None else recording.behaviour.shape[1]
     training = [trial.split == "train" for trial in trials]
     stimulus, behaviour = found.moments(training, channels)
     spikes = np.stack([trial.spikes for trial in found.trials])
     valid = np.stack([trial.valid_bins for trial in found.trials])
-    shown = Counter(trial.condition for trial in trials if trial.condition is not None)
     return RecordingSummary(
         name=recording.name,
         subject=recording.subject,
@@ -268,12 +280,9 @@ def _summary(recording: Recording, found: Survey, trials: Sequence[StoredTrial])
         stimulus="uint8" if recording.stimulus.dtype == np.uint8 else "float32",
         units=recording.units,
         kinds=dict(sorted(Counter(trial.kind for trial in trials).items())),
-        conditions=sum(count > 1 for count in shown.values()),
         behaviour_names=recording.behaviour_names or tuple(f"channel {i}" for i in range(channels)),
         eye=recording.eye is not None,
-        trials={split: sum(trial.split == split for trial in trials) for split in SPLITS},
         seconds={split: count / recording.rate for split, count in bins.items()},
-        spikes=float(spikes.sum()),
         valid=float(valid.sum() / (sum(t.stop - t.start for t in trials) * len(recording.units))),
         stimulus_mean=float(stimulus.mean[0]),
         stimulus_std=float(stimulus.std[0]),

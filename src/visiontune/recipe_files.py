@@ -1,0 +1,66 @@
+"""Recipe files, whole or partial, the presets that travel with this package, and the page that lists all fields."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visiontune.errors import RecipeError
+from visiontune.recipe import SCHEMA_VERSION, Recipe, parse, sections
+
+
+def read_fragment(path: Path) -> dict[str, Any]:
+    """Read a recipe file, whole or partial, as plain values; raises RecipeError for a newer schema or broken YAML."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError("There is no such recipe file.", where=str(path), fix="check the path") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"The recipe is not YAML: {error}", where=str(path), fix="mend the line named above"
+        ) from error
+    if not isinstance(values, dict):
+        raise RecipeError("A recipe is a mapping of sections.", where=str(path), fix="see docs/recipe.md")
+    version = values.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise RecipeError(
+            f"The recipe has schema version {version}; this visiontune reads up to {SCHEMA_VERSION}.",
+            where=str(path),
+            fix="upgrade visiontune, or train again with this one",
+        )
+    return values
+
+
+def presets() -> dict[str, Path]:
+    """The presets that travel with this package: fragments of a recipe, and with `epochs` how long to train."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+
+
+def read_preset(name: str) -> tuple[dict[str, Any], float | None]:
+    """The fragment and the epochs (None: as derived) of a preset; raises RecipeError for an unknown one."""
+    if name not in presets():
+        raise RecipeError(f"There is no preset '{name}'.", where="--preset", fix=f"presets: {', '.join(presets())}")
+    fragment = read_fragment(presets()[name])
+    return fragment, fragment.pop("epochs", None)
+
+
+def load(path: Path) -> Recipe:
+    """Read a whole recipe; raises RecipeError."""
+    return parse(read_fragment(path), str(path))
+
+
+def reference() -> str:
+    """The fields of a recipe as Markdown tables, one a section: docs/recipe.md holds this text."""
+    lines = []
+    for name, section in sections().items():
+        lines += [
+            f"\n### {name}\n",
+            (section.__doc__ or "").strip(),
+            "",
+            "| field | default | what it is |",
+            "|---|---|---|",
+        ]
+        for inner, facts in section.model_fields.items():
+            default = "derived" if facts.is_required() else f"`{facts.get_default(call_default_factory=True)}`"
+            lines.append(f"| `{name}.{inner}` | {default} | {facts.description} |")
+    return "\n".join(lines) + "\n"
