@@ -45,6 +45,11 @@ class ModelChoice(Section):
 
     name: str = Field(description="hub id, local folder, or tiny/<family>")
     revision: str | None = Field(default=None, description="hub revision")
+    allow_missing: tuple[str, ...] = Field(
+        default=(),
+        description="tensors of the core, or patterns of their names, that a Lightning checkpoint need not fill: they "
+        "start new; of responses alone",
+    )
 
 
 class Data(Section):
@@ -305,7 +310,7 @@ FIELDS_OF = {
         *("device", "moe_dropout"),
     ),
     ("text", "objects"): ("data.image_longest_edge", "data.augment"),
-    ("responses",): ("data.curriculum",),
+    ("responses",): ("data.curriculum", "model.allow_missing"),
 }
 
 

@@ -31,12 +31,16 @@ class ObjectChoices(Section):
     classes: tuple[str, ...] = Field(min_length=1, description="names of the classes, in the order of their numbers")
     masks: bool = Field(description="learn masks too; needs a model that draws them")
     mirror: Literal["none", "horizontal", "all"] = Field(
-        description="mirror training images left to right, or in all ways: both mirrors and quarter turns"
+        description="mirror training images left to right, or in all ways: square ones are turned too"
     )
     most: Count = Field(default=100, description="objects found in an image at most")
     queries: Count | None = Field(
         default=None,
         description="places for objects in a tiny detector, built for them; others have their own",
+    )
+    denoise: Share = Field(
+        default=0.0,
+        description="RF-DETR: extra queries stand at the objects in training, this share of their sides away; 0: none",
     )
     prompt_jitter: Share = Field(
         default=0.1,

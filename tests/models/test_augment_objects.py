@@ -173,12 +173,14 @@ def test_strength_zero_without_mirror_is_the_image_and_its_objects():
 
 
 def test_mirrors_are_drawn_evenly_and_move_every_pixel_to_its_place():
-    image, objects = drawn([(3, 4, 10, 12)], seed=1)
-    pixels = np.asarray(image)
-    ways = {name: [pixels, pixels[:, ::-1]][:count] for name, count in (("none", 1), ("horizontal", 2))}
-    turned = pixels.swapaxes(0, 1)
-    ways["all"] = [a[::y, ::x] for a in (pixels, turned) for y in (1, -1) for x in (1, -1)]
-    for mirror, wanted in ways.items():
+    wide, objects = drawn([(3, 4, 10, 12)], seed=1)
+    square = wide.crop((0, 0, 40, 40))
+    pixels, turned = np.asarray(square), np.asarray(square).swapaxes(0, 1)
+    ways = [(square, name, [pixels, pixels[:, ::-1]][:count]) for name, count in (("none", 1), ("horizontal", 2))]
+    ways += [(square, "all", [a[::y, ::x] for a in (pixels, turned) for y in (1, -1) for x in (1, -1)])]
+    # A wide image stays wide: as a high one, squeezed into a square, it would have shapes that none has.
+    ways += [(wide, "all", [np.asarray(wide)[::y, ::x] for y in (1, -1) for x in (1, -1)])]
+    for image, mirror, wanted in ways:
         counts = [0] * len(wanted)
         for number in range(400):
             seen = np.asarray(augmented_objects(image, objects, 0.0, mirror, number)[0])

@@ -104,6 +104,7 @@ CHANGES_LOSSES: dict[str, Any] = {
     "objects.masks": False,
     "objects.mirror": "none",
     "objects.queries": 12,
+    "objects.denoise": 0.1,
     "data.augment": 0.5,
 }
 
@@ -356,7 +357,6 @@ def test_segmenters_need_masks(tmp_path: Path) -> None:
 
 
 def test_a_small_detector_learns_faster_where_steps_hold_more_objects() -> None:
-    """Measured in 1,500 steps with 54 objects each: 3e-4 learns next to nothing. With 8, 1e-3 does so for long."""
     rates = [TINY["rf_detr"].rate(objects)[0] for objects in (1, 8, 50, 1000)]
-    assert rates == [3e-4, 3e-4, 1e-3, 1e-3]
+    assert rates == [8e-4, 8e-4, 1e-3, 1e-3]
     assert TINY["sam"].rate(1000)[0] == TINY["sam"].rate(1)[0]

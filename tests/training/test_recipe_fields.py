@@ -16,6 +16,7 @@ from tests.training import (
     test_document_recipes,
     test_document_runs,
     test_features,
+    test_lightning_runs,
     test_object_runs,
     test_response_runs,
 )
@@ -266,6 +267,7 @@ def test_the_wanted_accuracy_decides_where_to_abstain(plan: Plan) -> None:
 def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
     by_name = {
         "model.revision": test_revision_is_handed_to_the_hub,
+        "model.allow_missing": test_lightning_runs.test_what_a_checkpoint_lacks_has_to_be_allowed_and_is_trained,
         "data.pages": test_document_runs.test_other_pages_than_those_of_the_dataset_are_refused,
         "data.datasets": test_datasets_and_weights_decide_what_is_drawn,
         "schedule.steps": test_steps_checkpoints_and_evaluations_come_when_asked,

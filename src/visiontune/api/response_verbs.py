@@ -54,8 +54,11 @@ def plan_responses(
     start: Source | None,
     **options: Any,
 ) -> None:
-    """Write the run folder: a new core for these sessions, or their readouts on the core of the run `start`."""
+    """Write the run folder: a new core for these sessions, or their readouts on the core of `start`, a run or a
+    Lightning checkpoint."""
+    from visiontune.models.cortex_lightning import read_lightning
     from visiontune.run import Run
+    from visiontune.training.import_core import is_checkpoint
     from visiontune.training.plan import plan_run
     from visiontune.training.plan_responses import derive_responses
 
@@ -63,8 +66,8 @@ def plan_responses(
     for fragment in fragments:
         given |= fragment.get("responses") or {}
     given |= {n.removeprefix("responses."): v for n, v in changes.items() if n.startswith("responses.")}
-    from_run = None if start is None else Run(start)
-    recipe = derive_responses(datasets, shares, machine, start=from_run, given=given, **options)
+    source = None if start is None else read_lightning(Path(start)) if is_checkpoint(start) else Run(start)
+    recipe = derive_responses(datasets, shares, machine, start=source, given=given, **options)
     for fragment in fragments:
         recipe = recipe.overlaid(fragment)
     plan_run(run, recipe.changed(changes), datasets)

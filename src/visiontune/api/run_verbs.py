@@ -41,7 +41,8 @@ def train(
     `model` picks other checkpoints, two separated by a comma. With a `teacher` (a run, or a model that finds objects by
     their names) a small student learns from what people drew and from what the teacher finds in those images and in the
     `unlabelled` ones. Recordings of neurons, a folder of sessions or several, train one core with a readout for each
-    unit, or readouts on the frozen core of the run `start`.
+    unit, or readouts on the frozen core of `start`: a run, or a Lightning checkpoint of VisionCore's layout. Parts
+    that this does not fill are trained (`model.allow_missing` has to name their tensors).
 
     `weights` are the datasets' shares of the draws, `mixture` a rule that gives them (`training.mixtures`). The recipe
     is derived from data, model and machine; `preset` (quick, standard, quality, low-memory), `recipe` (a YAML file,

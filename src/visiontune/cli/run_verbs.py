@@ -25,7 +25,16 @@ def train(
         list[Path] | None, Parameter(help="folder of images that the teacher labels for the student; may be repeated")
     ] = None,
     start: Annotated[
-        Path | None, Parameter(name="--from", help="a run whose core is kept, for recordings of other units")
+        Path | None,
+        Parameter(
+            name="--from", help="a run, or a Lightning checkpoint, whose core is kept, for recordings of other units"
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        list[str] | None,
+        Parameter(
+            help="tensor of the core, or pattern, that a checkpoint need not fill and starts new; may be repeated"
+        ),
     ] = None,
     weights: Annotated[str | None, Parameter(help="share of the draws of each dataset, as 2,1")] = None,
     mixture: Annotated[
@@ -61,6 +70,7 @@ def train(
     """
     shares = None if weights is None else _numbers(weights, "--weights")
     overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
+    overrides |= {} if allow_missing is None else {"model.allow_missing": allow_missing}
     return _run_answer(
         visiontune.train(
             *data,

@@ -18,6 +18,7 @@ from visiontune.data.objects import Objects, Rle
 ZOOM, SHIFT = 2.0, 0.15
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 1.3, 1.3, 1.5, 15.0
 LEAST_SEEN = 0.25
+SQUARE = 1.1  # the longer side in shorter ones, at most
 # Luminance, and the turn of hues that keeps it, as feColorMatrix in the W3C's Filter Effects has them.
 _LUMINANCE = np.tile([0.213, 0.715, 0.072], (3, 1))
 _HUE_TURN = np.array([[-0.213, -0.715, 0.928], [0.143, 0.140, -0.283], [-0.787, 0.715, 0.072]])
@@ -33,7 +34,9 @@ def augmented_objects(
     """The image mirrored, zoomed, shifted and recoloured, and what is left of its objects where they then are.
 
     image: RGB. strength: 0 (mirrored at most) to 1. mirror: "horizontal" swaps left and right half of the time, "all"
-    takes one of the eight symmetries of the square, each as often. number: 0 to 2**64 - 1, decides everything.
+    takes one of the eight symmetries of the square, each as often, and for an image that is not square one of the four
+    that keep it wide or high: models that squeeze images into a square would see its objects in shapes that no image
+    shows. number: 0 to 2**64 - 1, decides everything.
 
     A window, smaller or larger than the image, is cut out and not resized: the model's own resize does that, so pixels
     and masks stay exact and the size changes. What lies outside has the median colour of the image's border. An object
@@ -45,7 +48,8 @@ def augmented_objects(
     transposed, left_right, up_down = generator.integers(2, size=3).astype(bool).tolist()
     draw = generator.uniform(-strength, strength, 7)
     spot = generator.random(2)
-    turned = (transposed and mirror == "all", left_right and mirror != "none", up_down and mirror == "all")
+    square = max(image.size) <= SQUARE * min(image.size)
+    turned = (transposed and mirror == "all" and square, left_right and mirror != "none", up_down and mirror == "all")
     size = np.array(image.size)[::-1]
     sides = size[::-1] if turned[0] else size
     wanted = sides / ZOOM ** draw[0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 START_SPREAD = 0.4  # half the picture lies within one standard deviation of its middle, about
+PLACED_SPREAD = 0.05  # of units whose place is known
 START_WEIGHT = 0.02
 
 
@@ -48,6 +49,10 @@ class Readout(nn.Module, ABC):
     @abstractmethod
     def start(self, generator: torch.Generator) -> None:
         """Weights that are small and drawn from `generator`; biases of zero."""
+
+    @abstractmethod
+    def start_at(self, rows: Tensor, places: Tensor) -> None:
+        """Start rows of the table, (n,) int64, at places in the picture, (n, 2)."""
 
     @abstractmethod
     def drive(self, features: Tensor, rows: dict[str, Tensor]) -> Tensor:
@@ -92,6 +97,12 @@ class GaussianReadout(Readout):
         nn.init.normal_(self.weight, std=START_WEIGHT, generator=generator)
         nn.init.zeros_(self.bias)
         nn.init.constant_(self.width, math.log(math.expm1(START_SPREAD)))
+
+    @torch.no_grad()
+    def start_at(self, rows: Tensor, places: Tensor) -> None:
+        """Reads little more than a pixel there."""
+        self.place[rows] = places.to(self.place)
+        self.width[rows] = math.log(math.expm1(PLACED_SPREAD))
 
     def deviations(self, width: Tensor) -> Tensor:
         """The standard deviations that rows of `width`, (..., 2), stand for; at least half a pixel."""
@@ -139,6 +150,14 @@ class FactorisedReadout(Readout):
         nn.init.normal_(self.weight, std=START_WEIGHT, generator=generator)
         nn.init.zeros_(self.bias)
 
+    @torch.no_grad()
+    def start_at(self, rows: Tensor, places: Tensor) -> None:
+        """The mask starts as the narrow Gaussian of a `GaussianReadout` there."""
+        height, width = self.size
+        gaussian = GaussianReadout(len(rows), 2, height, width).to(self.mask)
+        gaussian.start_at(torch.arange(len(rows), device=rows.device), places)
+        self.mask[rows] = gaussian.masks(gaussian.place, gaussian.width).flatten(1)
+
     def drive(self, features: Tensor, rows: dict[str, Tensor]) -> Tensor:
         """Pools the features under the mask first."""
         return _pooled(features, rows["mask"], rows["weight"])
@@ -164,6 +183,9 @@ class LinearReadout(Readout):
         places = self.size[0] * self.size[1]
         nn.init.normal_(self.weight, std=START_WEIGHT / math.sqrt(places), generator=generator)
         nn.init.zeros_(self.bias)
+
+    def start_at(self, rows: Tensor, places: Tensor) -> None:
+        """Nothing: each place has weights of its own, which start small everywhere."""
 
     def drive(self, features: Tensor, rows: dict[str, Tensor]) -> Tensor:
         """One product of matrices for each sample."""

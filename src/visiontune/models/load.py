@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from visiontune.contract import DeviceContract
-from visiontune.errors import ModelError
+from visiontune.errors import ModelError, RecipeError
 from visiontune.models.adapter import ModelAdapter
 from visiontune.recipe import Data, ObjectChoices, ResponseChoices
 
@@ -148,7 +148,8 @@ def load_adapter(
     """The model in float32 with its encoder (for a device, the one that does what the device does).
 
     With `responses` it predicts those, and is a folder of our own. With `objects` it finds those; weights that their
-    classes ask for anew follow from `seed`. Raises ModelError if it cannot be loaded, or is of the other kind.
+    classes ask for anew follow from `seed`. Raises ModelError if it cannot be loaded, or is of the other
+    kind, and RecipeError for a field that is of another family.
     """
     if responses is not None:
         return importlib.import_module("visiontune.models.cortex").load(Path(name), responses)
@@ -159,6 +160,10 @@ def load_adapter(
         finds = "writes text" if objects is not None else "finds objects"
         raise ModelError(f"A model of type '{kind}' {finds}.", where=name, fix=f"for these data: {', '.join(families)}")
     family = families[kind]
+    if objects is not None and objects.denoise and kind != "rf_detr":
+        raise RecipeError(
+            f"A model of type '{kind}' is trained without extra queries.", where="objects.denoise", fix="leave it at 0"
+        )
     try:
         if objects is not None:
             return importlib.import_module(family).load(name, revision, data, objects, seed)

@@ -38,7 +38,8 @@ class EncodedObjects:
     picture's sides. classes: (n,) int64. soft: (n, classes) float32 in [0, 1], how likely each class is: 1 and 0 for
     what people drew. crowd: (n,) bool, regions that are neither learned nor counted as missed. masks: (n, height,
     width) uint8, the share of each pixel that is covered, times 255, in the family's mask size; None where the family
-    or the recipe has none. has_mask: (n,) bool.
+    or the recipe has none. has_mask: (n,) bool. noised: (queries, 4) float32, boxes near those of objects, see
+    `denoising`; None where the family or the recipe has none.
     """
 
     id: str
@@ -52,6 +53,7 @@ class EncodedObjects:
     masks: torch.Tensor | None
     has_mask: torch.Tensor
     features: torch.Tensor | None = None
+    noised: torch.Tensor | None = None
 
 
 class ObjectEncoder(Encoder[EncodedObjects]):
@@ -162,7 +164,7 @@ class ObjectEncoder(Encoder[EncodedObjects]):
 
         tensors: pixel_values (batch, 1, 3, height, width) or features (batch, 1, ...); picture and size (batch, 2)
         int64; boxes (batch, n, 4), classes (batch, n), soft (batch, n, classes), crowd, present, has_mask (batch, n)
-        bool, and masks (batch, n, height, width) where the family has them.
+        bool, and masks (batch, n, height, width) and noised (batch, queries, 4) where the family has them.
         """
         most = max(1, *(len(one.classes) for one in encoded))
         shapes = [one.pixel_values.shape for one in encoded if one.pixel_values is not None]
@@ -175,6 +177,8 @@ class ObjectEncoder(Encoder[EncodedObjects]):
             tensors[name] = torch.stack([_padded(getattr(one, name), most) for one in encoded])
         if encoded[0].masks is not None:
             tensors["masks"] = torch.stack([_padded(one.masks, most) for one in encoded if one.masks is not None])
+        if encoded[0].noised is not None:
+            tensors["noised"] = torch.stack([one.noised for one in encoded if one.noised is not None])
         if shapes:
             height, width = max(shape[1] for shape in shapes), max(shape[2] for shape in shapes)
             pixels = torch.zeros(len(encoded), 1, 3, height, width)

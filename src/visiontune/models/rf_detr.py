@@ -4,7 +4,8 @@ The loss is RF-DETR's own: each decoder layer and the proposals of the encoder, 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from visiontune.data.annotations import masks as coco_masks
 from visiontune.data.objects import Objects
+from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.models import set_loss
-from visiontune.models.adapter import Batch
+from visiontune.models.adapter import Batch, Features
+from visiontune.models.denoising import inputs_of, noised
 from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, clipped, to_pixels
 from visiontune.models.parts import Part
+from visiontune.models.rf_detr_tiny import tiny_config, tiny_network
 from visiontune.models.set_loss import Targets
 from visiontune.recipe import Data, ObjectChoices
 
@@ -48,7 +52,7 @@ MASK_PARTS = (
     Part("mask_bias", (), loose=("segmentation_bias",)),
 )
 
-TERMS, MASK_TERMS = ("classes", "l1", "giou"), ("mask", "dice")
+TERMS, MASK_TERMS, DENOISING = ("classes", "l1", "giou"), ("mask", "dice"), "denoising"
 
 QUALITY_ALPHA = 0.25  # a matched query's target is likelihood^alpha * IoU^(1 - alpha)
 LEAST_QUALITY = 0.01
@@ -57,8 +61,6 @@ MASK_COST_STRIDE = 2  # matching looks at every second pixel of masks, both ways
 FIRST_PROBABILITY = 0.01
 
 CUTS_INTO_TILES = False
-TINY_PATCH, TINY_WINDOWS = 16, 2
-TINY_TRAINED_QUERIES = 300  # of all groups together
 TINY_IMAGE_SIZE = 128
 
 
@@ -77,6 +79,7 @@ class RfDetrEncoder(ObjectEncoder):
         processor.size = {"height": self.side, "width": self.side}
         self.patches = (self.side // config.backbone_config.patch_size) ** 2
         self.mask_side = self.side // config.mask_downsample_ratio
+        self.groups, self.queries = config.group_detr, config.num_queries
 
     def see(self, image: Image) -> tuple[Tensor, tuple[int, int]]:
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0], (self.side, self.side)
@@ -90,11 +93,25 @@ class RfDetrEncoder(ObjectEncoder):
     def tokens(self, height: int, width: int) -> int:
         return self.patches
 
+    def encode(
+        self,
+        sample: Sample,
+        *,
+        with_answer: bool = True,
+        augmentation: int | None = None,
+        features: Features | None = None,
+    ) -> EncodedObjects:
+        how: dict[str, Any] = {"with_answer": with_answer, "augmentation": augmentation, "features": features}
+        encoded = super().encode(sample, **how)
+        if augmentation is None or not with_answer or not self.choices.denoise:
+            return encoded
+        boxes, strength = encoded.boxes[~encoded.crowd], self.choices.denoise
+        return replace(encoded, noised=noised(boxes, self.groups, self.queries, strength, augmentation))
+
     def loss_weights(self, encoded: Sequence[EncodedObjects]) -> dict[str, float]:
         objects = sum(set_loss.weight_of(one.soft, one.crowd) for one in encoded)
         masked = sum(set_loss.weight_of(one.soft[one.has_mask], one.crowd[one.has_mask]) for one in encoded)
-        terms = {term: objects for term in TERMS}
-        return terms | {term: masked for term in MASK_TERMS} if self.choices.masks else terms
+        return {term: masked if term in MASK_TERMS else objects for term in _terms(self.choices)}
 
 
 class RfDetrAdapter(ObjectAdapter):
@@ -107,19 +124,35 @@ class RfDetrAdapter(ObjectAdapter):
         self.encoder = encoder
         self.masks = encoder.choices.masks
         self.parts = MASK_PARTS if self.masks else PARTS
-        self.terms = TERMS + MASK_TERMS if self.masks else TERMS
+        self.terms = _terms(encoder.choices)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         network: Any = self.network
-        logits, boxes, masks = self._everything(batch.tensors["pixel_values"][:, 0])
         groups = network.config.group_detr if network.training else 1
+        places = batch.tensors.get("noised")
+        with inputs_of(self._detector.model.decoder) as inputs:
+            logits, boxes, masks = self._everything(batch.tensors["pixel_values"][:, 0])
+        near = None if places is None else self._near(places[:, : groups * network.config.num_queries], inputs)
         rows = []
         for row in range(len(batch.ids)):
-            # (layers, groups * queries, ...) to (layers * groups, queries, ...)
-            sets = [values[:, row].unflatten(1, (groups, -1)).flatten(0, 1).float() for values in (logits, boxes)]
+            targets = set_loss.targets_of(batch, row)
             drawn = [values[row].unflatten(0, (groups, -1)) for values in masks]
-            rows.append(_image_losses(sets[0], sets[1], drawn, set_loss.targets_of(batch, row)))
+            losses = _image_losses(*_sets(logits, boxes, row, groups), drawn, targets)
+            denoising = logits.new_zeros(()) if near is None else _denoising_loss(*_sets(*near, row, groups), targets)
+            rows.append(losses | {DENOISING: denoising})
         return {term: torch.stack([row[term] for row in rows]) / groups for term in self.terms}
+
+    @property
+    def _detector(self) -> Any:
+        network: Any = self.network
+        return network.model if self.masks else network
+
+    def _near(self, places: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Class logits and boxes, (layers, batch, queries, ...), of queries at `places` (batch, queries, 4); otherwise
+        the decoder sees the same `inputs`."""
+        content = self._detector.model.query_feat.weight[: places.shape[1]].expand(len(places), -1, -1)
+        seen = self._detector.model.decoder(**{**inputs, "inputs_embeds": content, "reference_points": places})
+        return self._detector.predict_class_and_boxes(seen.intermediate_hidden_states, places)
 
     @torch.no_grad()
     def find(self, batch: Batch) -> list[Objects]:
@@ -155,7 +188,7 @@ class RfDetrAdapter(ObjectAdapter):
         logits (batch, queries, height, width), none without masks: of the decoder's layers and, as the last, of the
         encoder's proposals. With `last` of the decoder's last layer alone."""
         network: Any = self.network
-        detector = network.model if self.masks else network
+        detector = self._detector
         seen = detector.model(pixels)
         hidden = seen.intermediate_hidden_states
         logits, boxes = detector.predict_class_and_boxes(
@@ -189,16 +222,9 @@ def _image_losses(logits: Tensor, boxes: Tensor, masks: list[Tensor], targets: T
         if masks and targets.masks is not None:
             cost += _mask_cost(masks, targets.masks) * targets.has_mask
         queries, objects = set_loss.match(cost)
-    paired, weights = boxes.gather(1, _wide(queries, 4)), targets.weights[objects]
-    drawn = targets.boxes[objects]
-    l1, giou = set_loss.box_losses(paired, drawn, weights)
-    losses = {
-        "classes": set_loss.CLASS_COEFFICIENT * _class_loss(logits, boxes, paired, drawn, queries, objects, targets),
-        "l1": set_loss.L1_COEFFICIENT * l1,
-        "giou": set_loss.GIOU_COEFFICIENT * giou,
-    }
+    losses = _matched_losses(logits, boxes, queries, objects, targets)
     if masks and targets.masks is not None:
-        weights = weights * targets.has_mask[objects]
+        weights = targets.weights[objects] * targets.has_mask[objects]
         sums = [logits.new_zeros(2)]
         cut = (values.chunk(len(masks)) for values in (queries, objects, weights))
         for layer, mine, its, weight in zip(masks, *cut, strict=True):
@@ -212,6 +238,38 @@ def _image_losses(logits: Tensor, boxes: Tensor, masks: list[Tensor], targets: T
         total = torch.stack(sums).sum(dim=0)
         losses |= {"mask": MASK_COEFFICIENT * total[0], "dice": DICE_COEFFICIENT * total[1]}
     return losses
+
+
+def _matched_losses(
+    logits: Tensor, boxes: Tensor, queries: Tensor, objects: Tensor, targets: Targets
+) -> dict[str, Tensor]:
+    """The sum of each term but those of masks over sets of queries, where `queries` (S, m) stand for `objects`."""
+    paired, weights = boxes.gather(1, _wide(queries, 4)), targets.weights[objects]
+    drawn = targets.boxes[objects]
+    l1, giou = set_loss.box_losses(paired, drawn, weights)
+    return {
+        "classes": set_loss.CLASS_COEFFICIENT * _class_loss(logits, boxes, paired, drawn, queries, objects, targets),
+        "l1": set_loss.L1_COEFFICIENT * l1,
+        "giou": set_loss.GIOU_COEFFICIENT * giou,
+    }
+
+
+def _denoising_loss(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+    """The sum over sets of queries (S, queries, ...), of which the first stand for the objects and the others for
+    none."""
+    sets, queries, _ = boxes.shape
+    own = torch.arange(min(queries, len(targets.boxes)), device=boxes.device).expand(sets, -1)
+    return torch.stack([*_matched_losses(logits, boxes, own, own, targets).values()]).sum()
+
+
+def _sets(logits: Tensor, boxes: Tensor, row: int, groups: int) -> tuple[Tensor, Tensor]:
+    """Of one image, (layers, groups * queries, ...) as (layers * groups, queries, ...), float32."""
+    first, second = (values[:, row].unflatten(1, (groups, -1)).flatten(0, 1).float() for values in (logits, boxes))
+    return first, second
+
+
+def _terms(choices: ObjectChoices) -> tuple[str, ...]:
+    return TERMS + (MASK_TERMS if choices.masks else ()) + ((DENOISING,) if choices.denoise else ())
 
 
 def _class_loss(
@@ -292,74 +350,12 @@ def load(folder: str, revision: str | None, data: Data, objects: ObjectChoices, 
 def build_tiny(folder: Path, objects: ObjectChoices, seed: int, *, image_size: int) -> None:
     """Write a small RF-DETR with random weights to `folder`, its real processor beside it. The same arguments give the
     same files. Raises ModelError as `load`."""
-    from transformers import (
-        RfDetrConfig,
-        RfDetrForInstanceSegmentation,
-        RfDetrForObjectDetection,
-        RfDetrImageProcessor,
-    )
+    from transformers import RfDetrImageProcessor
 
-    queries = objects.queries or min((image_size // TINY_PATCH) ** 2, TINY_TRAINED_QUERIES)
-    config = RfDetrConfig(
-        backbone_config={
-            "model_type": "rf_detr_dinov2",
-            "image_size": image_size,
-            "patch_size": TINY_PATCH,
-            "num_windows": TINY_WINDOWS,
-            "hidden_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 3,
-            "out_features": ["stage2", "stage4"],
-            "use_mask_token": False,
-        },
-        d_model=96,
-        decoder_layers=3,
-        decoder_ffn_dim=256,
-        decoder_self_attention_heads=3,
-        decoder_cross_attention_heads=6,
-        intermediate_size=192,
-        num_queries=queries,
-        group_detr=max(1, TINY_TRAINED_QUERIES // queries),
-        dropout=0.0,
-        id2label=dict(enumerate(objects.classes)),
-        label2id={name: place for place, name in enumerate(objects.classes)},
-    )
+    config = tiny_config(objects, image_size)
     _check_size(config, image_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network: Any = (RfDetrForInstanceSegmentation if objects.masks else RfDetrForObjectDetection)(config)
-        _initialise(network.model if objects.masks else network)
-    network.save_pretrained(folder)
+    tiny_network(config, seed, masks=objects.masks).save_pretrained(folder)
     RfDetrImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
-
-
-@torch.no_grad()
-def _initialise(detector: Any) -> None:
-    """Draw weights to train from the start. transformers has 0.02 for the deviation of them all, which wide layers that
-    were trained before need; narrow ones learn several times faster from those of Glorot and Bengio 2010.
-
-    Content of queries from N(0, 1) and reference points of 0 are those of the original RF-DETR; positions are the sines
-    and cosines of Beyer et al. 2022, "Better plain ViT baselines".
-    """
-    classifiers = [detector.class_embed, *detector.model.enc_out_class_embed]
-    embeddings = detector.model.backbone.backbone.embeddings
-    kept = {id(module) for module in (*classifiers, embeddings.patch_embeddings.projection)}
-    for module in detector.modules():
-        # Weights of 0 are meant: boxes start where they are proposed, and are looked at all around.
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and id(module) not in kept and module.weight.any():
-            torch.nn.init.xavier_uniform_(module.weight)
-    torch.nn.init.normal_(detector.model.query_feat.weight)
-    torch.nn.init.zeros_(detector.model.reference_point_embed.weight)
-    embeddings.position_embeddings[0, 1:] = _positions(*embeddings.position_embeddings.shape[1:])
-
-
-def _positions(tokens: int, width: int) -> Tensor:
-    """Sines and cosines of the rows and columns of a square of patches, (tokens - 1, width)."""
-    side = math.isqrt(tokens - 1)
-    places = torch.arange(side).repeat(side), torch.arange(side).repeat_interleave(side)
-    speeds = 10000 ** -(torch.arange(width // 4) / (width // 4))
-    angles = [place[:, None] * speeds for place in places]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
 
 
 def _replace_class_heads(detector: Any, classes: Sequence[str], seed: int) -> None:

@@ -38,6 +38,7 @@ class Usual:
     rate_objects: int | None = None  # the learning rate is for so many objects in a step; None: for any number
     largest_rate: float = 1.0
     augment: float | None = None  # strength of augmentation; None: as the data call for
+    denoise: float = 0.0
 
     def rate(self, objects: float) -> tuple[float, str]:
         """The learning rate for so many objects in a step, and why: with more of them a step is less noise."""
@@ -90,7 +91,7 @@ TINY = {
     # With four images a step it learns much more from as many images than with eight.
     "rf_detr": Usual(
         {},
-        3e-4,
+        8e-4,
         1e-4,
         RANDOM,
         0.99,
@@ -100,6 +101,7 @@ TINY = {
         rate_objects=8,
         largest_rate=1e-3,
         augment=0.0,
+        denoise=0.4,
     ),
     "grounding_dino": Usual({}, 5e-4, 1e-2, RANDOM, 0.99, warmup=0.3),
     # Each image teaches up to sixteen masks at once; a token is eight pixels, so that large images cost much.
@@ -236,6 +238,9 @@ def derive_objects(
             "queries": choose("objects.queries", min(chosen["queries"][0], places), chosen["queries"][1])
             if tiny and family == "rf_detr"
             else None,
+            "denoise": choose("objects.denoise", usual.denoise, "random weights find their first objects far sooner")
+            if usual.denoise
+            else 0.0,
         },
         "parts": choose("parts", states, usual.reason),
         "lora": {

@@ -14,25 +14,32 @@ from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
 from visiontune.models.cortex import predicts_responses
+from visiontune.models.cortex_coverage import ForeignCore
 from visiontune.models.cortex_network import Cortex, CortexConfig
 from visiontune.models.cortex_transfer import with_units
-from visiontune.progress import warn
+from visiontune.progress import note, warn
 from visiontune.recipe import Recipe, ResponseChoices, parse, validated
 from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
 from visiontune.training.derived import Reasons, datasets_section, machine_section
+from visiontune.training.import_core import choices_of, imported, is_checkpoint, states_of
 from visiontune.training.model import load_trained
+from visiontune.training.response_places import place_readouts
 
 MODEL = "cortex"
-CLIP = 64  # bins: the burn-in costs little beside them, and a trial of a few seconds still gives several
+# Bins of a clip and clips of a step, on a CPU and on a GPU. The burn-in costs little beside a long clip; many short
+# ones show more different pictures, which teaches more where a step is small.
+CLIP = {True: 32, False: 64}
+CLIPS_A_STEP = {True: 8, False: 32}
 RECURRENT_BURN_IN = 8  # frames in which a recurrent state comes to where it would be after a longer past
-CLIPS_SHOWN = {True: 12_000, False: 48_000}  # on a CPU, on a GPU
+CLIPS_SHOWN = {True: 24_000, False: 48_000}
 EPOCHS = (5, 60)
 READOUT_EPOCHS = 12
 CORE_RATE, READOUT_RATE = 1e-2, 5e-2
 # What a new core is built of; a run that goes on from another keeps the other's.
 OF_THE_CORE = tuple(CoreShape.model_fields)
 PENALTIES = {"readout_l1": {"weight": 1e-3}, "smoothness": {"weight": 1e-3}}
+READOUT_PENALTIES = {"readout_l1": PENALTIES["readout_l1"]}
 
 
 def check_recordings(datasets: Sequence[Dataset]) -> list[RecordingSummary]:
@@ -76,10 +83,11 @@ def derive_responses(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
-    start: Run | None = None,
+    start: Run | ForeignCore | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """The recipe that recordings and machine call for, with its reasons; `start` is a run whose core is kept frozen.
+    """The recipe that recordings and machine call for, with its reasons; the core of `start`, a run or a checkpoint, is
+    kept frozen where it is whole.
 
     `given` are fields of `responses` that are set by hand, from which others follow.
 
@@ -89,13 +97,17 @@ def derive_responses(
     reasons = Reasons()
     choose, why = reasons.choose, reasons.why
     on_cpu = machine.device == "cpu"
-    choices = _from_run(start, sessions, choose) if start is not None else _new_core(sessions, choose)
+    if isinstance(start, ForeignCore):
+        choices = choices_of(start, sessions, CLIP[on_cpu], READOUT_PENALTIES, choose)
+    else:
+        choices = _new_core(sessions, on_cpu, choose) if start is None else _from_run(start, choose)
     choices |= dict(given or {})
     if choices["recurrence"] == "none" and "recurrent_channels" not in (given or {}):
         choices["recurrent_channels"] = 0
     config = network_config(validated(ResponseChoices, choices, "responses"), sessions)
-    memory = Cortex(config).memory
-    if start is None and "burn_in" not in (given or {}):
+    network = Cortex(config)
+    memory = network.memory
+    if not isinstance(start, Run) and "burn_in" not in (given or {}):
         extra = RECURRENT_BURN_IN if choices["recurrence"] != "none" else 0
         reason = f"the core looks {memory} frames back" + (
             f", and {extra} more fill its recurrent state" if extra else ""
@@ -113,20 +125,27 @@ def derive_responses(
         )
     if left_out := sum(one.left_out_bins("train") for one in opened):
         warn(f"{left_out} training bins stand in trials of no more than {choices['burn_in']} bins, and are not used")
-    samples = choose("batch.samples", 4 if on_cpu else 32, f"{4 if on_cpu else 32} clips of {choices['clip']} bins")
+    samples = choose("batch.samples", CLIPS_A_STEP[on_cpu], f"clips of {choices['clip']} bins")
+    parts = [*("adapter", "core"), *(("frontend",) if choices["frontend"] != "none" else ())]
+    parts += [*(("modulation",) if choices["modulation"] != "none" else ())]
+    parts += [*(("recurrence",) if choices["recurrence"] != "none" else ()), "readout"]
+    if isinstance(start, ForeignCore):
+        states, because = states_of(parts, start.coverage(network.state_dict()), start.path.name)
+    elif start is None:
+        states, because = dict.fromkeys(parts, "full"), "a new core: every part learns"
+    else:
+        states = {part: "full" if part == "readout" else "frozen" for part in parts}
+        because = "the core is kept; new units get readouts of their own"
+    core_learns = any(state == "full" for part, state in states.items() if part != "readout")
     if epochs is None:
         few, many = EPOCHS
         epochs = float(min(many, max(few, round(CLIPS_SHOWN[on_cpu] / clips))))
-        if start is not None:
+        if not core_learns:
             epochs = float(READOUT_EPOCHS)
         why["schedule.steps"] = f"{epochs:g} epochs of {clips} clips"
     else:
         why["schedule.steps"] = f"{epochs:g} epochs, as asked"
     steps = max(1, -(-round(epochs * clips) // samples))
-    parts = [*("adapter", "core"), *(("frontend",) if choices["frontend"] != "none" else ())]
-    parts += [*(("modulation",) if choices["modulation"] != "none" else ())]
-    parts += [*(("recurrence",) if choices["recurrence"] != "none" else ()), "readout"]
-    states = {part: "full" if start is None or part == "readout" else "frozen" for part in parts}
     frames = (choices["clip"] + choices["burn_in"]) * samples
     gigabytes = machine.memory / 2**30
     values: dict[str, Any] = {
@@ -134,26 +153,20 @@ def derive_responses(
         "model": {"name": MODEL if start is None else str(start.path.resolve())},
         "data": {"datasets": datasets_section(datasets, weights), "limit": limit},
         "responses": choices,
-        "parts": choose(
-            "parts",
-            states,
-            "a new core: every part learns"
-            if start is None
-            else "the core is kept; new units get readouts of their own",
-        ),
+        "parts": choose("parts", states, because),
         "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.0},
         "optimizer": {
             "learning_rate": choose(
-                "optimizer.learning_rate", CORE_RATE if start is None else READOUT_RATE, "usual for this family"
+                "optimizer.learning_rate", CORE_RATE if core_learns else READOUT_RATE, "usual for this family"
             ),
             "part_learning_rates": choose(
                 "optimizer.part_learning_rates", {"readout": READOUT_RATE}, "few data come to each unit's own weights"
             )
-            if start is None
+            if core_learns
             else {},
             "weight_decay": choose("optimizer.weight_decay", 1e-4, "usual for this family"),
             "clip_norm": choose("optimizer.clip_norm", 1.0, "usual for this family"),
-            "average": choose("optimizer.average", 0.99 if start is None else 0.0, "steadier than the last weights"),
+            "average": choose("optimizer.average", 0.99 if core_learns else 0.0, "steadier than the last weights"),
         },
         "schedule": {"steps": steps, "warmup": choose("schedule.warmup", 0.05, "usual for this family")},
         "batch": {
@@ -177,14 +190,14 @@ def derive_responses(
     return parse(values, "the derived recipe")
 
 
-def _new_core(sessions: Sequence[RecordingSummary], choose: Any) -> dict[str, Any]:
+def _new_core(sessions: Sequence[RecordingSummary], on_cpu: bool, choose: Any) -> dict[str, Any]:
     channels = {one.behaviour_names for one in sessions}
     behaves = len(channels) == 1 and bool(sessions[0].behaviour_names)
     told = f"all sessions recorded {', '.join(sessions[0].behaviour_names)}" if behaves else (
         "not all sessions recorded the same behaviour" if any(channels) else "no behaviour was recorded"
     )  # fmt: skip
     return {
-        "clip": choose("responses.clip", CLIP, "its bins share one pass; a burn-in costs little beside them"),
+        "clip": choose("responses.clip", CLIP[on_cpu], "its bins share one pass, which a burn-in makes little longer"),
         "burn_in": 0,
         "rate": sessions[0].rate,
         "behaviour": sessions[0].behaviour_names if behaves else (),
@@ -212,7 +225,7 @@ def _taps(rate: float) -> int:
     return int(min(24, max(6, round(0.2 * rate))))
 
 
-def _from_run(start: Run, sessions: Sequence[RecordingSummary], choose: Any) -> dict[str, Any]:
+def _from_run(start: Run, choose: Any) -> dict[str, Any]:
     recipe = start.recipe
     if recipe.responses is None:
         raise ModelError(
@@ -220,7 +233,7 @@ def _from_run(start: Run, sessions: Sequence[RecordingSummary], choose: Any) -> 
         )
     choose("model.name", None, f"the core of {start.path.name}, as its best checkpoint has it")
     kept = recipe.responses.model_dump(mode="json")
-    return {**kept, "penalties": {"readout_l1": {"weight": PENALTIES["readout_l1"]["weight"]}}}
+    return {**kept, "penalties": READOUT_PENALTIES}
 
 
 def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary]) -> CortexConfig:
@@ -257,10 +270,10 @@ def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary
 
 
 def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: int) -> None:
-    """Write the network that a run starts from: new, or another run's core with new readouts.
+    """Write the network that a run starts from: new, or the core of another run or of a checkpoint with new readouts.
 
-    What was taken of the other run, tensor by tensor, stands in base/taken.json. Raises RecipeError where the recipe
-    asks for another core than that run has.
+    What was taken of these, tensor by tensor, stands in base/taken.json. Raises RecipeError where the recipe asks for
+    another core than they have, and ModelError where a checkpoint fills less of it than the recipe allows.
     """
     import torch
 
@@ -268,9 +281,18 @@ def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: i
     assert choices is not None
     rates = torch.tensor([rate for one in sessions for rate in one.mean_counts])
     taken: dict[str, Any] | None = None
+    foreign = recipe.model.name != MODEL and is_checkpoint(recipe.model.name)
+    if recipe.model.allow_missing and not foreign:
+        raise RecipeError(
+            "Tensors may be missing from a Lightning checkpoint alone, and this run starts from none.",
+            where="--allow-missing",
+            fix="leave it out, or name a checkpoint with --from",
+        )
     if recipe.model.name == MODEL:
         network = Cortex(network_config(choices, sessions), seed)
         network.initialise_bias(rates)
+    elif foreign:
+        network, taken = imported(recipe, network_config(choices, sessions), rates, seed)
     else:
         source = Run(Path(recipe.model.name))
         its = source.recipe
@@ -286,6 +308,8 @@ def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: i
         keys = tuple(key for one in sessions for key in one.unit_keys)
         network, report = with_units(predicts_responses(loaded).cortex, names, keys, rates, seed)
         taken = {"run": str(source.path), "step": step, **asdict(report)}
+    placed = place_readouts(network, datasets, frozenset(taken.get("units", ()) if taken else ()))
+    note(f"readouts: {placed} of {len(rates)} start where the counts follow the picture")
     network.save(run.base_folder)
     if taken is not None:
         write_json(run.base_folder / "taken.json", taken)
