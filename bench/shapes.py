@@ -1,8 +1,8 @@
 """Shapes drawn on photographs: is a detector learned, does a teacher help a student, and is anything forgotten?
 
-    python bench/shapes.py learn       tiny/rf-detr by its derived recipe: AP50 on the test split
-    python bench/shapes.py distil      a student with 10 % of the labels, alone and with a teacher's labels beside
-    python bench/shapes.py forget      six classes learned by tiny/mm-grounding-dino, three tuned further by LoRA
+    python bench/shapes.py learn [--steps N]     tiny/rf-detr by its derived recipe: AP50 on the test split
+    python bench/shapes.py distil [--steps N]    a student with 10 % of the labels, alone and with a teacher's beside
+    python bench/shapes.py forget                six classes by tiny/mm-grounding-dino, three tuned further by LoRA
 
 The teacher of `distil` stands for a large model: it is trained on as many images of its own as there are unlabelled
 ones, which no student sees. Both students take equally many steps.
@@ -37,29 +37,33 @@ def ap(run: Path) -> dict[str, float]:
     return {name: round(scores.metric(name).value, 4) for name in ("box_ap", "box_ap50")}
 
 
-def learn(folder: Path) -> None:
+def learn(folder: Path, steps: int | None) -> None:
     _, data = prepared(folder, IMAGES, 0, CLASSES[:3])
     started = time.monotonic()
-    run: Any = visiontune.train(data, model="tiny/rf-detr", out=folder / "run")
+    run: Any = visiontune.train(data, model="tiny/rf-detr", out=folder / "run", overrides=taking(steps))
     took = time.monotonic() - started
     print(f"{IMAGES} images, {run.recipe.schedule.steps} steps, {took:.0f} s: {ap(run.path)}")
 
 
-def distil(folder: Path) -> None:
+def taking(steps: int | None) -> dict[str, int]:
+    """Overrides for a run of so many steps; None: as many as the recipe derives."""
+    return {} if steps is None else {"schedule.steps": steps}
+
+
+def distil(folder: Path, steps: int | None) -> None:
     classes = CLASSES[:3]
     _, teachers = prepared(folder, IMAGES, 1, classes)
     _, labelled = prepared(folder, TENTH * 3 // 2, 2, classes)  # two thirds of them train, as `prepare` splits them
     more = draw_source(folder / "more", IMAGES, size=SIZE, classes=classes, seed=3, masks=False, grounds=photographs())
-    teacher: Any = visiontune.train(teachers, model="tiny/rf-detr", out=folder / "teacher")
-    steps = {"schedule.steps": teacher.recipe.schedule.steps}
+    teacher: Any = visiontune.train(teachers, model="tiny/rf-detr", out=folder / "teacher", overrides=taking(steps))
+    each = taking(teacher.recipe.schedule.steps)
     _, judge = prepared(folder, IMAGES, 4, classes)
-    alone = visiontune.train(labelled, model="tiny/rf-detr", out=folder / "alone", overrides=steps)
+    alone = visiontune.train(labelled, model="tiny/rf-detr", out=folder / "alone", overrides=each)
     taught = visiontune.train(
         labelled, model="tiny/rf-detr", teacher=teacher.path, unlabelled=[more.parent / "images"],
-        out=folder / "taught", overrides=steps,
+        out=folder / "taught", overrides=each,
     )  # fmt: skip
-    steps_each = steps["schedule.steps"]
-    print(f"{TENTH * 3 // 2} labelled images, {IMAGES} unlabelled, {steps_each} steps each")
+    print(f"{TENTH * 3 // 2} labelled images, {IMAGES} unlabelled, {each['schedule.steps']} steps each")
     for name, run in (("teacher", teacher), ("student, 10 % of the labels alone", alone), ("student, taught", taught)):
         print(f"{name}: {judged(run, judge)}")
 
@@ -97,9 +101,15 @@ def forget(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("learn", "distil", "forget"))
+    parser.add_argument("--steps", type=int, default=None, help="instead of those that the recipe derives")
     arguments = parser.parse_args()
+    if arguments.what == "forget" and arguments.steps is not None:
+        parser.error("--steps is not for forget")
     with tempfile.TemporaryDirectory() as folder:
-        {"learn": learn, "distil": distil, "forget": forget}[arguments.what](Path(folder))
+        if arguments.what == "forget":
+            forget(Path(folder))
+        else:
+            {"learn": learn, "distil": distil}[arguments.what](Path(folder), arguments.steps)
 
 
 if __name__ == "__main__":
