@@ -85,6 +85,22 @@ def test_units_that_are_known_keep_their_places(recorded: Dataset) -> None:
     assert same[:10].all() and not same[10:].all()
 
 
+def test_each_session_places_its_own_units(simulated: Simulated, recorded: Dataset, tmp_path: Path) -> None:
+    few = replace(
+        simulated.recording, name="few", counts=simulated.recording.counts[:, :5], units=simulated.recording.units[:5]
+    )
+    other = Dataset.open(write_recording(few, tmp_path / "few"))
+    units = [key for dataset in (other, recorded) if dataset.info.recording for key in dataset.info.recording.unit_keys]
+    both = network(recorded, units=units, sessions=["few", "one"])
+    alone = network(recorded)
+    place_readouts(both, [recorded, other])
+    place_readouts(alone, [recorded])
+    places, own = both.readout.tables()["place"], alone.readout.tables()["place"]
+    narrow = alone.readout.spread() < START_SPREAD**2
+    assert torch.equal(places[5:][narrow], own[narrow])
+    assert torch.allclose(places[:5][narrow[:5]], own[:5][narrow[:5]], atol=1e-4) and narrow[:5].any()
+
+
 def test_bins_that_are_not_valid_tell_nothing(simulated: Simulated, recorded: Dataset, tmp_path: Path) -> None:
     valid = simulated.recording.valid.copy()
     counts = simulated.recording.counts.copy()
