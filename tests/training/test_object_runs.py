@@ -104,7 +104,7 @@ CHANGES_LOSSES: dict[str, Any] = {
     "objects.masks": False,
     "objects.mirror": "none",
     "objects.queries": 12,
-    "objects.denoise": 0.1,
+    "objects.denoise": 0.4,
     "data.augment": 0.5,
 }
 
@@ -357,6 +357,14 @@ def test_segmenters_need_masks(tmp_path: Path) -> None:
 
 
 def test_a_small_detector_learns_faster_where_steps_hold_more_objects() -> None:
+    """Measured in 1,500 steps with 54 objects each: 3e-4 learns next to nothing. With 8, 1e-3 does so for long."""
     rates = [TINY["rf_detr"].rate(objects)[0] for objects in (1, 8, 50, 1000)]
-    assert rates == [8e-4, 8e-4, 1e-3, 1e-3]
+    assert rates == [3e-4, 3e-4, 1e-3, 1e-3]
     assert TINY["sam"].rate(1000)[0] == TINY["sam"].rate(1)[0]
+
+
+def test_queries_stand_at_objects_where_there_are_many() -> None:
+    """Measured at a fixed number of steps: 14 objects an image are learned sooner with them, two are not."""
+    usual = TINY["rf_detr"]
+    assert [usual.queries_at_objects(objects)[0] for objects in (0, 2, 14, 300)] == [0.0, 0.0, 0.4, 0.4]
+    assert TINY["sam"].queries_at_objects(14)[0] == 0.0

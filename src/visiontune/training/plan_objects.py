@@ -38,7 +38,7 @@ class Usual:
     rate_objects: int | None = None  # the learning rate is for so many objects in a step; None: for any number
     largest_rate: float = 1.0
     augment: float | None = None  # strength of augmentation; None: as the data call for
-    denoise: float = 0.0
+    denoise: tuple[float, float] | None = None  # from so many objects in an image on, and how strongly
 
     def rate(self, objects: float) -> tuple[float, str]:
         """The learning rate for so many objects in a step, and why: with more of them a step is less noise."""
@@ -46,6 +46,12 @@ class Usual:
             return self.learning_rate, "usual for this family"
         grown = self.learning_rate * max(1.0, objects / self.rate_objects)
         return float(f"{min(self.largest_rate, grown):.1g}"), f"random weights, {objects:.0f} objects in a step"
+
+    def queries_at_objects(self, objects: float) -> tuple[float, str]:
+        """`objects.denoise` for so many objects in an image, and why: of many, it is long chance which is matched."""
+        if self.denoise is None or objects < self.denoise[0]:
+            return 0.0, f"{objects:.1f} objects in an image: few are soon told apart without"
+        return self.denoise[1], f"{objects:.1f} objects in an image: many are found far sooner with them"
 
 
 # family -> published checkpoints
@@ -91,7 +97,7 @@ TINY = {
     # With four images a step it learns much more from as many images than with eight.
     "rf_detr": Usual(
         {},
-        8e-4,
+        3e-4,
         1e-4,
         RANDOM,
         0.99,
@@ -101,7 +107,7 @@ TINY = {
         rate_objects=8,
         largest_rate=1e-3,
         augment=0.0,
-        denoise=0.4,
+        denoise=(5, 0.4),
     ),
     "grounding_dino": Usual({}, 5e-4, 1e-2, RANDOM, 0.99, warmup=0.3),
     # Each image teaches up to sixteen masks at once; a token is eight pixels, so that large images cost much.
@@ -238,8 +244,8 @@ def derive_objects(
             "queries": choose("objects.queries", min(chosen["queries"][0], places), chosen["queries"][1])
             if tiny and family == "rf_detr"
             else None,
-            "denoise": choose("objects.denoise", usual.denoise, "random weights find their first objects far sooner")
-            if usual.denoise
+            "denoise": choose("objects.denoise", *usual.queries_at_objects(measures.objects / max(1, measures.images)))
+            if usual.denoise is not None
             else 0.0,
         },
         "parts": choose("parts", states, usual.reason),
