@@ -30,7 +30,7 @@ def test_the_commands_and_the_code_of_the_readme_run(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "TINY_STEPS", 250)  # enough for the accuracy that the README requires
+    monkeypatch.setattr(plan, "TINY_STEPS", 200)  # enough for the accuracy that the README requires
     shutil.copytree(digits_folder, tmp_path / "photos")
     _write_articles(tmp_path)
     _draw_objects(tmp_path)

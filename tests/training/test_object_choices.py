@@ -9,7 +9,7 @@ import pytest
 import visiontune
 from tests.drawn_objects import Scene, cells, coco_source, letters, street, text_lines
 from visiontune.data.object_measures import ObjectMeasures, measure_objects
-from visiontune.training.object_choices import object_choices
+from visiontune.training.object_choices import PATCHES_OF_A_SMALL_OBJECT, object_choices
 
 Measure = Callable[[list[Scene]], ObjectMeasures]
 
@@ -75,7 +75,8 @@ def test_a_tiny_model_sees_small_objects_at_a_larger_size_and_a_published_one_at
         sides = [chosen(one, name, patch=patch) for one in (small, usual, large)]
         assert sides[0] == 320 and sides[2] == 128 and all(side % patch == 0 for side in sides)
     side = chosen(usual, name, patch=8)
-    assert side * usual.sizes["10%"] >= 2 * 8 and (side == 128 or (side - 8) * usual.sizes["10%"] < 2 * 8)
+    least = PATCHES_OF_A_SMALL_OBJECT * 8
+    assert side * usual.sizes["10%"] >= least and (side == 128 or (side - 8) * usual.sizes["10%"] < least)
     assert chosen(usual, name, patch=16, multiple=96) % 96 == 0
     assert {chosen(one, name, tiny=False) for one in (small, usual, large)} == {560}
 

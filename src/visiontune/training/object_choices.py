@@ -13,26 +13,32 @@ LORA_IMAGES_SHOWN, LORA_EPOCHS = 6_000, (3, 30)
 STRENGTHS = ((300, 0.6), (3_000, 0.4), (30_000, 0.25), (math.inf, 0.1))
 FAINT_OBJECTS = 0.04  # objects that differ less from what is around them are lost where colours are changed much
 TINY_SIDES = (128, 320)  # pixels
-PATCHES_OF_A_SMALL_OBJECT = 1.5
+PATCHES_OF_A_SMALL_OBJECT = 2.0
 TINY_QUERIES = (20, 300)
 USUAL_MOST = 100  # objects an image that COCO's evaluation counts
 SMALL_SET = 1_000  # images
 
 
 def object_choices(
-    measures: ObjectMeasures, *, tiny: bool, native_side: int, patch: int | None, multiple: int | None = None
+    measures: ObjectMeasures,
+    *,
+    tiny: bool,
+    native_side: int,
+    patch: int | None,
+    multiple: int | None = None,
+    patches: float = PATCHES_OF_A_SMALL_OBJECT,
 ) -> dict[str, tuple[Any, str]]:
     """Values with reasons, by the names of recipe fields; beside these `epochs` and, for a tiny model, `queries`.
 
     native_side: pixels of the longer side that the model was published for. patch: pixels a side of what its vision
     encoder sees as one token, None where that is unknown. multiple: the sides of a tiny model's images are multiples of
-    so many pixels; None: of `patch`.
+    so many pixels; None: of `patch`. patches: a side of what a tiny model sees of a small object.
     """
     n = measures.images
     choices: dict[str, tuple[Any, str]] = {
         "objects.mirror": _mirror(measures),
         "data.augment": _strength(measures),
-        "data.image_longest_edge": _tiny_side(measures, patch or 16, multiple)
+        "data.image_longest_edge": _tiny_side(measures, patch or 16, multiple, patches)
         if tiny
         else (native_side, f"the model was published for {native_side} px"),
         "objects.most": _most(measures),
@@ -67,11 +73,11 @@ def _strength(measures: ObjectMeasures) -> tuple[float, str]:
     return strength, f"{measures.images} training images; objects' contrast is {measures.object_contrast:.2f}"
 
 
-def _tiny_side(measures: ObjectMeasures, patch: int, multiple: int | None) -> tuple[int, str]:
+def _tiny_side(measures: ObjectMeasures, patch: int, multiple: int | None, patches: float) -> tuple[int, str]:
     unit = multiple or patch
     small = measures.sizes["10%"]
     least, largest = TINY_SIDES
-    wanted = PATCHES_OF_A_SMALL_OBJECT * patch / small if small else least
+    wanted = patches * patch / small if small else least
     side = max(1, min(math.ceil(max(least, wanted) / unit), largest // unit)) * unit
     reason = (
         f"the smallest tenth of the objects is up to {small:.1%} of the image a side: {small * side:.0f} px here, "

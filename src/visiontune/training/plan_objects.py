@@ -14,7 +14,7 @@ from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapte
 from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.recipe import Data, DatasetUse, ObjectChoices, PartState, Recipe, parse
 from visiontune.training.derived import Reasons, datasets_section, machine_section
-from visiontune.training.object_choices import object_choices
+from visiontune.training.object_choices import PATCHES_OF_A_SMALL_OBJECT, object_choices
 
 TINY_PATCH, TINY_MULTIPLE = 16, 32  # pixels: of a token, and of the windows that a tiny model looks through
 
@@ -35,6 +35,7 @@ class Usual:
     samples: int | None = None  # a step; None: as the data call for
     most_epochs: float | None = None
     largest_side: int | None = None  # pixels of a tiny model's images
+    small_object: float = PATCHES_OF_A_SMALL_OBJECT  # patches a side of the smallest tenth, in a tiny model's images
     rate_objects: int | None = None  # the learning rate is for so many objects in a step; None: for any number
     largest_rate: float = 1.0
     augment: float | None = None  # strength of augmentation; None: as the data call for
@@ -106,6 +107,7 @@ TINY = {
         samples=4,
         rate_objects=8,
         largest_rate=1e-3,
+        small_object=1.5,
         augment=0.0,
         denoise=(5, 0.4),
     ),
@@ -183,10 +185,18 @@ def derive_objects(
     tiny, family = is_tiny(model), family_of(model)
     if family not in USUAL:
         raise ModelError("This model writes text; it finds no objects.", where=model, fix="--model tiny/rf-detr")
+    usual = (TINY if tiny else USUAL)[family]
     segmenter = is_segmenter(model)
     measures = measure_objects(datasets, limit=limit)
     native = 0 if tiny else native_image_size(read_config(model))
-    chosen = object_choices(measures, tiny=tiny, native_side=native, patch=TINY_PATCH, multiple=TINY_MULTIPLE)
+    chosen = object_choices(
+        measures,
+        tiny=tiny,
+        native_side=native,
+        patch=TINY_PATCH,
+        multiple=TINY_MULTIPLE,
+        patches=usual.small_object,
+    )
     places = (chosen["data.image_longest_edge"][0] // TINY_PATCH) ** 2  # a query starts from a token of its own
     reasons = Reasons()
     choose, why = reasons.choose, reasons.why
@@ -196,7 +206,6 @@ def derive_objects(
 
     drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
     masks = draws_masks(model) and drawn if masks is None else masks
-    usual = (TINY if tiny else USUAL)[family]
     states = dict(USUAL[family].states) | (dict(USUAL[family].mask_states) if masks else {})
     if tiny:
         states = dict.fromkeys(states, "full")
