@@ -23,6 +23,12 @@ from visiontune.run import Run
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+SAME_EVERYWHERE: dict[str, Any] = {
+    "machine.device": "cpu",
+    "machine.precision": "fp32",
+    "machine.workers": 0,
+    "machine.threads": 1,
+}
 # Quick, and the same on every machine: twelve steps of eight samples on one thread. Too few held-out samples are left
 # for the receipt "image matters", which so short a run could not pass.
 QUICK = {
@@ -34,10 +40,7 @@ QUICK = {
     "evaluation.every": 6,
     "evaluation.samples": 16,
     "checkpoints.every": 3,
-    "machine.device": "cpu",
-    "machine.precision": "fp32",
-    "machine.workers": 0,
-    "machine.threads": 1,
+    **SAME_EVERYWHERE,
 }
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from tests.written_recordings import write_npz
 from visiontune.cli import main
-from visiontune.demo_shapes import draw_source
 from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
 from visiontune.recipe_files import reference
 from visiontune.simulated_neurons import simulate
@@ -64,15 +64,37 @@ def _simulate_sessions(folder: Path) -> None:
 
 
 def _draw_objects(folder: Path) -> None:
-    """24 annotated images, three more without annotations, and one to ask about."""
-    annotations = draw_source(folder / "drawn", 24, size=(64, 64))
-    shutil.copytree(folder / "drawn/images", folder / "images")
-    shutil.copy(annotations, folder / "annotations.json")
-    more = draw_source(folder / "others", 3, size=(64, 64), seed=1).parent
-    shutil.copy(more / "images/0000.png", folder / "street.png")
+    """24 annotated images, three more without annotations, and one to ask about.
+
+    Objects stand closely, so that a teacher of three steps has some findings right: a student refuses one without.
+    """
+    (folder / "images").mkdir()
     (folder / "more").mkdir()
-    for image in (more / "images").iterdir():
-        shutil.copy(image, folder / "more" / f"another-{image.name}")
+    images, annotations = [], []
+    for number in range(24):
+        corners = _draw_squares(folder / f"images/{number:04d}.png", number)
+        images.append({"id": number, "file_name": f"{number:04d}.png", "width": 64, "height": 64})
+        for left, top in corners:
+            outline = [left, top, left + 13, top, left + 13, top + 13, left, top + 13]
+            box = {"bbox": [left, top, 13, 13], "area": 169, "segmentation": [outline], "iscrowd": 0}
+            annotations.append({"id": len(annotations), "image_id": number, "category_id": 1, **box})
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (folder / "annotations.json").write_text(json.dumps(coco))
+    for number, name in enumerate(("street.png", "more/0.png", "more/1.png", "more/2.png")):
+        _draw_squares(folder / name, 100 + number)
+
+
+def _draw_squares(path: Path, seed: int) -> list[tuple[int, int]]:
+    """An image of 64 x 64 pixels with a square of 13 in each cell of a grid of 16; returns their upper left corners."""
+    generator = np.random.default_rng(seed)
+    image = Image.fromarray(generator.integers(100, 140, (64, 64, 3), dtype=np.uint8))
+    moved = generator.integers(0, 4, (4, 4, 2)).tolist()
+    corners = [(16 * i + moved[i][j][0], 16 * j + moved[i][j][1]) for i in range(4) for j in range(4)]
+    for left, top in corners:
+        shade = tuple(generator.integers(0, 80, 3).tolist())
+        ImageDraw.Draw(image).rectangle((left, top, left + 12, top + 12), fill=shade)
+    image.save(path)
+    return corners
 
 
 def _write_articles(folder: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.made_recordings import film
-from visiontune.data.recordings.arrays import session_of
+from visiontune.data.recordings.arrays import session_from
 from visiontune.data.recordings.readers import is_recordings, read_session, sessions
 from visiontune.errors import DataError, MachineError
 
@@ -135,7 +135,7 @@ def changed(**arrays):
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_its_fix(values, found, fix):
     with pytest.raises(DataError, match=found) as caught:
-        session_of(values, "s", "place")
+        session_from(values, "s", "place")
     assert fix in (caught.value.fix or "")
 
 
@@ -143,7 +143,7 @@ def test_numbers_of_trials_and_conditions_may_have_gaps_and_repeat():
     trials = np.repeat([4, np.nan, 7, 4], 15)
     conditions = np.repeat([3.0, np.nan, -1, 3], 15)
     made_of = {name: ARRAYS[name] for name in ("stimulus", "counts")} | {"rate": 1, "trials": trials}
-    found = session_of(made_of | {"conditions": conditions}, "s", "").recording
+    found = session_from(made_of | {"conditions": conditions}, "s", "").recording
     assert [(t.id, t.start, t.condition) for t in found.trials] == [
         ("trial-4", 0, "3"), ("trial-7", 30, None), ("trial-4+1", 45, "3")
     ]  # fmt: skip

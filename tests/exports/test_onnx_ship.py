@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import visiontune
+from tests.conftest import SAME_EVERYWHERE
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
 from visiontune.errors import CertificateError, RunError
@@ -30,10 +31,7 @@ QUICK: dict[str, Any] = {
     "evaluation.every": 2,
     "evaluation.samples": 2,
     "checkpoints.every": 2,
-    "machine.device": "cpu",
-    "machine.precision": "fp32",
-    "machine.workers": 0,
-    "machine.threads": 1,
+    **SAME_EVERYWHERE,
 }
 
 

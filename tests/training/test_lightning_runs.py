@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import visiontune
+from tests.conftest import SAME_EVERYWHERE
 from tests.vision_core import clip, published, save, whole
 from tests.written_recordings import write_npz
 from visiontune.cli.command_line import main
@@ -29,10 +30,7 @@ QUICK: dict[str, Any] = {
     "evaluation.every": 2,
     "evaluation.samples": 4,
     "checkpoints.every": 2,
-    "machine.device": "cpu",
-    "machine.precision": "fp32",
-    "machine.workers": 0,
-    "machine.threads": 1,
+    **SAME_EVERYWHERE,
 }
 PUBLISHED = ("adapter.table", "core.blocks.0.norm.*", "core.blocks.[12].*", "recurrence.*")
 

@@ -9,7 +9,7 @@ import pytest
 import visiontune
 from tests.drawn_objects import Scene, cells, coco_source, letters, street, text_lines
 from visiontune.data.object_measures import ObjectMeasures, measure_objects
-from visiontune.training.object_choices import PATCHES_OF_A_SMALL_OBJECT, object_choices
+from visiontune.training.object_choices import object_choices
 
 Measure = Callable[[list[Scene]], ObjectMeasures]
 
@@ -32,7 +32,9 @@ def usual(measured: Measure) -> ObjectMeasures:
 
 def chosen(measures: ObjectMeasures, name: str, *, tiny: bool = True, patch: int | None = 8, **more: Any) -> Any:
     """The value, after its reason was seen to hold a number."""
-    value, reason = object_choices(measures, tiny=tiny, native_side=560, patch=patch, **more)[name]
+    value, reason = object_choices(measures, **{"tiny": tiny, "native_side": 560, "patch": patch, "patches": 2} | more)[
+        name
+    ]
     assert any(letter.isdigit() for letter in reason), reason
     return value
 
@@ -50,13 +52,13 @@ def test_images_are_mirrored_only_as_the_data_look_alike(
     scene: Callable[[int], Scene], mirror: str, reason: str, measured: Measure
 ) -> None:
     measures = measured([scene(seed) for seed in range(60)])
-    value, why = object_choices(measures, tiny=True, native_side=560, patch=8)["objects.mirror"]
+    value, why = object_choices(measures, tiny=True, native_side=560, patch=8, patches=2)["objects.mirror"]
     assert value == mirror and reason in why
 
 
 def test_too_few_images_are_taken_for_photographs(measured: Measure) -> None:
     measures = measured([cells(seed) for seed in range(10)])
-    value, why = object_choices(measures, tiny=True, native_side=560, patch=8)["objects.mirror"]
+    value, why = object_choices(measures, tiny=True, native_side=560, patch=8, patches=2)["objects.mirror"]
     assert value == "horizontal" and f"{measures.looked_at} images are too few" in why
 
 
@@ -75,8 +77,8 @@ def test_a_tiny_model_sees_small_objects_at_a_larger_size_and_a_published_one_at
         sides = [chosen(one, name, patch=patch) for one in (small, usual, large)]
         assert sides[0] == 320 and sides[2] == 128 and all(side % patch == 0 for side in sides)
     side = chosen(usual, name, patch=8)
-    least = PATCHES_OF_A_SMALL_OBJECT * 8
-    assert side * usual.sizes["10%"] >= least and (side == 128 or (side - 8) * usual.sizes["10%"] < least)
+    assert side * usual.sizes["10%"] >= 2 * 8 and (side == 128 or (side - 8) * usual.sizes["10%"] < 2 * 8)
+    assert chosen(small, name, patch=8, patches=0.5) < 320
     assert chosen(usual, name, patch=16, multiple=96) % 96 == 0
     assert {chosen(one, name, tiny=False) for one in (small, usual, large)} == {560}
 
@@ -88,7 +90,7 @@ def test_crowded_images_call_for_more_queries_and_more_objects_found(usual: Obje
     assert 1.5 * crowded.most <= chosen(crowded, "queries") < 1.5 * crowded.most + 1
     assert 1.5 * crowded.most <= chosen(crowded, "objects.most") < 1.5 * crowded.most + 10
     assert chosen(replace(crowded, most=2000), "queries") == 300
-    assert "queries" not in object_choices(usual, tiny=False, native_side=560, patch=None)
+    assert "queries" not in object_choices(usual, tiny=False, native_side=560, patch=None, patches=2)
 
 
 def test_few_images_are_shown_more_often_and_random_weights_need_more_of_it(usual: ObjectMeasures) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune
+from tests.conftest import SAME_EVERYWHERE
 from tests.paused import paused_at
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
@@ -33,10 +34,7 @@ QUICK: dict[str, Any] = {
     "evaluation.every": 3,
     "evaluation.samples": 4,
     "checkpoints.every": 2,
-    "machine.device": "cpu",
-    "machine.precision": "fp32",
-    "machine.workers": 0,
-    "machine.threads": 1,
+    **SAME_EVERYWHERE,
 }
 
 

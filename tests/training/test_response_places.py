@@ -101,6 +101,10 @@ def test_each_session_places_its_own_units(simulated: Simulated, recorded: Datas
     assert torch.allclose(places[:5][narrow[:5]], own[:5][narrow[:5]], atol=1e-4) and narrow[:5].any()
 
 
+def test_no_more_clips_are_looked_at_than_are_trained_on(recorded: Dataset) -> None:
+    assert place_readouts(network(recorded), [recorded], limit=1) < place_readouts(network(recorded), [recorded])
+
+
 def test_bins_that_are_not_valid_tell_nothing(simulated: Simulated, recorded: Dataset, tmp_path: Path) -> None:
     valid = simulated.recording.valid.copy()
     counts = simulated.recording.counts.copy()

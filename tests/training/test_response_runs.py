@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune
+from tests.conftest import SAME_EVERYWHERE
 from tests.paused import paused_at
 from tests.written_recordings import write_npz
 from visiontune.data.recordings.clips import ClipDataset
@@ -45,10 +46,7 @@ QUICK: dict[str, Any] = {
     "evaluation.every": 3,
     "evaluation.samples": 8,
     "checkpoints.every": 2,
-    "machine.device": "cpu",
-    "machine.precision": "fp32",
-    "machine.workers": 0,
-    "machine.threads": 1,
+    **SAME_EVERYWHERE,
 }
 UNITS = (7, 4)
 
@@ -191,6 +189,16 @@ def test_trials_too_short_for_the_burn_in_are_counted(tmp_path: Path, capsys: py
     short = [t for t in ClipDataset.open(data).trials if t.split == "train" and t.stop - t.start == 20]
     train(data, tmp_path / "run", **{"responses.burn_in": 20, "schedule.steps": 1})
     assert short and f"{20 * len(short)} training bins stand in trials of no more than 20" in capsys.readouterr().err
+
+
+def test_readouts_start_where_the_clips_that_are_trained_on_say(prepared: Path, tmp_path: Path) -> None:
+    runs = {
+        limit: train(prepared, tmp_path / str(limit), **{"data.limit": limit, "schedule.steps": 1})
+        for limit in (1, 100)
+    }
+    widths = {limit: load_file(run.base_folder / "model.safetensors")["readout.width"] for limit, run in runs.items()}
+    usual = widths[1].max()
+    assert (widths[100] < usual).any() and (widths[1] < usual).sum() < (widths[100] < usual).sum()
 
 
 def test_a_penalty_comes_once_a_step_and_rises_as_its_schedule_says(prepared: Path, tmp_path: Path) -> None:

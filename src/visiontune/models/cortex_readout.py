@@ -30,8 +30,7 @@ class Readout(nn.Module, ABC):
         self.bias = nn.Parameter(torch.empty(units))
         self.channels, self.size = channels, (height, width)
         for name, count in (("rows", height), ("columns", width)):
-            places = (2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1
-            self.register_buffer(name, places.float(), persistent=False)
+            self.register_buffer(name, places_along(count).float(), persistent=False)
         self.register_buffer("half_pixel", torch.tensor([1 / height, 1 / width]), persistent=False)
 
     def forward(self, features: Tensor, units: Tensor) -> Tensor:
@@ -207,6 +206,11 @@ READOUTS: dict[str, type[Readout]] = {
     "factorised": FactorisedReadout,
     "linear": LinearReadout,
 }
+
+
+def places_along(count: int) -> Tensor:
+    """The middles of an axis' pixels in [-1, 1], from edge to edge of the picture: (count,) float64."""
+    return (2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1
 
 
 def _pooled(features: Tensor, masks: Tensor, weight: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class ObjectEncoder(Encoder[EncodedObjects]):
             (pixels, picture), stored = self.see(image), None
         boxes, classes, soft, crowd = self._targets(objects, height, width)
         masks, has_mask = self._masks(objects)
-        return EncodedObjects(
+        encoded = EncodedObjects(
             id=sample.id,
             pixel_values=pixels,
             picture=picture,
@@ -130,6 +130,12 @@ class ObjectEncoder(Encoder[EncodedObjects]):
             has_mask=has_mask,
             features=stored,
         )
+        return encoded if augmentation is None or not with_answer else self.for_training(encoded, augmentation)
+
+    def for_training(self, encoded: EncodedObjects, number: int) -> EncodedObjects:
+        """What a family adds to an image that is learned from; the number, that of the augmentation, decides all that
+        is drawn."""
+        return encoded
 
     def _targets(self, objects: Objects, height: int, width: int) -> tuple[torch.Tensor, ...]:
         left, top, wide, high = objects.boxes.T if len(objects) else np.zeros((4, 0))

@@ -18,10 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from visiontune.data.annotations import masks as coco_masks
 from visiontune.data.objects import Objects
-from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.models import set_loss
-from visiontune.models.adapter import Batch, Features
+from visiontune.models.adapter import Batch
 from visiontune.models.denoising import inputs_of, noised
 from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, clipped, to_pixels
 from visiontune.models.parts import Part
@@ -93,20 +92,12 @@ class RfDetrEncoder(ObjectEncoder):
     def tokens(self, height: int, width: int) -> int:
         return self.patches
 
-    def encode(
-        self,
-        sample: Sample,
-        *,
-        with_answer: bool = True,
-        augmentation: int | None = None,
-        features: Features | None = None,
-    ) -> EncodedObjects:
-        how: dict[str, Any] = {"with_answer": with_answer, "augmentation": augmentation, "features": features}
-        encoded = super().encode(sample, **how)
-        if augmentation is None or not with_answer or not self.choices.denoise:
+    def for_training(self, encoded: EncodedObjects, number: int) -> EncodedObjects:
+        """Adds places near the objects, where the recipe asks for queries there."""
+        if not (strength := self.choices.denoise):
             return encoded
-        boxes, strength = encoded.boxes[~encoded.crowd], self.choices.denoise
-        return replace(encoded, noised=noised(boxes, self.groups, self.queries, strength, augmentation))
+        boxes = encoded.boxes[~encoded.crowd]
+        return replace(encoded, noised=noised(boxes, self.groups, self.queries, strength, number))
 
     def loss_weights(self, encoded: Sequence[EncodedObjects]) -> dict[str, float]:
         objects = sum(set_loss.weight_of(one.soft, one.crowd) for one in encoded)

@@ -23,6 +23,17 @@ def is_checkpoint(start: str | Path) -> bool:
     return Path(start).is_file() or Path(start).suffix == ".ckpt"
 
 
+def refuse_another_core(its: CoreShape, wanted: CoreShape, where: Path, apart_from: Sequence[str] = ()) -> None:
+    """Raise RecipeError for the first field in which the core that is wanted is not the one that a run starts from."""
+    for name in CoreShape.model_fields:
+        if name not in apart_from and getattr(its, name) != getattr(wanted, name):
+            raise RecipeError(
+                f"responses.{name} is of a new core, and this run goes on from one.",
+                where=str(where),
+                fix="leave the field out, or train a new core",
+            )
+
+
 def choices_of(
     core: ForeignCore, sessions: Sequence[RecordingSummary], clip: int, penalties: Mapping[str, Any], choose: Any
 ) -> dict[str, Any]:
@@ -68,13 +79,7 @@ def imported(recipe: Recipe, config: CortexConfig, rates: torch.Tensor, seed: in
     that `model.allow_missing` does not name, and RecipeError where the recipe asks for another core, or keeps a part
     that is not whole."""
     core = read_lightning(Path(recipe.model.name))
-    shape = [name for name in CoreShape.model_fields if name not in READOUT_FIELDS]
-    if changed := [name for name in shape if getattr(core.shape, name) != getattr(config, name)]:
-        raise RecipeError(
-            f"responses.{changed[0]} is of a new core, and this run goes on from one.",
-            where=str(core.path),
-            fix="leave the field out, or train a new core",
-        )
+    refuse_another_core(core.shape, config, core.path, apart_from=READOUT_FIELDS)
     network = Cortex(config.model_copy(update={"stimulus_mean": PIXEL_MEAN, "stimulus_std": PIXEL_STD}), seed)
     network.initialise_bias(rates)
     coverage = core.fill(network)

@@ -13,7 +13,6 @@ LORA_IMAGES_SHOWN, LORA_EPOCHS = 6_000, (3, 30)
 STRENGTHS = ((300, 0.6), (3_000, 0.4), (30_000, 0.25), (math.inf, 0.1))
 FAINT_OBJECTS = 0.04  # objects that differ less from what is around them are lost where colours are changed much
 TINY_SIDES = (128, 320)  # pixels
-PATCHES_OF_A_SMALL_OBJECT = 2.0
 TINY_QUERIES = (20, 300)
 USUAL_MOST = 100  # objects an image that COCO's evaluation counts
 SMALL_SET = 1_000  # images
@@ -26,7 +25,7 @@ def object_choices(
     native_side: int,
     patch: int | None,
     multiple: int | None = None,
-    patches: float = PATCHES_OF_A_SMALL_OBJECT,
+    patches: float,
 ) -> dict[str, tuple[Any, str]]:
     """Values with reasons, by the names of recipe fields; beside these `epochs` and, for a tiny model, `queries`.
 

@@ -14,7 +14,7 @@ from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapte
 from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.recipe import Data, DatasetUse, ObjectChoices, PartState, Recipe, parse
 from visiontune.training.derived import Reasons, datasets_section, machine_section
-from visiontune.training.object_choices import PATCHES_OF_A_SMALL_OBJECT, object_choices
+from visiontune.training.object_choices import object_choices
 
 TINY_PATCH, TINY_MULTIPLE = 16, 32  # pixels: of a token, and of the windows that a tiny model looks through
 
@@ -35,7 +35,7 @@ class Usual:
     samples: int | None = None  # a step; None: as the data call for
     most_epochs: float | None = None
     largest_side: int | None = None  # pixels of a tiny model's images
-    small_object: float = PATCHES_OF_A_SMALL_OBJECT  # patches a side of the smallest tenth, in a tiny model's images
+    small_object: float = 2.0  # patches a side of the smallest tenth, in a tiny model's images
     rate_objects: int | None = None  # the learning rate is for so many objects in a step; None: for any number
     largest_rate: float = 1.0
     augment: float | None = None  # strength of augmentation; None: as the data call for
@@ -95,7 +95,9 @@ USUAL = {
 RANDOM = "random weights: there is nothing worth keeping, every part learns"
 # the same for tiny models, where every part learns
 TINY = {
-    # With four images a step it learns much more from as many images than with eight.
+    # With four images a step it learns much more from as many images than with eight. Blood cells, fourteen in an
+    # image, are learned better at 192 pixels than at 224, and far sooner with queries near them; not so drawn shapes,
+    # two in an image (bench/bccd.py, bench/shapes.py).
     "rf_detr": Usual(
         {},
         3e-4,

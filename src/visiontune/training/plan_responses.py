@@ -22,7 +22,7 @@ from visiontune.recipe import Recipe, ResponseChoices, parse, validated
 from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
 from visiontune.training.derived import Reasons, datasets_section, machine_section
-from visiontune.training.import_core import choices_of, imported, is_checkpoint, states_of
+from visiontune.training.import_core import choices_of, imported, is_checkpoint, refuse_another_core, states_of
 from visiontune.training.model import load_trained
 from visiontune.training.response_places import place_readouts
 
@@ -36,8 +36,6 @@ CLIPS_SHOWN = {True: 24_000, False: 48_000}
 EPOCHS = (5, 60)
 READOUT_EPOCHS = 12
 CORE_RATE, READOUT_RATE = 1e-2, 5e-2
-# What a new core is built of; a run that goes on from another keeps the other's.
-OF_THE_CORE = tuple(CoreShape.model_fields)
 PENALTIES = {"readout_l1": {"weight": 1e-3}, "smoothness": {"weight": 1e-3}}
 READOUT_PENALTIES = {"readout_l1": PENALTIES["readout_l1"]}
 
@@ -263,7 +261,7 @@ def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary
         stimulus_mean=float(np.average([one.stimulus_mean for one in sessions], weights=weights)),
         stimulus_std=float(np.average([one.stimulus_std for one in sessions], weights=weights)) or 1.0,
         behaviour=len(choices.behaviour) if modulated else 0,
-        **{name: getattr(choices, name) for name in OF_THE_CORE},
+        **{name: getattr(choices, name) for name in CoreShape.model_fields},
         sessions=tuple(one.name for one in sessions),
         units=tuple(key for one in sessions for key in one.unit_keys),
     )
@@ -296,19 +294,16 @@ def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: i
     else:
         source = Run(Path(recipe.model.name))
         its = source.recipe
-        if changed := [n for n in OF_THE_CORE if its.responses and getattr(its.responses, n) != getattr(choices, n)]:
-            raise RecipeError(
-                f"responses.{changed[0]} is of a new core, and this run goes on from one.",
-                where=str(source.path),
-                fix="leave the field out, or train a new core",
-            )
+        if its.responses is not None:
+            refuse_another_core(its.responses, choices, source.path)
         network_config(choices, sessions)  # which refuses sessions that the core was not made for
         loaded, step = load_trained(source, its, torch.device("cpu"))
         names = tuple(one.name for one in sessions)
         keys = tuple(key for one in sessions for key in one.unit_keys)
         network, report = with_units(predicts_responses(loaded).cortex, names, keys, rates, seed)
         taken = {"run": str(source.path), "step": step, **asdict(report)}
-    placed = place_readouts(network, datasets, frozenset(taken.get("units", ()) if taken else ()))
+    known = frozenset(taken.get("units", ()) if taken else ())
+    placed = place_readouts(network, datasets, known, recipe.data.limit)
     note(f"readouts: {placed} of {len(rates)} start where the counts follow the picture")
     network.save(run.base_folder)
     if taken is not None:

@@ -15,6 +15,7 @@ from visiontune.data.recordings.clips import CLIP_BINS, ClipDataset
 from visiontune.data.responses import Clip, Responses
 from visiontune.models.cortex_frontend import gaussian_derivatives
 from visiontune.models.cortex_network import Cortex
+from visiontune.models.cortex_readout import places_along
 from visiontune.progress import progress
 
 MOST_CLIPS = 512  # of a session
@@ -27,11 +28,13 @@ EVIDENT = 5.0
 SHARPNESS = 3  # power of the map before its centre is taken: the surroundings of a peak, not the peak alone
 
 
-def place_readouts(network: Cortex, sessions: Sequence[Dataset], known: frozenset[str] = frozenset()) -> int:
+def place_readouts(
+    network: Cortex, sessions: Sequence[Dataset], known: frozenset[str] = frozenset(), limit: int | None = None
+) -> int:
     """Start the readouts of all units but the `known` ones at their places; returns how many places were evident.
 
     Units whose place is not evident keep the start that they have. Of each session the train split alone is looked at,
-    512 clips at most, evenly spread.
+    512 clips at most, evenly spread over it or over its first `limit` clips.
     """
     row = {name: number for number, name in enumerate(network.config.units)}
     placed = 0
@@ -40,7 +43,7 @@ def place_readouts(network: Cortex, sessions: Sequence[Dataset], known: frozense
             session = ClipDataset(dataset.path, dataset.info, CLIP_BINS, network.memory)
             new = [number for number, name in enumerate(session.units) if name not in known]
             if new and session.count("train"):
-                places, evident = peaks(response_map(network, session)[new])
+                places, evident = peaks(response_map(network, session, limit)[new])
                 rows = torch.tensor([row[session.units[number]] for number in new])[evident]
                 network.readout.start_at(rows, places[evident])
                 placed += len(rows)
@@ -48,12 +51,12 @@ def place_readouts(network: Cortex, sessions: Sequence[Dataset], known: frozense
     return placed
 
 
-def response_map(network: Cortex, session: ClipDataset) -> Tensor:
+def response_map(network: Cortex, session: ClipDataset, limit: int | None = None) -> Tensor:
     """How much each unit's counts go with each pixel: (units, height, width) float64, on average 1 by chance.
 
     The mean of the squared z-scores of the covariance of the counts with the pixel filtered in time, and with that
     squared: the spike-triggered average finds cells that answer to one sign (Chichilnisky 2001), the squares those that
-    answer to both. The session's burn-in is the network's memory.
+    answer to both. The session's burn-in is the network's memory. limit: as of `place_readouts`.
     """
     memory, config = network.memory, network.config
     filters = gaussian_derivatives(ORDERS.stop, memory + 1)[ORDERS].float()
@@ -62,7 +65,7 @@ def response_map(network: Cortex, session: ClipDataset) -> Tensor:
     bins, powers = 0, torch.zeros(3, columns, dtype=torch.float64)  # sums of powers 1, 2 and 4
     apart, spread = (torch.zeros(len(mean), dtype=torch.float64) for _ in range(2))
     together = torch.zeros(2, len(mean), columns, dtype=torch.float64)
-    clips = session.count("train")
+    clips = min(session.count("train"), limit or session.count("train"))
     for number in np.unique(np.linspace(0, clips - 1, min(clips, MOST_CLIPS)).round().astype(int)).tolist():
         sample = session.sample("train", number)
         assert isinstance(sample.seen, Clip) and isinstance(sample.target, Responses)
@@ -95,13 +98,8 @@ def peaks(maps: Tensor) -> tuple[Tensor, Tensor]:
     flat = blurred.flatten(1)
     above = (flat - flat.median(dim=1, keepdim=True).values).clamp_min(0) ** SHARPNESS
     share = (above / above.sum(dim=1, keepdim=True).clamp_min(1e-12)).unflatten(1, (height, width))
-    down, across = (share.sum(dim=2) @ _places(height), share.sum(dim=1) @ _places(width))
+    down, across = share.sum(dim=2) @ places_along(height), share.sum(dim=1) @ places_along(width)
     return torch.stack([down, across], dim=1).float(), flat.amax(dim=1) > EVIDENT
-
-
-def _places(size: int) -> Tensor:
-    """The middles of an axis' pixels, in [-1, 1] from edge to edge."""
-    return (2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1
 
 
 def _blurring(size: int, deviation: float) -> Tensor:

@@ -57,7 +57,7 @@ class Session:
     faults: list[Fault] = field(default_factory=list)
 
 
-def session_of(values: Mapping[str, Any], name: str, where: str, others: Iterable[str] = ()) -> Session:
+def session_from(values: Mapping[str, Any], name: str, where: str, others: Iterable[str] = ()) -> Session:
     """A session from arrays and facts by `NAMES`; `others` are the names that were found beside them, not read.
 
     stimulus (bins, height, width), counts (bins, units); valid (bins,) or (bins, units); eye (bins, 2); behaviour

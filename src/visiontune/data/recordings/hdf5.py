@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visiontune.data.recordings.arrays import NAMES, Session, session_of
+from visiontune.data.recordings.arrays import NAMES, Session, session_from
 from visiontune.errors import DataError, MachineError
 
 # Files, groups and datasets are h5py's own, which has no types and may not be installed.
@@ -19,7 +19,7 @@ def read(path: Path) -> Session:
         values: dict[str, Any] = {name: fact(file.attrs[name]) for name in NAMES if name in file.attrs}
         values |= {name: array_of(file[name], path) for name in NAMES if name in file and is_dataset(file[name])}
         others = [name for name in (*file.attrs, *file) if name not in NAMES]
-    return session_of(values, path.resolve().stem, str(path), others)
+    return session_from(values, path.resolve().stem, str(path), others)
 
 
 def names(path: Path) -> list[str]:

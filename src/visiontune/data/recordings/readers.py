@@ -14,7 +14,7 @@ import numpy as np
 
 from visiontune.data.dataset_info import INFO_NAME
 from visiontune.data.recordings import hdf5, nwb, sensorium
-from visiontune.data.recordings.arrays import NAMES, Session, session_of
+from visiontune.data.recordings.arrays import NAMES, Session, session_from
 from visiontune.errors import DataError, MachineError
 
 META_NAME = "meta.json"
@@ -127,7 +127,7 @@ def _read_folder(path: Path) -> Session:
             raise DataError("meta.json holds no object", where=str(path / META_NAME), fix='write {"rate": 120, ...}')
         values = {name: value for name, value in meta.items() if name in NAMES} | values
         others += [name for name in meta if name not in NAMES]
-    return session_of(values, _session_name(path), str(path), others)
+    return session_from(values, _session_name(path), str(path), others)
 
 
 def _read_npz(path: Path) -> Session:
@@ -136,7 +136,7 @@ def _read_npz(path: Path) -> Session:
         values = {name: file[name] for name in NAMES if name in file.files}
         others = [name for name in file.files if name not in NAMES]
     plain = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
-    return session_of(plain, _session_name(path), str(path), others)
+    return session_from(plain, _session_name(path), str(path), others)
 
 
 def _npz_names(path: Path) -> list[str]:
