@@ -261,7 +261,11 @@ def test_a_core_is_not_given_what_it_was_not_made_for(sessions: Path, finished: 
 
 
 def test_a_shape_that_does_not_hold_is_a_clear_error(prepared: Path, tmp_path: Path) -> None:
-    for field, value, said in (("kernels", [4], "kernels are odd"), ("channels", [5], "multiple of 2")):
+    for field, value, said in (
+        ("kernels", [4], "kernels are odd"),
+        ("channels", [5], "multiple of 2"),
+        ("pools", [1, 1], "one entry a block"),
+    ):
         with pytest.raises(RecipeError, match=said):
             train(prepared, tmp_path / "run", **{f"responses.{field}": value})
 
