@@ -19,10 +19,11 @@ from transformers.models.grounding_dino.modeling_grounding_dino import build_lab
 from tests.object_samples import batch_of, data
 from visiontune.data.objects import Objects
 from visiontune.data.sample import ImageFile, Images, Sample
-from visiontune.errors import DataError
+from visiontune.errors import DataError, ModelError
 from visiontune.metrics.object_scores import score_objects
 from visiontune.models.adapter import Batch
 from visiontune.models.grounding_dino import GroundingDinoAdapter, build_tiny, build_tiny_original, load, prepared
+from visiontune.models.load import native_image_size
 from visiontune.models.parts import apply_states, check_parts, save_adapter
 from visiontune.models.set_loss import targets_of
 from visiontune.recipe import Lora, ObjectChoices
@@ -147,6 +148,17 @@ def test_the_recipes_size_limits_the_longer_side_and_the_shorter_in_the_processo
     encoder = type(adapter.encoder)(adapter.encoder.processor, data(2666), choices(), adapter.network.config)
     assert encoder.picture(1000, 1000) == (1600, 1600)
     assert encoder.picture(1000, 3000) == (889, 2666)
+
+
+def test_a_checkpoint_is_trained_further_at_the_size_that_its_processor_was_saved_with(folder: Path, tmp_path: Path):
+    assert native_image_size(str(folder)) == SIDE
+    trained = load(str(folder), None, data(2 * SIDE), choices(), 0)
+    trained.network.save_pretrained(tmp_path)
+    trained.encoder.save(tmp_path)
+    assert native_image_size(str(tmp_path)) == 2 * SIDE
+    next(tmp_path.glob("*processor_config.json")).unlink()
+    with pytest.raises(ModelError, match="not a checkpoint that transformers loads"):
+        native_image_size(str(tmp_path))
 
 
 def test_an_image_too_narrow_for_the_queries_is_refused_with_what_to_change(adapter: Any):

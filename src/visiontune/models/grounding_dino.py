@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,8 +63,6 @@ _MM_PROJECTOR = replace(_PROJECTOR, modules=(*_COMPARED, "model.decoder.class_em
 MM_PARTS = tuple(_MM_PROJECTOR if part is _PROJECTOR else part for part in PARTS)
 
 CUTS_INTO_TILES = False
-NATIVE_LONGEST_EDGE = 1333
-SWIN_SIDE = 224  # pixels a side of the squares that released vision encoders were pretrained on, at least
 TINY_IMAGE_SIZE = 96
 build_tiny, build_tiny_original = build_mm, build_original
 TERMS = ("classes", "l1", "giou")
@@ -73,11 +71,10 @@ TERMS = ("classes", "l1", "giou")
 CLASS_COST, CLASS_COEFFICIENT = 1.0, 2.0
 
 
-def native_image_size(config: Any) -> int:
-    """Pixels of the longer side at most. Images keep their proportions and the shorter side has a limit of its own: in
-    the proportion that the checkpoint's processor has them, 800 to 1333 in released ones."""
-    side = int(config.backbone_config.image_size)
-    return NATIVE_LONGEST_EDGE if side >= SWIN_SIDE else side
+def native_image_size(settings: Mapping[str, Any]) -> int:
+    """Pixels of the longer side at most, 1333 in released checkpoints: their processor's limit, which what was trained
+    at another size brings with it. The shorter side has a limit of its own, 800, and keeps its proportion to this."""
+    return int(settings["size"]["longest_edge"])
 
 
 class GroundingDinoEncoder(ObjectEncoder):

@@ -24,8 +24,10 @@ OBJECT_FAMILIES = {
     "mm-grounding-dino": "visiontune.models.grounding_dino",
     "sam": "visiontune.models.sam",
     "sam2": "visiontune.models.sam",
+    "sam2_video": "visiontune.models.sam",  # as SAM 2 is published
 }
-SEGMENTERS = ("sam", "sam2")  # they draw masks in boxes that they are given
+KEEP_PROPORTIONS = ("grounding-dino", "mm-grounding-dino")  # not squeezed into squares
+SEGMENTERS = ("sam", "sam2", "sam2_video")  # they draw masks in boxes that they are given
 # name -> the module that adapts it, and its function that builds it
 TINY = {
     "tiny/smolvlm": ("visiontune.models.smolvlm", "build_tiny"),
@@ -106,9 +108,22 @@ def _module_of(name: str) -> Any:
     return importlib.import_module(f"visiontune.models.{family_of(name)}")
 
 
-def native_image_size(config: Any) -> int:
-    """Pixels a side of the square that the vision encoder of a checkpoint takes."""
-    return importlib.import_module((FAMILIES | OBJECT_FAMILIES)[config.model_type]).native_image_size(config)
+def native_image_size(name: str) -> int:
+    """Pixels a side of the square that the vision encoder of a checkpoint takes; where images keep their proportions,
+    pixels of the longer side that its processor allows. Raises ModelError as `read_config`."""
+    config = read_config(name)
+    says = read_image_settings(name) if config.model_type in KEEP_PROPORTIONS else config
+    return _module_of(name).native_image_size(says)
+
+
+def read_image_settings(name: str) -> dict[str, Any]:
+    """What a checkpoint's image processor is set to; raises ModelError if it cannot be had."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(name)[0]
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
 
 
 def tiny_image_size(name: str) -> int:

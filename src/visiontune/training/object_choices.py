@@ -29,9 +29,10 @@ def object_choices(
 ) -> dict[str, tuple[Any, str]]:
     """Values with reasons, by the names of recipe fields; beside these `epochs` and, for a tiny model, `queries`.
 
-    native_side: pixels of the longer side that the model was published for. patch: pixels a side of what its vision
-    encoder sees as one token, None where that is unknown. multiple: the sides of a tiny model's images are multiples of
-    so many pixels; None: of `patch`. patches: a side of what a tiny model sees of a small object.
+    native_side: pixels of the longer side that the model was published for, or last trained at. patch: pixels a side
+    of what its vision encoder sees as one token, None where that is unknown. multiple: the sides of a tiny model's
+    images are multiples of so many pixels; None: of `patch`. patches: a side of what a tiny model sees of a small
+    object.
     """
     n = measures.images
     choices: dict[str, tuple[Any, str]] = {
@@ -39,7 +40,7 @@ def object_choices(
         "data.augment": _strength(measures),
         "data.image_longest_edge": _tiny_side(measures, patch or 16, multiple, patches)
         if tiny
-        else (native_side, f"the model was published for {native_side} px"),
+        else (native_side, f"the model was made for {native_side} px"),
         "objects.most": _most(measures),
         "epochs": _epochs(n, *(_tiny_shown(measures), *TINY_EPOCHS) if tiny else (LORA_IMAGES_SHOWN, *LORA_EPOCHS)),
         "batch.samples": (8 if n < SMALL_SET else 16, f"{n} training images"),

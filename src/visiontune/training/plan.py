@@ -26,7 +26,6 @@ from visiontune.models.load import (
     longest_context,
     native_image_size,
     page_tokens,
-    read_config,
     tiny_image_size,
 )
 from visiontune.progress import note
@@ -259,14 +258,14 @@ def _tile(model: str, tiny: bool, facts: DataFacts) -> int:
     if tiny:
         least = tiny_image_size(model)
         return least if facts.median_long_side <= least else 2 * least
-    return native_image_size(read_config(model))
+    return native_image_size(model)
 
 
 def page_side(model: str, spec: PageSpec, fonts: Fonts) -> int:
     """Pixels a side of the square that the model fits a page into. A tiny model is built for it: TINY_PAGE, or more
     where letters need it, and no more than the page has."""
     if not is_tiny(model):
-        return native_image_size(read_config(model))
+        return native_image_size(model)
     whole = max(1, max(spec.width, spec.height) // PAGE_UNIT) * PAGE_UNIT
     needed = LEGIBLE_X_HEIGHT / x_height(spec, fonts) * max(spec.width, spec.height)
     return min(whole, max(TINY_PAGE, math.ceil(needed / PAGE_UNIT) * PAGE_UNIT))

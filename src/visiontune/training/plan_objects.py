@@ -160,7 +160,7 @@ def zero_shot(model: str, datasets: Sequence[Dataset], device: torch.device) -> 
             fix="give a run as the teacher, or a Grounding DINO checkpoint",
         )
     uses = tuple(DatasetUse(path=str(d.path), content_hash=d.info.content_hash) for d in datasets)
-    data = Data(datasets=uses, image_longest_edge=native_image_size(read_config(model)))
+    data = Data(datasets=uses, image_longest_edge=native_image_size(model))
     objects = ObjectChoices(classes=check_objects(datasets), masks=False, mirror="none")
     adapter = finds_objects(load_adapter(model, None, data, objects=objects))
     adapter.network.to(device).eval()
@@ -190,7 +190,7 @@ def derive_objects(
     usual = (TINY if tiny else USUAL)[family]
     segmenter = is_segmenter(model)
     measures = measure_objects(datasets, limit=limit)
-    native = 0 if tiny else native_image_size(read_config(model))
+    native = 0 if tiny else native_image_size(model)
     chosen = object_choices(
         measures,
         tiny=tiny,
