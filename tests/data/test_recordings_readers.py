@@ -397,6 +397,67 @@ def test_stimuli_of_an_nwb_file_may_take_turns(tmp_path):
         read_session(path)
 
 
+def indexed(path: Path, numbers, images: np.ndarray | None = None, *, in_order=True) -> Path:
+    """The movie of an NWB file as numbers of images: of a series, or of a collection, in backward order."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "a") as file:
+        movie = file["stimulus/presentation/movie"]
+        movie.attrs["neurodata_type"] = "IndexSeries"
+        if images is None:
+            file.move("stimulus/presentation/movie/data", "stimulus/templates/scenes/data")
+            movie["indexed_timeseries"] = h5py.SoftLink("/stimulus/templates/scenes")
+        else:
+            del movie["data"]
+            group = file.create_group("stimulus/templates/scenes")
+            for number, image in enumerate(images):
+                group[f"image_{number}"] = image
+            if in_order:
+                order = [group[f"image_{number}"].ref for number in reversed(range(len(images)))]
+                group.create_dataset("order_of_images", data=order, dtype=h5py.ref_dtype)
+            movie["indexed_images"] = h5py.SoftLink("/stimulus/templates/scenes")
+        movie["data"] = np.array(numbers)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["series", "images"])
+def test_an_index_series_shows_the_images_that_it_numbers(tmp_path, kind):
+    numbers = np.r_[np.arange(19, -1, -1)]
+    frames = film(5, 20)
+    path = nwb(tmp_path / "day1", trials=False)
+    indexed(path, numbers, None if kind == "series" else frames[::-1])
+    session = read_session(path)
+    assert session.recording.stimulus.dtype == np.uint8 and not session.faults
+    np.testing.assert_array_equal(session.recording.stimulus[:20], frames[::-1])
+    np.testing.assert_array_equal(session.recording.stimulus[20:], frames)
+
+
+def test_blank_screens_of_an_index_series_are_left_out_and_counted(tmp_path):
+    path = indexed(nwb(tmp_path / "day1", trials=False), [*range(5), -1, -1, *range(7, 20)])
+    session = read_session(path)
+    assert [(t.start, t.stop, t.kind) for t in session.recording.trials] == [
+        (0, 5, "movie"), (5, 18, "movie"), (18, 38, "noise")
+    ]  # fmt: skip
+    np.testing.assert_array_equal(session.recording.stimulus[5:18], film(5, 20)[7:])
+    (fault,) = session.faults
+    assert fault.code == "blank-frames" and fault.found.startswith("2 of its 20 numbers")
+
+
+def test_an_index_series_that_shows_no_grey_images_is_a_clear_error(tmp_path):
+    grey, colours = film(5, 3), np.zeros((3, 4, 5, 3), np.uint8)
+    for place, (numbers, images, in_order, said) in enumerate(
+        [
+            ([0, 1, 2, 3] * 5, grey, True, "5 of 20 numbers are 3 or more"),
+            ([-1] * 20, grey, True, "no number of the series"),
+            ([0] * 20, colours, True, r"not grey and of one size: \(4, 5, 3\)"),
+            ([0] * 20, grey, False, "names none that are grey and in order"),
+        ]
+    ):
+        path = indexed(nwb(tmp_path / str(place)), numbers, images, in_order=in_order)
+        with pytest.raises(DataError, match=said) as error:
+            read_session(path)
+        assert str(error.value.where).endswith("stimulus/presentation/movie")
+
+
 def test_an_nwb_file_without_frames_or_spikes_says_what_it_holds(tmp_path):
     h5py = pytest.importorskip("h5py")
     path = nwb(tmp_path / "day1")

@@ -22,16 +22,19 @@ from visiontune.errors import DataError
 PRESENTED = "stimulus/presentation"
 # A frame that stays longer than so many frames ends a stretch: what follows is another trial.
 LONGEST_FRAME = 1.5
+CHUNK = 256  # frames of an index series that are copied at once
 
 
 @dataclass(frozen=True)
 class _Series:
-    """A stimulus: its frames (bins, height, width), when each begins (bins,), in seconds, and how long one lasts."""
+    """A stimulus: its frames (bins, height, width), when each begins (bins,), in seconds, and how long one lasts.
+    blank: so many times of an index series had no image, and are left out."""
 
     name: str
     frames: NDArray[Any]
     times: NDArray[np.float64]
     period: float
+    blank: int = 0
 
 
 def read(path: Path) -> Session:
@@ -68,6 +71,11 @@ def read(path: Path) -> Session:
     if outside:
         found = f"{outside} rows of the trials table hold no frame of a stimulus"
         faults.append(Fault("empty-trials", "warning", "intervals/trials", found, "nothing, where nothing was shown"))
+    for one in series:
+        if one.blank:
+            found = f"{one.blank} of its {len(one.times) + one.blank} numbers are below zero: no image, left out"
+            fix = "nothing, where the screen was blank"
+            faults.append(Fault("blank-frames", "warning", f"{PRESENTED}/{one.name}", found, fix))
     return Session(recording, faults)
 
 
@@ -77,15 +85,16 @@ def _stimuli(file: Item, path: Path) -> list[_Series]:
     for name in sorted(group or ()):
         item = group[name]
         data = item.get("data") if not is_dataset(item) else None
-        if data is not None and is_dataset(data) and data.ndim == 3 and data.size:
+        kind = fact(item.attrs.get("neurodata_type", "group"))
+        if data is not None and is_dataset(data) and data.size and (data.ndim == 3 or kind == "IndexSeries"):
             found.append(_series(name, item, path))
         else:
-            others.append(f"{name} ({fact(item.attrs.get('neurodata_type', 'group'))})")
+            others.append(f"{name} ({kind})")
     if not found:
         raise DataError(
             f"there is no image series of grey frames; found: {', '.join(others[:8]) or 'nothing'}",
             where=f"{path}: {PRESENTED}",
-            fix="store the frames as OpticalSeries or ImageSeries, data of (frames, height, width)",
+            fix="store the frames as OpticalSeries or ImageSeries, data of (frames, height, width), or as IndexSeries",
         )
     found.sort(key=lambda one: one.times[0])
     sizes = {one.frames.shape[1:] for one in found}
@@ -120,21 +129,72 @@ def _interleaved(series: list[_Series], kind_of: NDArray[np.int64]) -> NDArray[A
 
 
 def _series(name: str, group: Item, path: Path) -> _Series:
-    frames = array_of(group["data"], path)
-    where = f"{path}: {PRESENTED}/{name}"
+    data, where = group["data"], f"{path}: {PRESENTED}/{name}"
+    if data.ndim == 3:
+        frames = array_of(data, path)
+        return _Series(name, frames, *_times(group, len(frames), where))
+    numbers = np.asarray(data[()]).astype(np.int64)
+    times, period = _times(group, len(numbers), where)
+    shown = numbers >= 0
+    if not shown.any():
+        raise DataError("no number of the series is one of an image", where=where, fix="export the series again")
+    return _Series(name, _indexed(group, numbers[shown], path, where), times[shown], period, int((~shown).sum()))
+
+
+def _times(group: Item, frames: int, where: str) -> tuple[NDArray[np.float64], float]:
+    """When each frame begins, (frames,), and how long one lasts, in seconds."""
     if "timestamps" in group:
         times = np.asarray(group["timestamps"][()], np.float64)
         steps = np.diff(times)
-        if len(times) != len(frames) or not len(steps) or not (steps > 0).all():
+        if len(times) != frames or not len(steps) or not (steps > 0).all():
             fix = "timestamps hold the second at which each frame begins, ascending"
-            raise DataError(f"{len(times)} timestamps for {len(frames)} frames", where=where, fix=fix)
-        return _Series(name, frames, times, float(np.median(steps)))
+            raise DataError(f"{len(times)} timestamps for {frames} frames", where=where, fix=fix)
+        return times, float(np.median(steps))
     start = group.get("starting_time")
     rate = 0.0 if start is None else float(start.attrs.get("rate", 0))
     if start is None or not rate > 0:
         fix = "give timestamps, or a starting_time with its rate"
         raise DataError("nothing says when the frames were shown", where=where, fix=fix)
-    return _Series(name, frames, float(start[()]) + np.arange(len(frames)) / rate, 1 / rate)
+    return float(start[()]) + np.arange(frames) / rate, 1 / rate
+
+
+def _indexed(group: Item, numbers: NDArray[np.int64], path: Path, where: str) -> NDArray[Any]:
+    """The frames that an index series shows, (bins, height, width). numbers: of its images, from 0 on."""
+    images = _images(group, path, where)
+    if numbers.max() >= len(images):
+        wrong = int((numbers >= len(images)).sum())
+        raise DataError(
+            f"{wrong} of {len(numbers)} numbers are {len(images)} or more; there are {len(images)} images, from 0 on",
+            where=where,
+            fix="number the images from 0 on, or link the series to all of them",
+        )
+    kind = np.uint8 if images.dtype == np.uint8 else np.float32
+    pieces = (images[numbers[start : start + CHUNK]] for start in range(0, len(numbers), CHUNK))
+    return assembled(pieces, kind, images.shape[1:])
+
+
+def _images(group: Item, path: Path, where: str) -> NDArray[Any]:
+    """What an index series numbers, (images, height, width): an image series (`indexed_timeseries`), or a collection of
+    images in the order that it names (`indexed_images`)."""
+    series, images = group.get("indexed_timeseries"), group.get("indexed_images")
+    if series is not None and "data" in series and series["data"].ndim == 3:
+        return array_of(series["data"], path)
+    if images is not None and "order_of_images" in images:
+        found = [np.asarray(images.file[place][()]) for place in images["order_of_images"][()].reshape(-1)]
+        shapes = {image.shape for image in found}
+        if len(shapes) == 1 and len(next(iter(shapes))) == 2:
+            return np.stack(found)
+        shown = ", ".join(str(shape) for shape in sorted(shapes)[:4])
+        raise DataError(
+            f"its images are not grey and of one size: {shown or 'there are none'}",
+            where=where,
+            fix="store them as GrayscaleImage, scaled to one size",
+        )
+    raise DataError(
+        "the series numbers images, and names none that are grey and in order",
+        where=where,
+        fix="link indexed_images to Images with order_of_images, or indexed_timeseries to an ImageSeries",
+    )
 
 
 def _units(
