@@ -35,7 +35,7 @@ RECURRENT_BURN_IN = 8  # frames in which a recurrent state comes to where it wou
 CLIPS_SHOWN = {True: 24_000, False: 48_000}
 EPOCHS = (5, 60)
 READOUT_EPOCHS = 12
-CORE_RATE, READOUT_RATE = 1e-2, 5e-2
+CORE_RATE, READOUT_RATE = 5e-3, 2e-2
 PENALTIES = {"readout_l1": {"weight": 1e-3}, "smoothness": {"weight": 1e-3}}
 READOUT_PENALTIES = {"readout_l1": PENALTIES["readout_l1"]}
 
@@ -204,8 +204,8 @@ def _new_core(sessions: Sequence[RecordingSummary], on_cpu: bool, choose: Any) -
             "responses.temporal_taps", _taps(sessions[0].rate), f"{sessions[0].rate:g} bins a second"
         ),
         "core": "resnet",
-        "channels": choose("responses.channels", (32, 32), f"frames of {sessions[0].height} x {sessions[0].width}"),
-        "kernels": (9, 3),
+        "channels": choose("responses.channels", (64, 32), f"frames of {sessions[0].height} x {sessions[0].width}"),
+        "kernels": (11, 3),
         "temporal_kernels": (1, 1),
         "strides": (2, 1),
         "pools": (1, 1),
