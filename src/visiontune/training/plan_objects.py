@@ -67,17 +67,18 @@ USUAL = {
         reason="a small model is trained whole, its pretrained encoder more slowly",
     ),
     "grounding_dino": Usual(
+        # Heads that learn three classes forget others: 8.9 AP in `bench/shapes.py forget`, and 0.6 as they are.
         states={
             "vision_encoder": "frozen",
             "text_encoder": "frozen",
             "projector": "frozen",
             "fusion": "lora",
             "decoder": "lora",
-            "heads": "full",
+            "heads": "frozen",
         },
         learning_rate=2e-4,
         weight_decay=1e-4,
-        reason="the encoders keep what they know; adapters and heads learn the new classes",
+        reason="encoders and heads keep what they know of other classes; adapters learn the new ones",
     ),
     "sam": Usual(
         states={
