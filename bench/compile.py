@@ -67,6 +67,8 @@ def step(network: Network, batch: Batch) -> None:
 def speed(network: Network, given: list[Batch], device: str) -> float:
     """Steps a second after a first one."""
     step(network, given[0])
+    if device != "cpu":
+        torch.cuda.synchronize()
     started = time.perf_counter()
     for batch in given:
         step(network, batch)

@@ -12,13 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hotcoco
 import numpy as np
 import torch
 
 import visiontune
 from visiontune.data.images import decode
-from visiontune.data.objects import Rle
 from visiontune.data.sample import ObjectPrediction
 from visiontune.metrics.mask_iou import PromptedMaskIou, prompted_mask_iou
 from visiontune.models.objects import finds_objects
@@ -26,10 +24,9 @@ from visiontune.overlay import beside, draw
 from visiontune.training.evaluate_objects import find_in_split, mask_iou, prompts_of, score_predictions
 from visiontune.training.model import load_trained, open_datasets
 from visiontune.training.ranks import Ranks
-from visiontune.training.teacher_targets import chosen_of
+from visiontune.training.teacher_targets import IOU, chosen_of, matches
 
 SHOWN = 4
-MATCHED = 0.5  # IoU of boxes, from which a finding counts as one of a true object
 
 
 def main() -> None:
@@ -61,7 +58,7 @@ def show(run: Any, model: str, took: float, pictures: Path | None) -> None:
         f"{model}: {run.recipe.schedule.steps} steps of {run.recipe.batch.samples}, {took:.0f} s; {figures}", flush=True
     )
     overlap = mask_iou(found) if adapter.prompted else iou_of_the_found(found)
-    told = "" if adapter.prompted else f" of the nuclei found at a box IoU of {MATCHED}"
+    told = "" if adapter.prompted else f" of the nuclei found at a box IoU of {IOU}"
     print(f"{model}: mean IoU {overlap.mean.value:.4f}, filling the true box {overlap.filled_boxes.value:.4f}, "
           f"{overlap.objects} masks{told}", flush=True)  # fmt: skip
     for place, prediction in enumerate(found[:SHOWN] if pictures else []):
@@ -79,17 +76,10 @@ def iou_of_the_found(predictions: list[ObjectPrediction]) -> PromptedMaskIou:
     for prediction in predictions:
         truth, target = prediction.truth, prediction.target
         assert truth is not None and target.scores is not None
-        masks: dict[int, Rle | None] = {}
-        overlaps = np.zeros((len(target), len(truth)))
-        if overlaps.size:
-            overlaps = hotcoco.mask.bbox_iou(target.boxes, truth.boxes, np.zeros(len(truth), np.bool_))
-        for number in np.argsort(-target.scores, kind="stable").tolist():
-            free = [place for place in range(len(truth)) if place not in masks and not truth.crowd[place]]
-            best = max(free, key=overlaps[number].__getitem__, default=None)
-            if best is not None and overlaps[number, best] >= MATCHED:
-                masks[best] = target.masks[number]
-        truths.append(chosen_of(truth, sorted(masks)))
-        drawn.append([masks[place] for place in sorted(masks)])
+        found = chosen_of(target, np.argsort(-target.scores, kind="stable").tolist())
+        taken = matches(truth, found)
+        truths.append(chosen_of(truth, np.flatnonzero(taken >= 0).tolist()))
+        drawn.append([found.masks[place] for place in taken[taken >= 0]])
     return prompted_mask_iou(truths, drawn)
 
 

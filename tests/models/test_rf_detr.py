@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from transformers import AutoImageProcessor, RfDetrForInstanceSegmentation, RfDetrForObjectDetection
+from transformers import (
+    AutoImageProcessor,
+    RfDetrForInstanceSegmentation,
+    RfDetrForObjectDetection,
+    RfDetrImageProcessor,
+)
 
 from tests.object_samples import as_sample, batch_of, changed, data, objects_of, total, train
 from visiontune.data.annotations.masks import from_pixels, to_pixels
@@ -17,6 +22,7 @@ from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.metrics.object_scores import score_objects
 from visiontune.models import rf_detr
+from visiontune.models.load import native_image_size
 from visiontune.models.parts import check_parts
 from visiontune.recipe import ObjectChoices
 
@@ -301,6 +307,18 @@ def test_images_that_do_not_fit_the_model_are_refused_with_a_size_that_does(boxe
             rf_detr.load(str(boxes_folder), None, data(side), choices(), 0)
         assert "96" in str(refused.value.fix)
     rf_detr.load(str(boxes_folder), None, data(128), choices(), 0)
+
+
+def test_a_checkpoint_is_trained_further_at_the_size_that_its_processor_was_saved_with(
+    boxes_folder: Path, tmp_path: Path
+):
+    assert native_image_size(str(boxes_folder)) == SIDE
+    larger = rf_detr.load(str(boxes_folder), None, data(2 * SIDE), choices(), 0)
+    larger.network.save_pretrained(tmp_path)
+    larger.encoder.save(tmp_path)
+    assert native_image_size(str(tmp_path)) == 2 * SIDE
+    RfDetrImageProcessor().save_pretrained(tmp_path)  # 800 to 1333 pixels, and no square
+    assert native_image_size(str(tmp_path)) == SIDE
 
 
 def test_the_same_arguments_build_the_same_files(boxes_folder: Path, tmp_path: Path):

@@ -32,9 +32,8 @@ def usual(measured: Measure) -> ObjectMeasures:
 
 def chosen(measures: ObjectMeasures, name: str, *, tiny: bool = True, patch: int | None = 8, **more: Any) -> Any:
     """The value, after its reason was seen to hold a number."""
-    value, reason = object_choices(measures, **{"tiny": tiny, "native_side": 560, "patch": patch, "patches": 2} | more)[
-        name
-    ]
+    given = {"tiny": tiny, "native_side": 560, "patch": patch, "patches": 2} | more
+    value, reason = object_choices(measures, **given)[name]
     assert any(letter.isdigit() for letter in reason), reason
     return value
 

@@ -311,8 +311,11 @@ def test_what_a_detector_knew_before_is_asked_with_and_without_its_adapter(
     group: RunGroup, shapes: Dataset, tmp_path: Path
 ) -> None:
     merged = visiontune.export(group.runs["detector"].path, to="merged", out=tmp_path / "merged")["merged"]
-    tuned = train(shapes.path, tmp_path / "tuned", str(merged), **{"data.image_longest_edge": 96, "schedule.steps": 1})
-    assert "lora" in tuned.recipe.parts.values()
+    quick = {name: value for name, value in QUICK.items() if name != "data.image_longest_edge"} | {"schedule.steps": 1}
+    tuned: Any = visiontune.train(shapes.path, model=str(merged), out=tmp_path / "tuned", overrides=quick)
+    assert tuned.recipe.data.image_longest_edge == group.runs["detector"].recipe.data.image_longest_edge
+    assert {part for part, state in tuned.recipe.parts.items() if state == "lora"} == {"fusion", "decoder"}
+    assert set(tuned.recipe.parts.values()) == {"frozen", "lora"}, "heads that learn in full forget other classes"
     other = visiontune.prepare(draw_source(tmp_path / "other", 20, classes=("cross", "bar")), tmp_path / "known")
     visiontune.evaluate(tuned.path, split="test", known=other.path)
     written = json.loads((tuned.path / "evaluations/known-known.json").read_text())

@@ -71,9 +71,9 @@ TERMS = ("classes", "l1", "giou")
 CLASS_COST, CLASS_COEFFICIENT = 1.0, 2.0
 
 
-def native_image_size(settings: Mapping[str, Any]) -> int:
-    """Pixels of the longer side at most, 1333 in released checkpoints: their processor's limit, which what was trained
-    at another size brings with it. The shorter side has a limit of its own, 800, and keeps its proportion to this."""
+def native_image_size(config: Any, settings: Mapping[str, Any]) -> int:
+    """Pixels of the longer side at most: the processor's limit, 1333 in released checkpoints. The shorter side has a
+    limit of its own, 800, and keeps its proportion to this."""
     return int(settings["size"]["longest_edge"])
 
 

@@ -26,7 +26,7 @@ OBJECT_FAMILIES = {
     "sam2": "visiontune.models.sam",
     "sam2_video": "visiontune.models.sam",  # as SAM 2 is published
 }
-KEEP_PROPORTIONS = ("grounding-dino", "mm-grounding-dino")  # not squeezed into squares
+SIZED_BY_PROCESSOR = ("rf_detr", "grounding-dino", "mm-grounding-dino")  # they take images of any size
 SEGMENTERS = ("sam", "sam2", "sam2_video")  # they draw masks in boxes that they are given
 # name -> the module that adapts it, and its function that builds it
 TINY = {
@@ -109,11 +109,11 @@ def _module_of(name: str) -> Any:
 
 
 def native_image_size(name: str) -> int:
-    """Pixels a side of the square that the vision encoder of a checkpoint takes; where images keep their proportions,
-    pixels of the longer side that its processor allows. Raises ModelError as `read_config`."""
+    """Pixels of the longer side of the images that a checkpoint was made for, or last trained at. Raises ModelError as
+    `read_config`."""
     config = read_config(name)
-    says = read_image_settings(name) if config.model_type in KEEP_PROPORTIONS else config
-    return _module_of(name).native_image_size(says)
+    settings = (read_image_settings(name),) if config.model_type in SIZED_BY_PROCESSOR else ()
+    return _module_of(name).native_image_size(config, *settings)
 
 
 def read_image_settings(name: str) -> dict[str, Any]:

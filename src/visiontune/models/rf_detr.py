@@ -63,8 +63,11 @@ CUTS_INTO_TILES = False
 TINY_IMAGE_SIZE = 128
 
 
-def native_image_size(config: Any) -> int:
-    """Pixels a side of the square that the checkpoint was trained on."""
+def native_image_size(config: Any, settings: Mapping[str, Any]) -> int:
+    """Pixels a side of the square that the checkpoint was trained on, as its processor has it; where that names no
+    square, as its vision encoder has it."""
+    if "height" in settings.get("size", {}):
+        return int(settings["size"]["height"])
     step = _step(config)
     return -(-int(config.backbone_config.image_size) // step) * step
 

@@ -86,7 +86,8 @@ def _stimuli(file: Item, path: Path) -> list[_Series]:
         item = group[name]
         data = item.get("data") if not is_dataset(item) else None
         kind = fact(item.attrs.get("neurodata_type", "group"))
-        if data is not None and is_dataset(data) and data.size and (data.ndim == 3 or kind == "IndexSeries"):
+        grey = 1 if kind == "IndexSeries" else 3  # dimensions
+        if data is not None and is_dataset(data) and data.size and data.ndim == grey:
             found.append(_series(name, item, path))
         else:
             others.append(f"{name} ({kind})")
@@ -130,7 +131,7 @@ def _interleaved(series: list[_Series], kind_of: NDArray[np.int64]) -> NDArray[A
 
 def _series(name: str, group: Item, path: Path) -> _Series:
     data, where = group["data"], f"{path}: {PRESENTED}/{name}"
-    if data.ndim == 3:
+    if data.ndim > 1:
         frames = array_of(data, path)
         return _Series(name, frames, *_times(group, len(frames), where))
     numbers = np.asarray(data[()]).astype(np.int64)
