@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.made_recordings import film
+from visiontune.data.recordings import nwb as reader
 from visiontune.data.recordings.readers import read_session
 from visiontune.errors import DataError
 
@@ -114,8 +115,9 @@ def indexed(path: Path, numbers, images: np.ndarray | None = None, *, in_order=T
 
 
 @pytest.mark.parametrize("kind", ["series", "images"])
-def test_an_index_series_shows_the_images_that_it_numbers(tmp_path, kind):
-    numbers = np.r_[np.arange(19, -1, -1)]
+def test_an_index_series_shows_the_images_that_it_numbers(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(reader, "CHUNK", 7)  # three pieces
+    numbers = np.arange(19, -1, -1)
     frames = film(5, 20)
     path = nwb(tmp_path / "day1", trials=False)
     indexed(path, numbers, None if kind == "series" else frames[::-1])

@@ -1,6 +1,7 @@
 """Runs that find objects, through every verb, on drawn shapes and tiny models of the real classes."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
 from visiontune.demo_shapes import draw_source
 from visiontune.errors import CertificateError, DataError, ModelError, RecipeError, RunError
+from visiontune.machine import Hardware
 from visiontune.models.objects import nothing
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
 from visiontune.training.loop import train_run
-from visiontune.training.plan_objects import TINY
+from visiontune.training.plan_objects import TINY, TINY_MULTIPLE, TINY_PATCH, derive_objects
 from visiontune.training.teacher import Teacher
 
 QUICK: dict[str, Any] = {
@@ -369,3 +371,11 @@ def test_queries_stand_at_objects_where_there_are_many() -> None:
     usual = TINY["rf_detr"]
     assert [usual.queries_at_objects(objects)[0] for objects in (0, 2, 14, 300)] == [0.0, 0.0, 0.4, 0.4]
     assert TINY["sam"].queries_at_objects(14)[0] == 0.0
+
+
+def test_random_rf_detrs_see_small_objects_in_fewer_patches_than_other_models(shapes: Dataset) -> None:
+    machine = Hardware("cpu", "cpu", 8 * 2**30, 2, bf16=False)
+    for model, patches in (("tiny/rf-detr", 1.5), ("tiny/mm-grounding-dino", 2.0)):
+        recipe, measures = derive_objects([shapes], [None], model, machine)
+        wanted = patches * TINY_PATCH / measures.sizes["10%"]
+        assert recipe.data.image_longest_edge == max(128, math.ceil(wanted / TINY_MULTIPLE) * TINY_MULTIPLE)
