@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from visiontune.data.dataset import GROUP_BYTES, Dataset, StoredRow, content_hash, content_of, write_shard
+from visiontune.data.dataset_info import SCHEMA_VERSION
 from visiontune.data.prepare import prepare
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
@@ -145,7 +146,7 @@ def changed_info(dataset, **changes):
 
 
 def test_a_newer_dataset_asks_for_an_upgrade(dataset):
-    changed_info(dataset, schema_version=3, brand_new="yes")
+    changed_info(dataset, schema_version=SCHEMA_VERSION + 1, brand_new="yes")
     with pytest.raises(DataError, match="newer visiontune") as caught:
         Dataset.open(dataset.path)
     assert "upgrade" in caught.value.fix

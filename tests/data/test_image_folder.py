@@ -229,4 +229,4 @@ def test_a_name_that_is_no_utf8_is_written_with_escapes(tmp_path, encode, pictur
         file.write(encode(picture(1)))
     (row,) = formats.read(tmp_path / "photos").rows
     assert row.id == "cat/caf\\xe9.png"
-    assert row.paths[0].read_bytes() == encode(picture(1))
+    assert row.images[0].read_bytes() == encode(picture(1))

@@ -45,7 +45,7 @@ def test_texts_arrive_character_for_character(tmp_path, name):
         listing = formats.read(source)
         assert (listing.format, listing.seen, listing.faults) == ("text_table", "documents", [])
         assert [(row.id, row.document, row.answer) for row in listing.rows] == [("a", ODD, ODD), ("b", long, '"x", y')]
-        assert {(row.prompt, row.split, row.is_label, row.paths) for row in listing.rows} == {(None, None, False, ())}
+        assert {(row.prompt, row.split, row.is_label, row.images) for row in listing.rows} == {(None, None, False, ())}
 
 
 @pytest.mark.parametrize("document", ["text", "article", "document", "content", "input", "source"])

@@ -11,6 +11,7 @@ from visiontune.progress import note
 
 if TYPE_CHECKING:
     from visiontune.data.dataset import Dataset
+    from visiontune.data.format_names import Format
     from visiontune.data.inspect import Inspection
     from visiontune.data.materialise import ImageFormat
     from visiontune.data.pages import PageSpec
@@ -27,15 +28,16 @@ def inspect(
     *,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    format: Format | None = None,
     pages: PageSpec | Mapping[str, object] | None = None,
     fonts: Sequence[Source] | None = None,
     model: str | None = None,
 ) -> Inspection | RecordingsInspection:
     """What the data are, what would be trained, and what is wrong with them. Raises DataError.
 
-    `columns`, `pages` and `fonts` are those of `prepare`. `model` (hub id, folder, tiny/...) adds what that model makes
-    of documents: the size at which it sees the letters, tokens, compression; raises ModelError. Recordings of neurons,
-    raw or prepared, take none of these options.
+    `columns`, `format`, `pages` and `fonts` are those of `prepare`. `model` (hub id, folder, tiny/...) adds what
+    that model makes of documents: the size at which it sees the letters, tokens, compression; raises ModelError.
+    Recordings of neurons, raw or prepared, take none of these options.
     """
     from visiontune.data.dataset import Dataset
     from visiontune.data.inspect import inspect as inspect_data
@@ -45,10 +47,10 @@ def inspect(
 
     place = Dataset.open(source).path if is_url(source) else Path(source)
     if holds_recordings(place):
-        if not limit is columns is pages is fonts is model is None:
+        if not limit is columns is format is pages is fonts is model is None:
             raise DataError("these are recordings; this option is for images and texts", where=str(place), fix=_LEAVE)
         return inspect_recordings(place)
-    found = inspect_data(place, limit=limit, columns=columns, pages=pages, fonts=_paths(fonts))
+    found = inspect_data(place, limit=limit, columns=columns, format=format, pages=pages, fonts=_paths(fonts))
     if model is None:
         return found
     from visiontune.training.reading import read_by
@@ -66,6 +68,7 @@ def prepare(
     workers: int | None = None,
     columns: Mapping[str, str] | None = None,
     repair: bool = False,
+    format: Format | None = None,
     pages: PageSpec | Mapping[str, object] | None = None,
     fonts: Sequence[Source] | None = None,
     max_pages: int | None = None,
@@ -79,11 +82,13 @@ def prepare(
 ) -> Dataset:
     """One clean dataset on disk, split and hashed. Raises DataError; with `strict` also for a single unusable row.
 
-    A source is a folder of images, a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
+    A source is a folder of images, a table of images and texts (`messages`, LLaVA's `conversations`, Roboflow's pairs,
+    columns of prompts and answers), a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
     (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first; several of one kind make one dataset, and
     the ids of rows then start with their source's name. `columns` names the tables' columns where their names do not
     say what they are: {"document": "body", "answer": "tldr"}. Or it holds boxes and masks (COCO, YOLO, Pascal VOC):
-    their faults are refused, or mended with `repair`, each change listed in repairs.jsonl.
+    their faults are refused, or mended with `repair`, each change listed in repairs.jsonl. `format`, one of
+    `visiontune.data.formats.FORMATS`, reads a source as that, whatever it looks like.
 
     Documents are shown as `pages` says (a spec, or some of its fields: {"font_size": 24}), in `fonts`, in order of
     fallback. With `ratio`, the font size is the one at which they take so many times fewer vision tokens of `model`
@@ -132,7 +137,7 @@ def prepare(
             raise DataError("there is no such folder, file or known corpus", where=str(one), fix=fix)
     fetched = folder.with_name(f"{folder.name}.corpora")
     sources = [
-        Named(Path(one), columns, repair=repair)
+        Named(Path(one), columns, repair=repair, format=format)
         if corpus is None
         else Named(open_corpus(corpus, fetched, limit=limit), called=corpus)
         for one, corpus in zip(given, corpora, strict=True)

@@ -7,11 +7,15 @@ from cyclopts import CycloptsError, Parameter
 
 import visiontune
 from visiontune.cli.answer import Answer, Limit, counts
+from visiontune.data.format_names import Format
 from visiontune.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from visiontune.data.dataset import Dataset
 
+Named = Annotated[
+    Format | None, Parameter(name="--format", help="what the data are, where they look like something else")
+]
 Columns = Annotated[str | None, Parameter(help="columns of a table, as document=body,answer=tldr")]
 PageSize = Annotated[str | None, Parameter(help="pixels of a page for documents, as 1024x1024")]
 FontSize = Annotated[int | None, Parameter(help="pixels of the font for documents")]
@@ -26,6 +30,7 @@ def inspect(
     *,
     limit: Limit = None,
     columns: Columns = None,
+    called: Named = None,
     page: PageSize = None,
     font_size: FontSize = None,
     line_spacing: LineSpacing = None,
@@ -37,13 +42,21 @@ def inspect(
     Parameters
     ----------
     data
-        a folder of images, a table of long texts (JSONL, CSV, Parquet), annotations of objects (COCO, YOLO, Pascal
-        VOC), recordings of neurons (a session or a folder of them), or a prepared dataset, also at a URL
+        a folder of images, a table of images and texts (messages, LLaVA's conversations, Roboflow's pairs,
+        prompts and answers; JSONL, JSON, CSV, Parquet), a table of long texts, annotations of objects (COCO,
+        YOLO, Pascal VOC), recordings of neurons (a session or a folder of them), or a prepared dataset, also at
+        a URL
     """
     from visiontune.data.recordings.inspect import RecordingsInspection
 
     pages = _pages(page, font_size, line_spacing)
-    options: dict[str, Any] = {"limit": limit, "columns": _columns(columns), "pages": pages, "fonts": font}
+    options: dict[str, Any] = {
+        "limit": limit,
+        "columns": _columns(columns),
+        "format": called,
+        "pages": pages,
+        "fonts": font,
+    }
     inspection = visiontune.inspect(data, model=model, **options)
     found = inspection.to_json()
     if isinstance(inspection, RecordingsInspection):
@@ -161,6 +174,7 @@ def prepare(
     repair: Annotated[bool, Parameter(help="mend boxes and masks; repairs.jsonl lists every change")] = False,
     workers: int | None = None,
     columns: Columns = None,
+    called: Named = None,
     page: PageSize = None,
     font_size: FontSize = None,
     line_spacing: LineSpacing = None,
@@ -183,9 +197,10 @@ def prepare(
     Parameters
     ----------
     data
-        a folder of images, a table of long texts (JSONL, CSV, Parquet; a file or a folder of them), or the name of a
-        known corpus, such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of
-        them; or recordings of neurons (sessions, or folders of them), which become a dataset each inside --out
+        a folder of images, a table of images and texts or one of long texts (JSONL, JSON, CSV, Parquet; a file
+        or a folder of them), annotations of objects (COCO, YOLO, Pascal VOC), or the name of a known corpus,
+        such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of them; or
+        recordings of neurons (sessions, or folders of them), which become a dataset each inside --out
     out
         folder of the dataset, or a URL such as s3://bucket/data (not for recordings); an earlier one there is extended,
         its rows keep their split
@@ -204,7 +219,14 @@ def prepare(
         raise CycloptsError(msg="`prepare` needs data and --out FOLDER, or --list.")
     pages = _pages(page, font_size, line_spacing)
     if all(map(is_recordings, data)):
-        others = {"--limit": limit, "--workers": workers, "--columns": columns, "--page": pages, "--font": font}
+        others = {
+            "--limit": limit,
+            "--workers": workers,
+            "--columns": columns,
+            "--format": called,
+            "--page": pages,
+            "--font": font,
+        }
         others |= {"--max-pages": max_pages, "--ratio": ratio, "--model": model, "--materialise": materialise}
         others |= {"--staging": staging, "--push": push, "--repair": repair or None, "--public": public or None}
         others |= {"--engine": engine if engine != "processes" else None}
@@ -216,7 +238,7 @@ def prepare(
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
     options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
     options |= {"engine": engine, "materialise": materialise, "staging": staging, "push": push, "public": public}
-    dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, **options)
+    dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, format=called, **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
     cut = f", {dataset.info.windows} cut to a window" if dataset.info.windows else ""

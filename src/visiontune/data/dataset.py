@@ -26,6 +26,9 @@ from visiontune.data.remote import fetch, is_url, local_name, without_password
 from visiontune.data.responses import Responses
 from visiontune.data.sample import Document, ImageFile, Images, Sample, Text
 from visiontune.data.split import SPLITS
+from visiontune.data.turns import Turns
+from visiontune.data.turns import from_text as turns_from_text
+from visiontune.data.turns import to_text as turns_to_text
 from visiontune.errors import DataError
 from visiontune.files import file_sha256, written_whole
 from visiontune.progress import note
@@ -36,8 +39,8 @@ GROUP_ROWS = 256
 CACHE_BYTES = 16 * 1024 * 1024
 OPEN_SHARDS = 64
 
-_SEEN_COLUMNS = ["id", "images", "document", "prompt", "answer"]
-_INDEX_COLUMNS = ["id", "prompt", "answer", "widths", "heights", "characters", "pages", "content"]
+_SEEN_COLUMNS = ["id", "images", "document", "turns", "prompt", "answer"]
+_INDEX_COLUMNS = ["id", "turns", "prompt", "answer", "widths", "heights", "characters", "pages", "content"]
 _INT_LIST = {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"}
 _STRING = {"dtype": "string", "_type": "Value"}
 _INT = {"dtype": "int32", "_type": "Value"}
@@ -45,6 +48,7 @@ _FEATURES = {
     "id": _STRING,
     "images": {"feature": {"_type": "Image"}, "_type": "List"},
     "document": _STRING,
+    "turns": _STRING,
     "prompt": _STRING,
     "answer": _STRING,
     "widths": _INT_LIST,
@@ -58,6 +62,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
         ("document", pa.string()),
+        ("turns", pa.string()),
         ("prompt", pa.string()),
         ("answer", pa.string()),
         ("widths", pa.list_(pa.int32())),
@@ -73,6 +78,7 @@ _OTHER_LEAVES = (
     "id",
     "images.list.element.path",
     "document",
+    "turns",
     "prompt",
     "answer",
     "widths.list.element",
@@ -104,6 +110,7 @@ class StoredRow:
     content: str
     document: str | None = None
     pages: int | None = None
+    turns: Turns = ()
 
     @property
     def size(self) -> int:
@@ -116,8 +123,9 @@ class Index:
     """One split without what is seen, row by row. `widths[i]` and `heights[i]` list the images of row i, in pixels.
 
     `documents[i]` is the number of characters of row i's document and `pages[i]` that of its pages under the dataset's
-    page spec; both are empty lists where images are seen. `classes` names the classes of the objects, None where the
-    target is a text.
+    page spec; both are empty lists where images are seen. `turns` has what was said before each answer, (rows,), and is
+    empty where no row says more than the images and a prompt. `classes` names the classes of the objects, None where
+    the target is a text.
     """
 
     ids: list[str]
@@ -129,11 +137,12 @@ class Index:
     documents: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
+    turns: list[Turns] = field(default_factory=list)
 
     def target(self, i: int) -> Text | Objects | Responses:
         """What is to be said of row i."""
         if self.classes is None:
-            return Text(answer=self.answers[i], prompt=self.prompts[i])
+            return Text(answer=self.answers[i], prompt=self.prompts[i], turns=self.turns[i] if self.turns else ())
         return from_text(self.answers[i], self.classes)
 
     def size(self, i: int) -> tuple[int, int]:
@@ -214,6 +223,7 @@ class Dataset:
             documents=columns["characters"] if self.info.seen == "documents" else [],
             pages=columns["pages"] if self.info.seen == "documents" else [],
             classes=None if self.info.objects is None else tuple(self.info.objects.classes),
+            turns=[turns_from_text(text) for text in columns["turns"]] if any(columns["turns"]) else [],
         )
 
     def sample(self, split: str, i: int) -> Sample:
@@ -223,7 +233,7 @@ class Dataset:
         if self._reader is None or self._reader.process != os.getpid():
             self._reader = _Reader(self)
         row = self._reader.row(split, i)
-        target = Text(answer=row["answer"], prompt=row["prompt"])
+        target = Text(answer=row["answer"], prompt=row["prompt"], turns=turns_from_text(row["turns"]))
         if self.info.objects is not None:
             target = from_text(row["answer"], tuple(self.info.objects.classes))
         if row["document"] is not None:
@@ -331,6 +341,7 @@ def _table(rows: list[StoredRow]) -> pa.Table:
             "id": row.id,
             "images": [{"bytes": data, "path": path} for data, path in row.images],
             "document": row.document,
+            "turns": turns_to_text(row.turns),
             "prompt": row.prompt,
             "answer": row.answer,
             "widths": row.widths,
@@ -354,9 +365,11 @@ def font_path(folder: Path, font: FontRef) -> Path:
     return DEFAULT_FONT if font.sha256 == _default_font_sha256() else folder / font_name(font)
 
 
-def content_of(seen_sha256s: Iterable[str], prompt: str | None, answer: str) -> str:
-    """What a sample holds, as one SHA-256: over the hashes of its images' bytes or its text, its prompt, its answer."""
-    text = json.dumps([list(seen_sha256s), prompt, answer], ensure_ascii=False)
+def content_of(seen_sha256s: Iterable[str], prompt: str | None, answer: str, turns: Turns = ()) -> str:
+    """What a sample holds, as one SHA-256: over the hashes of its images' bytes or its text, its prompt, its answer,
+    and what was said before."""
+    said = [turns_to_text(turns)] if turns else []
+    text = json.dumps([list(seen_sha256s), prompt, answer, *said], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

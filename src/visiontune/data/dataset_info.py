@@ -15,7 +15,7 @@ from visiontune.data.pages import PageSpec
 from visiontune.errors import DataError
 
 INFO_NAME = "dataset.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Model(BaseModel):
@@ -195,7 +195,7 @@ class DatasetInfo(_Model):
     no more than `max_pages`, `windows` counts those of which a part around the answer is shown.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     content_hash: str
     seen: Seen = "images"
     target: Literal["text", "objects", "responses"] = "text"

@@ -41,6 +41,13 @@ _FIXES = {
     "outside-folder": "copy the file into the folder",
     "empty-answer": "write the answer, or take the row out",
     "empty-document": "give the row its text, or take it out",
+    "unknown-role": "name the speakers user and assistant",
+    "unknown-content": "keep text and images, or take the row out",
+    "turns-out-of-order": "let questions and answers take turns, after at most one system message",
+    "empty-question": "write the question, or take the row out",
+    "misplaced-image": "show images in questions alone",
+    "placeholders-do-not-match": "write one <image> (or one entry of type image) for each image of the row",
+    "remote-image": "download the image, and write the path of the file",
     "not-a-text": "write a text (or a list of texts) in this column, or name another column",
     "missing-glyphs": "add a font that has these characters",
     "too-many-pages": "allow more pages (--max-pages), use larger pages or a smaller font, or take the row out",
@@ -140,6 +147,29 @@ def unknown_columns(file: str, columns: Sequence[str], known: Sequence[str]) -> 
         return []
     found = f"unknown columns, not read: {', '.join(columns)}"
     return [Fault("unknown-columns", "warning", file, found, f"the columns that are read: {', '.join(known)}")]
+
+
+def mixed_types(file: str, kinds: Mapping[str, Mapping[str, int]]) -> list[Fault]:
+    """Columns that hold texts in some rows and something else in others. `kinds`: of each column, rows by kind."""
+    return [
+        Fault(
+            "mixed-types",
+            "warning",
+            f"{file}, column {column}",
+            ", ".join(f"{kind} in {count} rows" for kind, count in sorted(counts.items(), key=lambda one: -one[1])),
+            "write one type in every row: numbers are taken as they are printed, and other rows left out",
+        )
+        for column, counts in kinds.items()
+        if len(counts) > 1
+    ]
+
+
+def placed_images(ids: Sequence[str]) -> list[Fault]:
+    """Conversations that do not say where their images stand."""
+    if not ids:
+        return []
+    found = f"{_number(ids, 'conversation')} without a place for the images: they stand before the first question"
+    return [Fault("places-not-written", "warning", some(ids), found, "write <image> where each image belongs")]
 
 
 def similar_class_names(labels: Iterable[str]) -> list[Fault]:

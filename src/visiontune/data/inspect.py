@@ -14,6 +14,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import INFO_NAME, DocumentSummary, ImageSummary, ObjectSummary, Range
 from visiontune.data.documents import FontFile, Pages, Rendering, Shown, document_facts, sampled, workers_for_documents
 from visiontune.data.faults import Fault
+from visiontune.data.format_names import Format
 from visiontune.data.images import read_header
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, x_height, x_heights
 from visiontune.data.prepare import dataset_faults
@@ -168,24 +169,25 @@ def inspect(
     *,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    format: Format | None = None,
     pages: Pages | None = None,
     fonts: Sequence[Path | FontFile] | None = None,
 ) -> Inspection:
     """Inspect images, texts or a prepared dataset; `limit` looks at that many samples, spread over the classes.
 
-    `columns`, `pages` and `fonts` are those of `prepare`; a prepared dataset has its own. Nothing is written. Raises
-    DataError when there is nothing that can be read, and for options that do not fit the data.
+    `columns`, `format`, `pages` and `fonts` are those of `prepare`; a prepared dataset has its own. Nothing is
+    written. Raises DataError when there is nothing that can be read, and for options that do not fit the data.
     """
     source = Path(source)
     if (source / INFO_NAME).is_file():
-        if not (columns is pages is fonts is None):
+        if not (columns is format is pages is fonts is None):
             raise DataError(
                 "a prepared dataset has its own pages, and columns are those of tables",
                 where=str(source),
                 fix="leave these options out, or inspect the source",
             )
         return _of_dataset(Dataset.open(source), limit)
-    listing = usable(formats.read(source, columns), limit, SEED)
+    listing = usable(formats.read(source, columns, called=format), limit, SEED)
     if listing.seen == "images" and not (pages is fonts is None):
         raise DataError(
             "these are images; a page spec and fonts are for texts", where=str(source), fix="leave these options out"

@@ -24,6 +24,7 @@ from visiontune.data.dataset_info import INFO_NAME, SCHEMA_VERSION, DatasetInfo,
 from visiontune.data.documents import Fit, FontFile, Pages, Rendering, text_sha256, workers_for_documents
 from visiontune.data.faults import Fault
 from visiontune.data.folder import REPAIRS_NAME, WORK_NAME, hashes, is_written
+from visiontune.data.format_names import Format
 from visiontune.data.formats.rows import Listing
 from visiontune.data.materialise import ImageFormat, check_format, remove_stale_pages, write_pages
 from visiontune.data.scan import SCAN_VERSION, Mark, fingerprints, workers_for
@@ -31,6 +32,7 @@ from visiontune.data.shards import write_shards
 from visiontune.data.sources import Source, names, read
 from visiontune.data.split import SPLITS
 from visiontune.data.survey import Earlier, Survey, object_summary, survey, usable
+from visiontune.data.turns import to_text
 from visiontune.data.workers import Engine, check_engine, started
 from visiontune.errors import DataError, MachineError
 from visiontune.files import write_text, written_whole
@@ -51,6 +53,7 @@ def prepare(
     on_fault: Callable[[Fault], None] | None = None,
     columns: Mapping[str, str] | None = None,
     repair: bool = False,
+    format: Format | None = None,
     pages: Pages | None = None,
     fonts: Sequence[Path | FontFile] | None = None,
     max_pages: int | None = None,
@@ -60,12 +63,13 @@ def prepare(
 ) -> Dataset:
     """Make `source` into the dataset `out`; an earlier one there is extended, its rows keep their split.
 
-    `source` is a folder of images, or a table of texts or a folder of such tables, whose `columns` may be named
-    ({"document": "body", "answer": "tldr"}); or several of one kind, whose rows are then told apart by the source's
-    name before their ids. Texts are shown as `pages` says (a spec, or some of its fields), in the `fonts` given in
-    order of fallback; by default as the earlier dataset there does, or on pages of 1024 x 1024 pixels in this package's
-    font. `fit` makes of that spec another, having seen some of the texts. A document of more than `max_pages` is left
-    out; where it is asked about and the answer stands in it, a window of it is shown.
+    `source` is a folder of images, or a table of texts or of images and texts or a folder of such tables, whose
+    `columns` may be named ({"document": "body", "answer": "tldr"}); or several of one kind, whose rows are then
+    told apart by the source's name before their ids. `format` says what it is, where it looks like something else.
+    Texts are shown as `pages` says (a spec, or some of its fields), in the `fonts` given in order of fallback; by
+    default as the earlier dataset there does, or on pages of 1024 x 1024 pixels in this package's font. `fit` makes
+    of that spec another, having seen some of the texts. A document of more than `max_pages` is left out; where it
+    is asked about and the answer stands in it, a window of it is shown.
 
     Annotations of objects (COCO, YOLO, Pascal VOC) with faults are refused, or mended with `repair`; each change is
     then written to repairs.jsonl.
@@ -76,7 +80,7 @@ def prepare(
     disk is full or a worker dies.
     """
     sources = [
-        one if isinstance(one, Source) else Source(Path(one), columns, repair=repair)
+        one if isinstance(one, Source) else Source(Path(one), columns, repair=repair, format=format)
         for one in ([source] if isinstance(source, str | Path | Source) else source)
     ]
     out = Path(out)
@@ -203,7 +207,7 @@ def _fingerprint(
     digest.update(json.dumps([listing.classes, [change.to_json() for change in listing.changes]]).encode())
     for row, mark in zip(listing.rows, marks, strict=True):
         seen = mark if row.document is None else text_sha256(row.document)
-        values = [row.id, seen, row.prompt, row.answer, row.is_label, row.split]
+        values = [row.id, seen, row.prompt, row.answer, row.is_label, row.split, to_text(row.turns)]
         digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8"))
     for fault in listing.faults:
         digest.update(json.dumps(fault.to_json(), ensure_ascii=False).encode("utf-8"))

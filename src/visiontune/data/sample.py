@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from visiontune.data.objects import Objects, from_entries, to_entries
 from visiontune.data.responses import Clip, Responses
+from visiontune.data.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,15 @@ class Document:
 class Text:
     """A text to be written about what is seen: a class name, a caption, an answer.
 
-    `prompt` is the question of this very sample; None means that the run's own prompt is asked.
+    `prompt` is the question of this very sample; None means that the run's own prompt is asked. `turns` is all that was
+    said before the answer, the question last, where that is more than the images and then the prompt: earlier turns
+    (their answers are learned too), a system message, images in other places. `prompt` is then the text of the last
+    question.
     """
 
     answer: str
     prompt: str | None = None
+    turns: Turns = ()
 
 
 @dataclass(frozen=True)

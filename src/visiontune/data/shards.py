@@ -4,12 +4,16 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visiontune.data.dataset import StoredRow, write_shard
 from visiontune.data.dataset_info import SCHEMA_VERSION, ShardInfo
+from visiontune.data.folder import WORK_NAME
+from visiontune.data.formats.rows import SourceRow
+from visiontune.data.image_places import ImagePlace, Inside, Packed, file_of, read_image
 from visiontune.data.pages import PageSpec
 from visiontune.data.split import SPLITS, keyed
 from visiontune.data.survey import Survey
@@ -24,7 +28,7 @@ class _Shard:
     """One file to write: its path and, row by row, what goes in and the hashes that the images must have."""
 
     path: Path
-    rows: list[tuple[StoredRow, tuple[Path, ...], list[str]]]
+    rows: list[tuple[StoredRow, list[ImagePlace], list[str]]]
 
 
 def write_shards(
@@ -76,13 +80,22 @@ def _shard(found: Survey, spec: PageSpec | None, out: Path, name: str, members: 
         digest.update(json.dumps([row.id, row.names, content], ensure_ascii=False).encode("utf-8"))
         no_images_yet = [(b"", shown) for shown in row.names]
         if row.document is None:
-            stored = StoredRow(row.id, no_images_yet, row.prompt, row.answer, facts["width"], facts["height"], content)
-            rows.append((stored, row.paths, facts["sha256"]))
+            sizes = facts["width"], facts["height"]
+            stored = StoredRow(row.id, no_images_yet, row.prompt, row.answer, *sizes, content, turns=row.turns)
+            rows.append((stored, _places(row, facts, out), facts["sha256"]))
         else:
             document, pages = row.document, facts["pages"]
             stored = StoredRow(row.id, [], row.prompt, row.answer, [], [], content, document=document, pages=pages)
-            rows.append((stored, (), []))
+            rows.append((stored, [], []))
     return _Shard(out / f"{name}-{digest.hexdigest()[:8]}.parquet", rows)
+
+
+def _places(row: SourceRow, facts: dict[str, Any], out: Path) -> list[ImagePlace]:
+    """Where the images of a row are read from; those inside tables were kept by the scan."""
+    return [
+        Packed(out / WORK_NAME / facts["pack"], start, size) if isinstance(place, Inside) else place
+        for place, start, size in zip(row.images, facts["start"], facts["bytes"], strict=True)
+    ]
 
 
 def _write(shard: _Shard) -> tuple[str, ShardInfo]:
@@ -98,11 +111,13 @@ def _write(shard: _Shard) -> tuple[str, ShardInfo]:
     return shard.path.name, write_shard(shard.path, (_loaded(*row) for row in shard.rows))
 
 
-def _loaded(row: StoredRow, paths: tuple[Path, ...], sha256s: list[str]) -> StoredRow:
+def _loaded(row: StoredRow, places: list[ImagePlace], sha256s: list[str]) -> StoredRow:
     images = []
-    for path, (_, name), sha256 in zip(paths, row.images, sha256s, strict=True):
-        data = path.read_bytes()
+    for place, (_, name), sha256 in zip(places, row.images, sha256s, strict=True):
+        data = read_image(place)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataError("a file changed while it was prepared", where=str(path), fix="run the same command again")
+            raise DataError(
+                "a file changed while it was prepared", where=str(file_of(place)), fix="run the same command again"
+            )
         images.append((data, name))
     return replace(row, images=images)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from visiontune.data import formats
+from visiontune.data.format_names import Format
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.errors import DataError
 
@@ -14,12 +15,14 @@ class Source:
     """A folder or file to read, and the names of its columns where the user gave some.
 
     `called` is what people call it, such as the name of a corpus; else it is called as its file or folder is.
+    `format`: read it as that.
     """
 
     path: Path
     columns: Mapping[str, str] | None = None
     called: str | None = None
     repair: bool = False
+    format: Format | None = None
 
 
 def names(sources: Sequence[Source]) -> list[str]:
@@ -48,7 +51,7 @@ def read(sources: Sequence[Source]) -> Listing:
     DataError where a source cannot be read or gives no row, and where some are images and others texts.
     """
     listings = {
-        name: (source, formats.read(source.path, source.columns, source.repair))
+        name: (source, formats.read(source.path, source.columns, source.repair, source.format))
         for name, source in sorted(zip(names(sources), sources, strict=True), key=lambda pair: pair[0])
     }
     if len(listings) == 1:

@@ -21,6 +21,7 @@ from visiontune.data.objects import from_text
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, remedy, x_height
 from visiontune.data.scan import Mark, scan
 from visiontune.data.split import SPLITS, assign, spread
+from visiontune.data.turns import Turns
 from visiontune.data.workers import Engine
 from visiontune.errors import DataError
 
@@ -39,20 +40,22 @@ class Earlier:
         Of a question about a document the id, the question and the answer do: which part of it is shown may change.
         """
         by_content: dict[str, str] = {}
-        by_id: dict[str, tuple[str, str | None, str, str]] = {}
+        by_id: dict[str, tuple[str, int]] = {}
         for split, index in self.indexes.items():
-            for row in zip(index.ids, index.prompts, index.answers, index.contents, strict=True):
-                by_content[row[3]] = split
-                by_id[row[0]] = (split, *row[1:])
+            for i, (row_id, content) in enumerate(zip(index.ids, index.contents, strict=True)):
+                by_content[content] = split
+                by_id[row_id] = (split, i)
         found = {}
         for row, images, content in zip(rows, sha256s, contents, strict=True):
             if content in by_content:
                 found[content] = by_content[content]
             elif stood_as := by_id.get(row.id) or by_id.get(row.own_id):
-                split, prompt, answer, stood = stood_as
+                split, i = stood_as
+                index = self.indexes[split]
+                prompt, answer, turns = index.prompts[i], index.answers[i], index.turns[i] if index.turns else ()
                 same_question = row.document is not None and row.prompt is not None
                 same_question = same_question and (row.prompt, row.answer) == (prompt, answer)
-                if same_question or content_of(images, prompt, answer) == stood:
+                if same_question or content_of(images, prompt, answer, turns) == index.contents[i]:
                     found[content] = split
         return found
 
@@ -124,7 +127,7 @@ def survey(
     if rendering is not None:
         rows = as_shown(rows, facts)
     sha256s = _sha256s(facts)
-    contents = [content_of(shas, row.prompt, row.answer) for shas, row in zip(sha256s, rows, strict=True)]
+    contents = [content_of(shas, row.prompt, row.answer, row.turns) for shas, row in zip(sha256s, rows, strict=True)]
     together = _clusters(facts) if rendering is None else _text_clusters(facts)
     known = earlier.splits(rows, sha256s, contents)
     splits = assign(
@@ -291,15 +294,15 @@ def _whole_faults(
     leaks = [group for group in members.values() if len({splits[i] for i in group if rows[i].split is not None}) > 1]
     # An image may well have several captions, but only one class, and one answer to one question; a document has one
     # summary.
-    asked: dict[tuple[tuple[str, ...], str | None], list[int]] = defaultdict(list)
+    asked: dict[tuple[tuple[str, ...], str | None, Turns], list[int]] = defaultdict(list)
     for seen, group in same_seen.items():
         for i in group:
             if seen and (of_documents or rows[i].is_label or rows[i].prompt is not None):
-                asked[seen, rows[i].prompt].append(i)
+                asked[seen, rows[i].prompt, rows[i].turns].append(i)
     contradictions = ids(group for group in asked.values() if len({rows[i].answer for i in group}) > 1)
     if of_documents:
         same_answer: dict[tuple[tuple[str, ...], str | None, str], list[int]] = defaultdict(list)
-        for (seen, prompt), group in asked.items():
+        for (seen, prompt, _), group in asked.items():
             for i in group:
                 same_answer[seen, prompt, rows[i].answer].append(i)
         found = [

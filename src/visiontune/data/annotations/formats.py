@@ -1,15 +1,15 @@
 """The format of annotations found from a path, and read."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from visiontune.data.annotations import coco, voc, yolo
 from visiontune.data.annotations.table import Table
+from visiontune.data.format_names import Annotations as Format
 from visiontune.errors import DataError
 
-Format = Literal["coco", "yolo", "voc"]
-
+FOUND_BY: dict[Format, Callable[[Path], object]] = {"coco": coco.files, "yolo": yolo.detect, "voc": voc.files}
 _SHOWN = 6
 
 
@@ -20,19 +20,21 @@ def detect(source: Path) -> Format:
     """
     if not source.exists():
         raise DataError("there is no such file or folder", where=str(source), fix="check the path")
-    if coco.files(source):
-        return "coco"
-    if yolo.detect(source):
-        return "yolo"
-    if voc.files(source):
-        return "voc"
+    if found := next((kind for kind in FOUND_BY if FOUND_BY[kind](source)), None):
+        return found
     fix = f"COCO: {coco.LAYOUTS}. YOLO: {yolo.LAYOUTS}. Pascal VOC: {voc.LAYOUTS}"
     raise DataError(f"this is no annotation of a known format: {_contents(source)}", where=str(source), fix=fix)
 
 
-def read(source: Path) -> tuple[Table, ...]:
-    """The tables of a source: one a file of COCO, one in all for YOLO and VOC. See `table.merged` for one of many."""
-    found = detect(source)
+def read(source: Path, kind: Format | None = None) -> tuple[Table, ...]:
+    """The tables of a source: one a file of COCO, one in all for YOLO and VOC. See `table.merged` for one of many.
+
+    `kind`: read it as that.
+    """
+    if kind is not None and not FOUND_BY[kind](source):
+        layouts = {"coco": coco.LAYOUTS, "yolo": yolo.LAYOUTS, "voc": voc.LAYOUTS}[kind]
+        raise DataError(f"this is no {kind}: {_contents(source)}", where=str(source), fix=layouts)
+    found = kind or detect(source)
     if found == "coco":
         return coco.read(source)
     return (yolo.read(source) if found == "yolo" else voc.read(source),)

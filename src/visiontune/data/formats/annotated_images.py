@@ -31,14 +31,15 @@ def detect(source: Path) -> bool:
     return True
 
 
-def read(source: Path, repair: bool = False) -> Listing:
+def read(source: Path, repair: bool = False, kind: formats.Format | None = None) -> Listing:
     """List the images of a source with their objects, as they are once mended; DataError where it cannot be read.
 
-    The listing has each change that mending takes. Without `repair` it counts the findings that nobody agreed to mend.
-    An image with a finding that nothing mends for certain is left out, and the finding is an error.
+    The listing has each change that mending takes. Without `repair` it counts the findings that nobody agreed to
+    mend. An image with a finding that nothing mends for certain is left out, and the finding is an error. `kind`:
+    read it as that.
     """
-    kind = formats.detect(source)
-    written, places = merged(formats.read(source), source.name), Places(source)
+    kind = kind or formats.detect(source)
+    written, places = merged(formats.read(source, kind), source.name), Places(source)
     found = examine(written, measure(written, places, _workers(len(written.images))))
     table, rows = found.mended, []
     wrong = {finding.image_id for finding in found.findings if finding.severity == "error"}

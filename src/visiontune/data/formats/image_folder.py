@@ -47,6 +47,11 @@ def detect(root: Path) -> bool:
     return any(kind == "image" or _is_metadata(name) for kind, name in _walk(root, root.resolve()) if kind != "link")
 
 
+def has_metadata(root: Path) -> bool:
+    """Whether a metadata file lies in the folder, or in that of a split."""
+    return any(_is_metadata(name) for kind, name in _walk(root, root.resolve()) if kind != "link")
+
+
 def read(root: Path) -> Listing:
     """List the images of a folder with their labels or texts; DataError where the layout says nothing about them."""
     files = _Files()

@@ -1,0 +1,162 @@
+"""The rows of a table as they stand in a file: JSON Lines, a JSON array, CSV, Parquet; of one at a time, with numbers.
+
+What is wrong with a row comes in its place, as a text; what is wrong with the whole file is a DataError.
+"""
+
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visiontune.errors import DataError
+
+LOOKED_AT = 100
+BATCH_ROWS = 256
+
+# The number of the line or row, from 1, and its values, or what is wrong with it.
+Line = tuple[int, dict[str, Any] | str]
+
+
+def first_and_all(lines: Iterator[Line]) -> tuple[list[Line], Iterator[Line]]:
+    """The first lines, until there are enough good ones among them to know the columns; and all lines."""
+    first, good = [], 0
+    while good < LOOKED_AT and (line := next(lines, None)) is not None:
+        good += isinstance(line[1], dict)
+        first.append(line)
+    return first, chain(first, lines)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for people."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "an object",
+        list: "a list",
+        bytes: "bytes",
+        str: "a text",
+    }
+    return "nothing" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say a file that cannot be read as DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error.strerror or error}", where=str(path)) from error
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"this is no whole Parquet file: {error}", where=str(path), fix="copy or download it again"
+        ) from error
+
+
+def parquet(file: pq.ParquetFile, columns: list[str]) -> Iterator[Line]:
+    """The rows of a Parquet file, some of its columns."""
+    number = 0
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False):
+        try:
+            rows: list[dict[str, Any]] = batch.to_pylist()
+        except UnicodeDecodeError:  # text that a careless writer never checked: find the rows
+            for i in range(batch.num_rows):
+                number += 1
+                try:
+                    yield number, batch.slice(i, 1).to_pylist()[0]
+                except UnicodeDecodeError:
+                    yield number, "the text is not UTF-8"
+            continue
+        for row in rows:
+            number += 1
+            yield number, row
+
+
+def jsonl(path: Path) -> Iterator[Line]:
+    """The number and the object of each line, or what is wrong with it; empty lines are nothing."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                if b"\\ud" in line or b"\\uD" in line:  # an escape may hold half a character
+                    json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeError:
+                yield number, "the text is not UTF-8"
+            except (ValueError, RecursionError) as error:
+                yield number, f"not JSON: {error}"
+            else:
+                yield number, value if isinstance(value, dict) else "not a JSON object"
+
+
+def json_array(path: Path) -> Iterator[Line]:
+    """The entries of a JSON array; DataError where the file holds none."""
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"this is not JSON: {error}", where=str(path), fix="mend the file, or write one object a line (.jsonl)"
+        ) from error
+    if not isinstance(values, list):
+        raise DataError(f"the file holds {kind_of(values)}, not a list of rows", where=str(path), fix="write a list")
+    for number, value in enumerate(values, start=1):
+        yield number, value if isinstance(value, dict) else "not a JSON object"
+
+
+def csv_rows(path: Path) -> Iterator[Line]:
+    """The first line and the columns of each row, or what is wrong with it; DataError where a quote is never closed."""
+    csv.field_size_limit(sys.maxsize)  # or else a cell may have no more than 131,072 characters
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = _cells(reader, path, 1)
+        if header is None:
+            return
+        found = header if isinstance(header, str) else None
+        if found is None and (twice := [name for name, count in Counter(header).items() if count > 1]):
+            found = f"several columns are called {', '.join(map(repr, twice))}"
+        if isinstance(header, str) or found is not None:
+            raise DataError(found or "", where=f"{path}, line 1", fix="write a first line such as: id,text,summary")
+        while True:
+            number = reader.line_num + 1
+            cells = _cells(reader, path, number)
+            if cells is None:
+                return
+            if isinstance(cells, str):
+                yield number, cells
+            elif not _is_utf8(cells):
+                yield number, "the text is not UTF-8"
+            elif cells and len(cells) != len(header):
+                yield number, f"{len(cells)} cells instead of {len(header)}"
+            elif cells:
+                yield number, dict(zip(header, cells, strict=True))
+
+
+def _cells(reader: Any, path: Path, number: int) -> list[str] | str | None:
+    """The next row, None at the end, or what is wrong with it."""
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise DataError(
+                "a quote opens here and is never closed: nothing after it can be read",
+                where=f"{path}, line {number}",
+                fix="close the quote, and write a quote inside a cell twice",
+            ) from error
+        return f"not CSV: {error}"
+
+
+def _is_utf8(cells: Sequence[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
