@@ -81,7 +81,7 @@ def test_the_learned_span_is_the_answer_and_its_end_token(adapter: Any, some: li
     assert adapter.encoder.tokenizer.decode(encoded.input_ids[encoded.supervised]) == (
         "a longer answer<｜end▁of▁sentence｜>"
     )
-    assert adapter.encoder.answer_of(encoded) == "a longer answer"
+    assert adapter.encoder.answers_of(encoded) == ["a longer answer"]
     shown = "".join(text for text, _ in adapter.encoder.segments(adapter.encoder.encode(some[3])))
     tokens = adapter.encoder.features(1)
     pages = f"<image>×{tokens}\n" * 2

@@ -41,7 +41,7 @@ def test_the_learned_span_is_the_answer_and_its_end_token(adapter: Any, some: li
     encoded = adapter.encoder.encode(some[3])
     learned = adapter.encoder.tokenizer.decode(encoded.input_ids[encoded.supervised])
     assert learned == " 3<end_of_utterance>"
-    assert adapter.encoder.answer_of(encoded) == "3"
+    assert adapter.encoder.answers_of(encoded) == ["3"]
     assert "".join(text for text, supervised in adapter.encoder.segments(encoded) if supervised) == learned
 
 

@@ -60,7 +60,7 @@ def test_the_learned_span_is_the_answer_and_its_end_token_and_a_labels_tokens(ad
         assert adapter.encoder.tokenizer.decode(learned) == f" {answer}{END}"
         assert tuple(learned.tolist()) == adapter.encoder.label_tokens(answer)
         assert learned[-1] == adapter.encoder.end_token_id
-        assert adapter.encoder.answer_of(encoded) == answer
+        assert adapter.encoder.answers_of(encoded) == [answer]
 
 
 def test_the_model_is_asked_with_the_very_tokens_that_it_was_trained_behind(adapter: Any) -> None:

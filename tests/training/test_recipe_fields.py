@@ -21,6 +21,7 @@ from tests.training import (
     test_response_runs,
 )
 from visiontune.data.dataset import Dataset
+from visiontune.data.turns import question
 from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
 from visiontune.recipe import Recipe, field_names
@@ -145,11 +146,11 @@ def test_the_marker_is_what_the_app_writes_and_no_question_may_hold_it(plan_for_
     prompts = [run.recipe.device.prompt_for("Who?") for run in (usual, other) if run.recipe.device]
     assert prompts == ["<__media__>\nWho?\nAnswer:", "<img>\nWho?\nAnswer:"]
     encoders: list[Any] = [load_base(run, run.recipe, torch.device("cpu")).encoder for run in (usual, other)]
-    ids = [encoder.tokenise("Who?", "warm", ((1, 1),)) for encoder in encoders]
+    ids = [encoder.tokenise(question("Who?", 1), "warm", ((1, 1),)) for encoder in encoders]
     assert ids[0] == ids[1], "the model never sees it"
-    assert encoders[0].tokenise("<img>", "warm", ((1, 1),))
+    assert encoders[0].tokenise(question("<img>", 1), "warm", ((1, 1),))
     with pytest.raises(ModelError, match="picture's marker"):
-        encoders[1].tokenise("<img>", "warm", ((1, 1),))
+        encoders[1].tokenise(question("<img>", 1), "warm", ((1, 1),))
 
 
 @pytest.mark.parametrize("field", TOLD_TO_THE_APP)

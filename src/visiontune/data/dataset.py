@@ -141,9 +141,11 @@ class Index:
 
     def target(self, i: int) -> Text | Objects | Responses:
         """What is to be said of row i."""
-        if self.classes is None:
-            return Text(answer=self.answers[i], prompt=self.prompts[i], turns=self.turns[i] if self.turns else ())
-        return from_text(self.answers[i], self.classes)
+        return self.text(i) if self.classes is None else from_text(self.answers[i], self.classes)
+
+    def text(self, i: int) -> Text:
+        """What is to be written about row i, where the target is a text."""
+        return Text(answer=self.answers[i], prompt=self.prompts[i], turns=self.turns[i] if self.turns else ())
 
     def size(self, i: int) -> tuple[int, int]:
         """(height, width) of the first image of row i, in pixels, upright."""

@@ -47,6 +47,11 @@ class Text:
     prompt: str | None = None
     turns: Turns = ()
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers of the conversation, the last one last."""
+        return (*(turn.text for turn in self.turns if turn.role == "assistant"), self.answer)
+
 
 @dataclass(frozen=True)
 class Sample:

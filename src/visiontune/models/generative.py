@@ -9,7 +9,7 @@ import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import cycle, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from visiontune.data.images import decode
 from visiontune.data.order import key
 from visiontune.data.pages import Fonts, PageSpec
 from visiontune.data.pages import pages as pages_of
-from visiontune.data.sample import Document, Images, Sample
-from visiontune.errors import DataError, ModelError
+from visiontune.data.sample import Document, Images, Sample, Text
+from visiontune.data.turns import Turns, question
+from visiontune.errors import DataError
 from visiontune.models.adapter import Batch, Features, Layout, Supervision
+from visiontune.models.chat_tokens import Tokens, tokenise
 from visiontune.models.labels import LabelTree
 from visiontune.models.text import Encoded, TextAdapter, TextEncoder, Trace
 from visiontune.recipe import Data
@@ -44,7 +46,7 @@ class GenerativeEncoder(TextEncoder):
         self.image_token_id: int = processor.image_token_id
         self.end_token_id: int = self.tokenizer.convert_tokens_to_ids(end_token)
         self.fonts: Fonts | None = None
-        self._tokenised: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._tokenised: dict[tuple[Turns, str, Layout], Tokens] = {}
 
     @abstractmethod
     def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor | None, Layout]:
@@ -80,25 +82,25 @@ class GenerativeEncoder(TextEncoder):
             layout = features.layout
         elif images := self.images(sample, augmentation):
             pixel_values, pixel_mask, layout = self.see(images)
-        prompt_ids, answer_ids = self._texts(sample.text.prompt or self.data.prompt, sample.text.answer, layout)
-        room = self.data.max_tokens - len(prompt_ids)
+        tokens = self._texts(sample.text, layout)
+        room = self.data.max_tokens - tokens.prompt
         if room < 1:
             raise DataError(
-                f"The question and its images take {len(prompt_ids)} tokens; {self.data.max_tokens} are allowed, and "
+                f"The question and its images take {tokens.prompt} tokens; {self.data.max_tokens} are allowed, and "
                 "images are never cut.",
                 where=sample.id,
                 fix="raise data.max_tokens, lower data.image_longest_edge, or give a sample fewer images",
             )
-        kept = answer_ids[:room] if with_answer else ()
+        length = min(len(tokens.ids), self.data.max_tokens) if with_answer else tokens.prompt
         views = len(features.values) if features is not None else 0 if pixel_values is None else len(pixel_values)
         return Encoded(
             id=sample.id,
-            input_ids=torch.tensor(prompt_ids + kept, dtype=torch.long),
-            supervised=torch.tensor([False] * len(prompt_ids) + [True] * len(kept)),
+            input_ids=torch.tensor(tokens.ids[:length], dtype=torch.long),
+            supervised=torch.tensor(tokens.learned[:length] if with_answer else [False] * length),
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
             image_features=self.features(views),
-            shortened=len(answer_ids) - len(kept) if with_answer else 0,
+            shortened=len(tokens.ids) - length if with_answer else 0,
             features=None if features is None else features.values,
         )
 
@@ -132,47 +134,29 @@ class GenerativeEncoder(TextEncoder):
         return other
 
     def label_tokens(self, label: str) -> tuple[int, ...]:
-        return self._texts(self.data.prompt, label, ())[1]
+        return self._texts(Text(label), ()).answer
 
-    def _texts(self, prompt: str, answer: str, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _texts(self, text: Text, layout: Layout) -> Tokens:
         """`tokenise`, remembered: few questions, answers and layouts make up most datasets."""
-        asked = (prompt, answer, layout)
+        turns = text.turns or question(text.prompt or self.data.prompt, len(layout))
+        asked = (turns, text.answer, layout)
         if asked not in self._tokenised:
             if len(self._tokenised) >= REMEMBERED_TEXTS:
                 self._tokenised.clear()
             self._tokenised[asked] = self.tokenise(*asked)
         return self._tokenised[asked]
 
-    def tokenise(self, prompt: str, answer: str, layout: Layout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids of the question (with its image tokens) and of the answer with its end token.
-
-        The two are tokenised apart, so that training sees the very ids that the model gets when it is asked. Where the
-        chat template does not close an answer, the end token is added: a model that never learns it never stops.
-        """
-        question = [*({"type": "image"} for _ in layout), {"type": "text", "text": prompt}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
-        asked: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        answered: str = self.processor.apply_chat_template(messages)
-        if not answered.startswith(asked):
-            raise ModelError(
-                "The chat template rewrites the question once it is answered, so the answer's place is unknown.",
-                fix="use a checkpoint whose template keeps the question unchanged",
-            )
-        pieces = asked.split(self.processor.image_token)
-        if len(pieces) != len(layout) + 1:
-            raise DataError(
-                f"The question holds {len(pieces) - 1} image placeholders for {len(layout)} images.",
-                where=prompt[:80],
-                fix=f"remove '{self.processor.image_token}' from the text",
-            )
-        text = pieces[0] + "".join(self.placeholder(layout, i) + piece for i, piece in enumerate(pieces[1:]))
-        prompt_ids, answer_ids = self._ids(text), self._ids(answered[len(asked) :])
-        if self.end_token_id in answer_ids:
-            answer_ids = answer_ids[: answer_ids.index(self.end_token_id)]
-        if self.image_token_id in answer_ids:
-            raise DataError("An answer holds an image placeholder.", where=answer[:80], fix="remove it from the text")
-        return tuple(prompt_ids), (*answer_ids, self.end_token_id)
+    def tokenise(self, turns: Turns, answer: str, layout: Layout) -> Tokens:
+        """What was said before (with its image tokens) and the answer, as `chat_tokens.tokenise` has them."""
+        return tokenise(
+            self.processor,
+            turns,
+            answer,
+            len(layout),
+            ids_of=self._ids,
+            placeholder=lambda image: self.placeholder(layout, image),
+            end=self.end_token_id,
+        )
 
     def views(self, layout: Layout) -> int:
         return len(layout)
@@ -195,11 +179,10 @@ class GenerativeEncoder(TextEncoder):
 
     def lengths(self, index: Index) -> NDArray[np.int64]:
         lengths = np.empty(len(index.ids), dtype=np.int64)
-        rows = zip(index.prompts, index.answers, self.layouts(index), strict=True)
-        for i, (prompt, answer, layout) in enumerate(rows):
-            prompt_ids, answer_ids = self._texts(prompt or self.data.prompt, answer, layout)
+        for i, layout in enumerate(self.layouts(index)):
+            tokens = self._texts(index.text(i), layout)
             # A prompt that leaves no room is longer than what is allowed: such a sample is refused.
-            lengths[i] = min(len(prompt_ids) + len(answer_ids), max(self.data.max_tokens, len(prompt_ids) + 1))
+            lengths[i] = min(len(tokens.ids), max(self.data.max_tokens, tokens.prompt + 1))
         return lengths
 
     def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
@@ -239,20 +222,26 @@ class GenerativeEncoder(TextEncoder):
         return runs
 
     def supervision(self, sample: Sample) -> Supervision:
-        """The learned span is the answer and the end token, and nothing else."""
-        encoded, answer = self.encode(sample), sample.text.answer
-        read = self.answer_of(encoded)
+        """The learned spans are the answers and their end tokens, and nothing else; the last may be shortened."""
+        encoded, answers = self.encode(sample), [answer.strip() for answer in sample.text.answers]
+        read = self.answers_of(encoded)
         shown = {"segments": [{"text": text, "supervised": learned} for text, learned in self.segments(encoded)]}
-        if encoded.supervised.any() and answer.strip().startswith(read) and (read or not answer.strip()):
+        whole = len(read) == len(answers) and read[:-1] == answers[:-1]
+        if whole and answers[-1].startswith(read[-1]) and (read[-1] or not answers[-1]):
             return Supervision(shown, None)
-        return Supervision(shown, f"{encoded.id}: learns {read!r} instead of {answer!r}")
+        return Supervision(shown, f"{encoded.id}: learns {read} instead of {answers}")
 
     def exchanged(self, sample: Sample, other: Sample) -> Encoded:
-        return self.encode(Sample(sample.id, other.seen, sample.target))
+        seen = other.seen
+        if sample.text.turns and isinstance(seen, Images) and seen.files:  # which say where each image stands
+            places = sum(turn.images for turn in sample.text.turns)
+            seen = Images(tuple(islice(cycle(seen.files), places)))
+        return self.encode(Sample(sample.id, seen, sample.target))
 
-    def answer_of(self, encoded: Encoded) -> str:
-        ids = encoded.input_ids[encoded.supervised].tolist()
-        return self.tokenizer.decode(ids[:-1] if ids[-1:] == [self.end_token_id] else ids).strip()
+    def answers_of(self, encoded: Encoded) -> list[str]:
+        tokens = zip(encoded.input_ids.tolist(), encoded.supervised.tolist(), strict=True)
+        runs = [[token for token, _ in run] for learned, run in groupby(tokens, key=lambda t: t[1]) if learned]
+        return [self.tokenizer.decode(ids[:-1] if ids[-1] == self.end_token_id else ids).strip() for ids in runs]
 
     def save(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from visiontune.contract import ANSWER, DeviceContract
+from visiontune.data.turns import Turns, question
 from visiontune.errors import DataError, ModelError
+from visiontune.models.adapter import Layout
+from visiontune.models.chat_tokens import Tokens
 from visiontune.models.smolvlm import SmolVLMEncoder, prompt_of
 from visiontune.models.text import Encoded
 from visiontune.recipe import Data
@@ -80,16 +83,23 @@ class SmolVLMDeviceEncoder(SmolVLMEncoder):
     def label_tokens(self, label: str) -> tuple[int, ...]:
         return self._answer_ids(label)
 
-    def tokenise(
-        self, prompt: str, answer: str, layout: tuple[tuple[int, int], ...]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def tokenise(self, turns: Turns, answer: str, layout: Layout) -> Tokens:
         if len(layout) != 1:
             raise self._one_picture(len(layout))
+        prompt = turns[-1].text
+        if turns != question(prompt, 1):
+            raise DataError(
+                "A device shows a picture and asks one question; a sample is a longer conversation.",
+                where=f"device profile {self.contract.profile}",
+                fix="train without --for, or leave those samples out",
+            )
         before, after = self.contract.prompt_for(prompt).split(self.contract.marker)
         prompt_ids = (*self._ids(before), *self._image_ids, *self._ids(after))
         if prompt_ids.count(self.image_token_id) != TILES * self.tokens_per_tile:
             raise DataError("The question holds an image placeholder.", where=prompt[:80], fix="remove it")
-        return prompt_ids, self._answer_ids(answer)
+        answer_ids = self._answer_ids(answer)
+        learned = (False,) * len(prompt_ids) + (True,) * len(answer_ids)
+        return Tokens(prompt_ids + answer_ids, learned, len(prompt_ids))
 
     def _answer_ids(self, answer: str) -> tuple[int, ...]:
         ids = self._ids(ANSWER.format(answer=answer))

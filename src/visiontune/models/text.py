@@ -75,8 +75,8 @@ class TextEncoder(Encoder[Encoded]):
         """The sample's text in runs of (text, supervised), runs of image tokens shortened, for a person to read."""
 
     @abstractmethod
-    def answer_of(self, encoded: Encoded) -> str:
-        """The text of the supervised tokens without the end token."""
+    def answers_of(self, encoded: Encoded) -> list[str]:
+        """The text of each run of supervised tokens, without the end token: the answers that are learned, in order."""
 
 
 class TextAdapter(ModelAdapter):

@@ -55,6 +55,7 @@ class DataFacts:
     labels: tuple[str, ...] | None
     answers: tuple[str, ...]
     prompts: tuple[str, ...]
+    said: tuple[str, ...]  # in the turns of conversations
     every_row_has_a_prompt: bool
     median_long_side: int
     pages: PageSpec | None
@@ -68,6 +69,7 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
     labels: dict[str, None] | None = {}
     answers: Counter[str] = Counter()
     prompts: Counter[str] = Counter()
+    said: set[str] = set()
     rows = 0
     most_pages = longest_text = 0
     sides: list[int] = []
@@ -87,6 +89,7 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
         rows += min(len(index.ids), limit or len(index.ids))
         answers.update(index.answers)
         prompts.update(prompt for prompt in index.prompts if prompt)
+        said.update(turn.text for turns in index.turns for turn in turns)
         sides += [max(w + h) for w, h in zip(index.widths, index.heights, strict=True) if w]
         known = dataset.info.labels
         labels = None if labels is None or known is None else labels | dict.fromkeys(known)
@@ -99,6 +102,7 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
         labels=None if labels is None else tuple(labels),
         answers=tuple(sorted(answers)),
         prompts=tuple(sorted(prompts)),
+        said=tuple(sorted(said - {""})),
         every_row_has_a_prompt=sum(prompts.values()) >= rows,
         median_long_side=max(spec.width, spec.height) if spec else int(np.median(sides)) if sides else 0,
         pages=spec,
@@ -341,7 +345,7 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
         build_tiny_finder(recipe.model.name, run.base_folder, recipe.objects, seed, size)
     elif is_tiny(recipe.model.name):
         facts = data_facts(datasets, recipe.data.limit)
-        texts = [recipe.data.prompt, *facts.prompts[:TINY_TEXTS], *facts.answers[:TINY_TEXTS]]
+        texts = [recipe.data.prompt, *facts.prompts[:TINY_TEXTS], *facts.said[:TINY_TEXTS], *facts.answers[:TINY_TEXTS]]
         build_tiny(recipe.model.name, run.base_folder, texts, seed, size)
     for font in recipe.data.pages.fonts if recipe.data.pages is not None else ():
         kept = font_path(run.path, font)

@@ -20,8 +20,9 @@ def detect(source: Path) -> Format:
     """
     if not source.exists():
         raise DataError("there is no such file or folder", where=str(source), fix="check the path")
-    if found := next((kind for kind in FOUND_BY if FOUND_BY[kind](source)), None):
-        return found
+    for kind, is_one in FOUND_BY.items():
+        if is_one(source):
+            return kind
     fix = f"COCO: {coco.LAYOUTS}. YOLO: {yolo.LAYOUTS}. Pascal VOC: {voc.LAYOUTS}"
     raise DataError(f"this is no annotation of a known format: {_contents(source)}", where=str(source), fix=fix)
 
