@@ -126,7 +126,7 @@ def scored_without_cache(adapter: Any, one: Any, tree: LabelTree) -> list[float]
             logits = adapter.network(
                 input_ids=torch.cat([one.input_ids, torch.tensor(tokens)])[None],
                 pixel_values=one.pixel_values[None],
-                pixel_attention_mask=one.pixel_mask[None],
+                pixel_attention_mask=one.images["pixel_attention_mask"][None],
                 use_cache=False,
             ).logits[0]
         log = 0.0
@@ -195,7 +195,7 @@ def test_a_trace_holds_transformers_own_tokens_and_log_probabilities(
                 logits = opinionated.network(
                     input_ids=torch.cat([one.input_ids, torch.tensor(tokens, dtype=torch.long)])[None],
                     pixel_values=one.pixel_values[None],
-                    pixel_attention_mask=one.pixel_mask[None],
+                    pixel_attention_mask=one.images["pixel_attention_mask"][None],
                     use_cache=False,
                 ).logits[0, -1]
             best = logits.log_softmax(-1).topk(2)

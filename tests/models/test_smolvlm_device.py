@@ -80,7 +80,7 @@ def test_both_tiles_are_the_contracts_picture_normalised(adapter: Any) -> None:
     assert encoded.pixel_values[0, :, 0, 0].numpy() == pytest.approx(
         (np.array([9, 8, 7]) / 255 - processor.image_mean) / processor.image_std, abs=1e-6
     )
-    assert encoded.pixel_mask.all()
+    assert encoded.images["pixel_attention_mask"].all()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_the_device_does_to_pictures_reaches_the_model(
     # A picture in colour: bgr would do nothing to a grey one.
     colours = np.random.default_rng(0).integers(0, 255, (20, 40, 3), dtype=np.uint8)
     other = load_adapter(str(tiny_checkpoint), None, recipe_of.data, contract(**{"fill": (9, 8, 7), **change}))
-    seen = [one.encoder.see([Image.fromarray(colours)])[0] for one in (adapter, other)]  # pyright: ignore
+    seen = [one.encoder.see([Image.fromarray(colours)])[0]["pixel_values"] for one in (adapter, other)]  # pyright: ignore
     assert not torch.equal(*seen)
 
 

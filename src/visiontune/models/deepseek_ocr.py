@@ -15,7 +15,6 @@ from visiontune.models.adapter import Batch, Layout
 from visiontune.models.deepseek_ocr_tiny import CHAT_TEMPLATE, LONGEST, PATCHES_A_SIDE, build_first, build_second
 from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
 from visiontune.models.parts import Part
-from visiontune.models.text import Encoded
 from visiontune.recipe import Data
 
 build_tiny, build_tiny_2 = build_first, build_second
@@ -30,6 +29,11 @@ NO_TILES = 2**20  # pixels; no page is so large that it would be cut into tiles
 def native_image_size(config: Any) -> int:
     """Pixels a side of a page."""
     return int(config.vision_config.sam_config.image_size)
+
+
+def projector_takes_lora(config: Any) -> bool:
+    """Whether there is a linear layer in the projector."""
+    return True
 
 
 def page_tokens(config: Any, side: int) -> int:
@@ -78,9 +82,9 @@ class DeepseekOcrEncoder(GenerativeEncoder):
         # As published for views of 512 and 640 pixels, which are stretched, and of 1024 and 1280, which are padded.
         processor.image_processor.crop_to_patches = False
 
-    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, None, Layout]:
+    def see(self, images: Sequence[Image]) -> tuple[dict[str, torch.Tensor], Layout]:
         views = [self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
-        return torch.cat(views), None, ((1, 1),) * len(images)
+        return {"pixel_values": torch.cat(views)}, ((1, 1),) * len(images)
 
     def layout(self, height: int, width: int) -> tuple[int, int]:
         return 1, 1
@@ -90,15 +94,6 @@ class DeepseekOcrEncoder(GenerativeEncoder):
 
     def features(self, views: int) -> int:
         return views * _view_tokens(False, self.grid)
-
-    def side_by_side(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Pages (batch, most pages, 3, side, side), those that a sample has not all zero."""
-        side = self.data.image_longest_edge
-        pixels = torch.zeros(len(encoded), max(one.views for one in encoded), 3, side, side)
-        for row, one in enumerate(encoded):
-            if one.pixel_values is not None:
-                pixels[row, : len(one.pixel_values)] = one.pixel_values
-        return {"pixel_values": pixels}
 
 
 class DeepseekOcr2Encoder(DeepseekOcrEncoder):

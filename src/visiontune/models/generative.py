@@ -49,8 +49,8 @@ class GenerativeEncoder(TextEncoder):
         self._tokenised: dict[tuple[Turns, str, Layout], Tokens] = {}
 
     @abstractmethod
-    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor | None, Layout]:
-        """RGB images as (views, 3, height, width) float32, what of them is picture, and the layout of each image."""
+    def see(self, images: Sequence[Image]) -> tuple[dict[str, torch.Tensor], Layout]:
+        """RGB images as tensors (`text.Encoded.images`), and the layout of each image."""
 
     @abstractmethod
     def layout(self, height: int, width: int) -> tuple[int, int]:
@@ -64,10 +64,6 @@ class GenerativeEncoder(TextEncoder):
     def features(self, views: int) -> int:
         """How many features the vision side delivers for so many views; worked out without the text."""
 
-    @abstractmethod
-    def side_by_side(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """The image tensors of a batch, the batch as their first dimension; at least one sample has an image."""
-
     def encode(
         self,
         sample: Sample,
@@ -76,12 +72,12 @@ class GenerativeEncoder(TextEncoder):
         augmentation: int | None = None,
         features: Features | None = None,
     ) -> Encoded:
-        pixel_values = pixel_mask = None
+        seen: dict[str, torch.Tensor] = {}
         layout: Layout = ()
         if features is not None:
             layout = features.layout
         elif images := self.images(sample, augmentation):
-            pixel_values, pixel_mask, layout = self.see(images)
+            seen, layout = self.see(images)
         tokens = self._texts(sample.text, layout)
         room = self.data.max_tokens - tokens.prompt
         if room < 1:
@@ -92,13 +88,12 @@ class GenerativeEncoder(TextEncoder):
                 fix="raise data.max_tokens, lower data.image_longest_edge, or give a sample fewer images",
             )
         length = min(len(tokens.ids), self.data.max_tokens) if with_answer else tokens.prompt
-        views = len(features.values) if features is not None else 0 if pixel_values is None else len(pixel_values)
+        views = len(features.values) if features is not None else len(seen.get("pixel_values", ()))
         return Encoded(
             id=sample.id,
             input_ids=torch.tensor(tokens.ids[:length], dtype=torch.long),
             supervised=torch.tensor(tokens.learned[:length] if with_answer else [False] * length),
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
+            images=seen,
             image_features=self.features(views),
             shortened=len(tokens.ids) - length if with_answer else 0,
             features=None if features is None else features.values,
@@ -197,7 +192,7 @@ class GenerativeEncoder(TextEncoder):
         if any(one.views for one in encoded):
             tensors["views"] = torch.tensor([one.views for one in encoded])
             stored = [one.features for one in encoded if one.features is not None]
-            tensors |= {"features": _stacked(encoded, stored[0])} if stored else self.side_by_side(encoded)
+            tensors |= {"features": _stacked(encoded, stored[0])} if stored else _side_by_side(encoded)
         return Batch(
             ids=[one.id for one in encoded],
             tensors=tensors,
@@ -247,6 +242,19 @@ class GenerativeEncoder(TextEncoder):
         self.processor.save_pretrained(folder)
 
 
+def _side_by_side(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """The image tensors of a batch, the batch as their first dimension, as large as the largest; zeros where a sample
+    has less."""
+    stacked = {}
+    for name in next(one.images for one in encoded if one.images):
+        some = [(row, one.images[name]) for row, one in enumerate(encoded) if one.images]
+        size = [max(sizes) for sizes in zip(*(values.shape for _, values in some), strict=True)]
+        stacked[name] = some[0][1].new_zeros((len(encoded), *size))
+        for row, values in some:
+            stacked[name][(row, *map(slice, values.shape))] = values
+    return stacked
+
+
 def _stacked(encoded: Sequence[Encoded], like: torch.Tensor) -> torch.Tensor:
     """Features (batch, most views, features a view, width); zeros where a sample has fewer views."""
     stacked = like.new_zeros((len(encoded), max(one.views for one in encoded), *like.shape[1:]))
@@ -288,6 +296,12 @@ class GenerativeAdapter(TextAdapter):
 
         seen: Any = self.projected(features[stands])
         return inputs | {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=seen)}}
+
+    def places(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The places of the tokens of a left-padded batch, (..., batch, length), and of those behind them, (batch,
+        1)."""
+        mask = inputs["attention_mask"]
+        return (mask.cumsum(-1) - 1).clamp(min=0), mask.sum(-1, keepdim=True)
 
     @torch.no_grad()
     def vision_features(self, batch: Batch) -> list[torch.Tensor]:
@@ -350,7 +364,7 @@ class GenerativeAdapter(TextAdapter):
         network: Any = self.network
         inputs = self.inputs(batch)
         mask = inputs["attention_mask"]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        positions, behind_it = self.places(inputs)
         # The prompt is read once; what follows a branching is read behind it, from the cache.
         read = network(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
         at_branches = {}
@@ -358,7 +372,8 @@ class GenerativeAdapter(TextAdapter):
             logits = read.logits[:, -1]
             if prefix:
                 behind = torch.tensor([prefix], device=mask.device).expand(len(mask), -1)
-                places = positions[:, -1:] + torch.arange(1, len(prefix) + 1, device=mask.device)
+                places = behind_it + torch.arange(len(prefix), device=mask.device)
+                places = places.expand(*positions.shape[:-2], -1, -1)
                 logits = network(
                     input_ids=behind,
                     attention_mask=torch.cat([mask, torch.ones_like(behind)], dim=1),

@@ -16,6 +16,9 @@ FAMILIES = {
     "idefics3": "visiontune.models.smolvlm",
     "unlimited_ocr": "visiontune.models.deepseek_ocr",
     "deepseek_ocr2": "visiontune.models.deepseek_ocr",
+    "qwen2_5_vl": "visiontune.models.image_text",
+    "qwen3_vl": "visiontune.models.image_text",
+    "gemma3": "visiontune.models.image_text",
 }
 # the same for models that find objects in images
 OBJECT_FAMILIES = {
@@ -33,6 +36,9 @@ TINY = {
     "tiny/smolvlm": ("visiontune.models.smolvlm", "build_tiny"),
     "tiny/deepseek-ocr": ("visiontune.models.deepseek_ocr", "build_tiny"),
     "tiny/deepseek-ocr2": ("visiontune.models.deepseek_ocr", "build_tiny_2"),
+    "tiny/qwen-vl": ("visiontune.models.image_text", "build_tiny_qwen2_5_vl"),
+    "tiny/qwen3-vl": ("visiontune.models.image_text", "build_tiny_qwen3_vl"),
+    "tiny/gemma3": ("visiontune.models.image_text", "build_tiny_gemma3"),
 }
 # the same; each function takes (folder, objects, seed, *, image_size)
 TINY_OBJECTS = {
@@ -134,6 +140,11 @@ def tiny_image_size(name: str) -> int:
 def cuts_into_tiles(name: str) -> bool:
     """Whether large images may be cut into tiles beside the overview."""
     return _module_of(name).CUTS_INTO_TILES
+
+
+def projector_takes_lora(name: str) -> bool:
+    """Whether the projector of a checkpoint that writes text has linear layers. Raises ModelError as `read_config`."""
+    return _module_of(name).projector_takes_lora(read_config(name))
 
 
 def page_tokens(name: str, side: int) -> int:

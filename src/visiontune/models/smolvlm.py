@@ -12,7 +12,6 @@ from visiontune.contract import DeviceContract
 from visiontune.models.adapter import Batch, Layout
 from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
 from visiontune.models.parts import Part
-from visiontune.models.text import Encoded
 from visiontune.models.tiny_tokenizer import train_byte_level
 from visiontune.recipe import Data
 
@@ -24,6 +23,7 @@ PARTS = (
 )
 
 CUTS_INTO_TILES = True
+SEEN = ("pixel_values", "pixel_attention_mask")
 TINY_IMAGE_SIZE = 32
 TINY_PATCHES_PER_SIDE, TINY_SCALE = 4, 2
 TINY_CONTEXT = 2048
@@ -32,6 +32,11 @@ TINY_CONTEXT = 2048
 def native_image_size(config: Any) -> int:
     """Pixels a side of a tile."""
     return int(config.vision_config.image_size)
+
+
+def projector_takes_lora(config: Any) -> bool:
+    """Whether there is a linear layer in the projector."""
+    return True
 
 
 def page_tokens(config: Any, side: int) -> int:
@@ -55,14 +60,14 @@ class SmolVLMEncoder(GenerativeEncoder):
         image_processor.size = {"longest_edge": data.image_longest_edge}
         self.tokens_per_tile: int = processor.image_seq_len
 
-    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor, Layout]:
+    def see(self, images: Sequence[Image]) -> tuple[dict[str, torch.Tensor], Layout]:
         """RGB images as tiles (tiles, 3, height, width) float32, what of them is picture (tiles, height, width) int64,
-        and (rows, columns) of each image's tiles."""
+        and (rows, columns) of each image's tiles. The model drops tiles that are all zero."""
         seen = self.processor.image_processor(
             images=[list(images)], return_row_col_info=True, return_tensors="pt", input_data_format="channels_last"
         )
         layout = tuple(zip(seen["rows"][0], seen["cols"][0], strict=True))
-        return seen["pixel_values"][0], seen["pixel_attention_mask"][0], layout
+        return {name: seen[name][0] for name in SEEN}, layout
 
     def layout(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tiles of an image of this size in pixels; 0 and 0 for one that is not cut."""
@@ -79,19 +84,6 @@ class SmolVLMEncoder(GenerativeEncoder):
     def features(self, views: int) -> int:
         return views * self.tokens_per_tile
 
-    def side_by_side(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Tiles padded to the most tiles and the largest tile; the model drops tiles that are all zero."""
-        seen = [(one.pixel_values, one.pixel_mask) for one in encoded]
-        shapes = [(len(p), *p.shape[2:]) for p, _ in seen if p is not None]
-        tiles, height, width = (max(sizes) for sizes in zip(*shapes, strict=True))
-        pixels = torch.zeros(len(encoded), tiles, 3, height, width)
-        mask = torch.zeros(len(encoded), tiles, height, width, dtype=torch.long)
-        for row, (values, valid) in enumerate(seen):
-            if values is not None and valid is not None:
-                pixels[row, : len(values), :, : values.shape[2], : values.shape[3]] = values
-                mask[row, : len(values), : values.shape[2], : values.shape[3]] = valid
-        return {"pixel_values": pixels, "pixel_attention_mask": mask}
-
 
 class SmolVLMAdapter(GenerativeAdapter):
     """SmolVLM for the training loop."""
@@ -100,7 +92,7 @@ class SmolVLMAdapter(GenerativeAdapter):
     parts = PARTS
 
     def images_of(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return {name: batch.tensors[name] for name in ("pixel_values", "pixel_attention_mask") if name in batch.tensors}
+        return {name: batch.tensors[name] for name in SEEN if name in batch.tensors}
 
     def projected(self, features: torch.Tensor) -> list[torch.Tensor]:
         network: Any = self.network

@@ -60,13 +60,13 @@ class SmolVLMDeviceEncoder(SmolVLMEncoder):
                 fix=f"--device.prompt {made!r}, or --device.prompt_form raw",
             )
 
-    def see(self, images: Sequence[Image]) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
+    def see(self, images: Sequence[Image]) -> tuple[dict[str, torch.Tensor], Layout]:
         if len(images) != 1:
             raise self._one_picture(len(images))
         pixels = np.asarray(self.contract.picture(images[0]), np.float32) / 255
         tile = torch.from_numpy(np.ascontiguousarray(((pixels - self._mean) / self._std).transpose(2, 0, 1)))
         mask = torch.ones(TILES, *tile.shape[1:], dtype=torch.long)
-        return tile.expand(TILES, -1, -1, -1), mask, ((1, 1),)
+        return {"pixel_values": tile.expand(TILES, -1, -1, -1), "pixel_attention_mask": mask}, ((1, 1),)
 
     def pixels_of(self, encoded: Encoded) -> NDArray[np.uint8]:
         """The picture that the model gets, (height, width, 3) uint8, worked out from the tensor it is given."""

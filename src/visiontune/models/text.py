@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,24 +19,29 @@ from visiontune.models.labels import LabelTree
 class Encoded:
     """One sample as tensors.
 
-    input_ids: (length,) int64. supervised: (length,) bool, the tokens that are learned. pixel_values: (tiles, 3,
-    height, width) float32 or None. pixel_mask: (tiles, height, width) int64 or None. image_features: how many features
-    the vision side will deliver for these tiles. shortened: tokens of the answer that did not fit. features: (tiles,
-    features a tile, width), what the vision encoder made of the tiles earlier, then instead of pixel_values.
+    input_ids: (length,) int64. supervised: (length,) bool, the tokens that are learned. images: what the family makes
+    of the images, by the names that the network gives them, `pixel_values` among them: (tiles, 3, height, width) or
+    (patches, values), float32; nothing where there are none. image_features: how many features the vision side will
+    deliver for these tiles. shortened: tokens of the answer that did not fit. features: (tiles, features a tile,
+    width), what the vision encoder made of the tiles earlier, then instead of pixel_values.
     """
 
     id: str
     input_ids: torch.Tensor
     supervised: torch.Tensor
-    pixel_values: torch.Tensor | None
-    pixel_mask: torch.Tensor | None
+    images: Mapping[str, torch.Tensor]
     image_features: int
     shortened: int = 0
     features: torch.Tensor | None = None
 
     @property
+    def pixel_values(self) -> torch.Tensor | None:
+        """The images as the vision encoder sees them; None where there are none."""
+        return self.images.get("pixel_values")
+
+    @property
     def views(self) -> int:
-        """How many tiles the vision encoder sees or saw."""
+        """How many tiles (or patches) the vision encoder sees or saw."""
         seen = self.pixel_values if self.features is None else self.features
         return 0 if seen is None else len(seen)
 

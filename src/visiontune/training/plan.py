@@ -26,6 +26,7 @@ from visiontune.models.load import (
     longest_context,
     native_image_size,
     page_tokens,
+    projector_takes_lora,
     tiny_image_size,
 )
 from visiontune.progress import note
@@ -204,7 +205,7 @@ def derive(
             ),
             "max_tokens": choose("data.max_tokens", *_max_tokens(model, facts, tile)),
         },
-        "parts": _parts(tiny, why),
+        "parts": _parts(model, why),
         "lora": {
             "rank": choose("lora.rank", 8 if n < 1000 else 16 if n < 20_000 else 32, f"{n} training samples"),
             "alpha": choose("lora.alpha", 2.0 * (8 if n < 1000 else 16 if n < 20_000 else 32), "twice the rank"),
@@ -301,12 +302,13 @@ def refuse_illegible(recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def _parts(tiny: bool, why: dict[str, str]) -> dict[str, str]:
-    if tiny:
+def _parts(model: str, why: dict[str, str]) -> dict[str, str]:
+    if is_tiny(model):
         why["parts"] = "random weights: there is nothing worth keeping, every part learns"
         return dict.fromkeys(("vision_encoder", "projector", "language_model", "embeddings"), "full")
     why["parts"] = "pretrained: the vision encoder keeps what it knows, adapters learn the new answers"
-    return {"vision_encoder": "frozen", "projector": "lora", "language_model": "lora", "embeddings": "frozen"}
+    projector = "lora" if projector_takes_lora(model) else "full"  # it is small
+    return {"vision_encoder": "frozen", "projector": projector, "language_model": "lora", "embeddings": "frozen"}
 
 
 def _tokens(gigabytes: float, machine: Hardware) -> int:
