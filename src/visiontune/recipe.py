@@ -109,11 +109,22 @@ class FeatureCache(Section):
 
 
 class Lora(Section):
-    """The low-rank adapters (Hu et al. 2021), on every linear layer of the parts set to `lora`."""
+    """The low-rank adapters (Hu et al. 2021), on the linear layers of the parts set to `lora`."""
 
     rank: Count = Field(description="rank of the update")
     alpha: Positive = Field(description="the update is scaled by alpha / rank")
     dropout: Share = Field(description="dropout in front of the adapters")
+    layers: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="of single parts the layers that are adapted, by the last part of their names, as q_proj; of other "
+        "parts every linear layer",
+    )
+    stabilised: bool = Field(
+        default=False, description="scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023)"
+    )
+    decomposed: bool = Field(
+        default=False, description="learn the length of each weight's columns apart (DoRA, Liu et al. 2024)"
+    )
 
 
 class Optimizer(Section):
@@ -150,6 +161,9 @@ class Batch(Section):
     samples: Count = Field(description="samples a step, over all ranks")
     tokens: Count = Field(description="padded tokens a micro-batch may hold")
     window: Count = Field(description="samples that are sorted by length together; a multiple of `samples`")
+    packing: bool = Field(
+        default=False, description="samples of a micro-batch stand in one row, without padding; of texts alone"
+    )
 
     @model_validator(mode="after")
     def _window_holds_whole_steps(self) -> "Batch":
@@ -307,7 +321,7 @@ FIELDS_OF = {
     ("text",): (
         *(f"data.{name}" for name in ("prompt", "image_splitting", "pages", "augmented_views", "least_x_height")),
         *("data.max_tokens", "evaluation.answers", "evaluation.wanted_accuracy", "evaluation.max_new_tokens"),
-        *("device", "moe_dropout"),
+        *("device", "moe_dropout", "batch.packing"),
     ),
     ("text", "objects"): ("data.image_longest_edge", "data.augment"),
     ("responses",): ("data.curriculum", "model.allow_missing"),

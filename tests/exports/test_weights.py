@@ -18,6 +18,14 @@ from visiontune.training.model import load_trained
 
 Plan = Callable[..., Run]
 MIXED = {"parts.vision_encoder": "full", "parts.embeddings": "full", "lora.rank": 4}
+VARIANTS = {
+    "lora.decomposed": True,
+    "lora.stabilised": True,
+    "lora.layers": {"language_model": ["q_proj", "down_proj"]},
+}
+OVERRIDES = pytest.mark.parametrize(
+    "overrides", [{}, MIXED, VARIANTS], ids=["lora", "lora beside full parts", "DoRA of some layers, rsLoRA"]
+)
 
 
 def inputs_and_logits(run: Run, digits: Dataset) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -28,7 +36,7 @@ def inputs_and_logits(run: Run, digits: Dataset) -> tuple[dict[str, torch.Tensor
         return inputs, adapter.network(**inputs).logits  # pyright: ignore[reportCallIssue]
 
 
-@pytest.mark.parametrize("overrides", [{}, MIXED], ids=["lora", "lora beside full parts"])
+@OVERRIDES
 def test_the_adapter_in_plain_peft_is_the_trained_model_bit_for_bit(
     plan: Plan, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:
@@ -49,7 +57,7 @@ def test_the_adapter_in_plain_peft_is_the_trained_model_bit_for_bit(
     assert AutoProcessor.from_pretrained(folder).chat_template
 
 
-@pytest.mark.parametrize("overrides", [{}, MIXED], ids=["lora", "lora beside full parts"])
+@OVERRIDES
 def test_the_merged_folder_in_plain_transformers_is_the_trained_model(
     plan: Plan, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:

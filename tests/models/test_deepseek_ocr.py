@@ -349,3 +349,12 @@ def test_a_finer_cut_into_micro_batches_changes_nothing_but_rounding(plan: Calla
         return losses_of(train_run(plan(name, changes, TINY[0])))
 
     assert losses("coarse", 4096) == pytest.approx(losses("fine", 160), abs=1e-5)
+
+
+def test_experts_are_not_decomposed(plan: Callable[..., Run]) -> None:
+    parts = {"parts.vision_encoder": "frozen", "parts.projector": "frozen", "parts.embeddings": "frozen"}
+    parts |= {"parts.language_model": "lora", "lora.decomposed": True}
+    with pytest.raises(RecipeError, match="no DoRA for stacked weights"):
+        train_run(plan("run", parts, TINY[0]))
+    layers = {"lora.layers": {"language_model": ["q_proj", "o_proj"]}, "schedule.steps": 2}
+    assert train_run(plan("attention", parts | layers, TINY[0])).status == "finished"

@@ -95,6 +95,61 @@ def test_lora_on_a_part_adds_adapters_to_its_linear_layers_only(adapter: ModelAd
     assert all("lora_" in name for name in trained)
 
 
+def test_layers_may_be_named_part_by_part(adapter: ModelAdapter) -> None:
+    chosen = states(language_model="lora", projector="lora")
+    some = LORA.model_copy(update={"layers": {"language_model": ("q_proj", "v_proj")}})
+    peft = apply_states(adapter.network, adapter.parts, chosen, some, seed=0)
+    assert peft is not None
+    adapted = {name.split(".lora_A")[0] for name, _ in peft.named_parameters() if ".lora_A." in name}
+    language = {path for path in adapted if "text_model" in path}
+    assert {path.rpartition(".")[2] for path in language} == {"q_proj", "v_proj"}
+    assert adapted - language, "of the projector every layer"
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        ({"language_model": ("qproj",)}, "no layer called 'qproj'"),
+        ({"vision_encoder": ("q_proj",)}, "no part that LoRA"),
+    ],
+)
+def test_a_layer_or_part_that_is_not_there_is_an_error_with_the_names(
+    adapter: ModelAdapter, layers: dict[str, tuple[str, ...]], found: str
+) -> None:
+    some = LORA.model_copy(update={"layers": layers})
+    with pytest.raises(RecipeError, match=found) as caught:
+        apply_states(adapter.network, adapter.parts, states(language_model="lora"), some, seed=0)
+    assert "q_proj" in (caught.value.fix or "") or "language_model" in (caught.value.fix or "")
+
+
+def test_scales_of_updates_are_those_of_the_papers(tiny_checkpoint: Path, recipe_of: Recipe) -> None:
+    for stabilised, expected in ((False, LORA.alpha / LORA.rank), (True, LORA.alpha / LORA.rank**0.5)):
+        fresh = load_adapter(str(tiny_checkpoint), None, recipe_of.data)
+        lora = LORA.model_copy(update={"stabilised": stabilised})
+        apply_states(fresh.network, fresh.parts, states(language_model="lora"), lora, seed=0)
+        scales = {
+            m.scaling["default"]
+            for m in fresh.network.modules()
+            if type(m).__name__ == "Linear" and hasattr(m, "scaling")
+        }
+        assert scales == {expected}
+
+
+def test_decomposed_weights_learn_their_lengths_and_start_as_the_base_model(adapter: ModelAdapter, digits: Any) -> None:
+    batch = adapter.encoder.collate([adapter.encoder.encode(digits.sample("train", 0))])
+    with torch.no_grad():
+        before = adapter.losses(batch)["text"]
+    lora = LORA.model_copy(update={"decomposed": True})
+    peft = apply_states(adapter.network, adapter.parts, states(language_model="lora"), lora, seed=0)
+    assert peft is not None
+    lengths = [p for name, p in peft.named_parameters() if "lora_magnitude_vector" in name]
+    assert lengths and all(p.requires_grad for p in lengths)
+    with torch.no_grad():
+        torch.testing.assert_close(adapter.losses(batch)["text"], before)
+        with peft.disable_adapter():
+            assert torch.equal(adapter.losses(batch)["text"], before)
+
+
 def test_full_beside_lora_is_saved_with_the_adapter_and_off_is_the_base_model(adapter: ModelAdapter) -> None:
     chosen = states(language_model="lora", projector="full", vision_encoder="full")
     peft = apply_states(adapter.network, adapter.parts, chosen, LORA, seed=0)

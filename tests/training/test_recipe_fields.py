@@ -49,6 +49,9 @@ CHANGES_LOSSES: dict[str, dict[str, Any]] = {
     "lora.rank": {"lora.rank": 2},
     "lora.alpha": {"lora.alpha": 1.0},
     "lora.dropout": {"lora.dropout": 0.5},
+    "lora.layers": {"lora.layers": {"language_model": ["q_proj", "v_proj"]}},
+    "lora.stabilised": {"lora.stabilised": True},
+    "lora.decomposed": {"lora.decomposed": True},
     "optimizer.learning_rate": {"optimizer.learning_rate": 1e-3},
     "optimizer.part_learning_rates": {"optimizer.part_learning_rates": {"projector": 1e-4}},
     "optimizer.weight_decay": {"optimizer.weight_decay": 5.0},
@@ -282,6 +285,7 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "evaluation.wanted_accuracy": test_the_wanted_accuracy_decides_where_to_abstain,
         "evaluation.max_new_tokens": test_answers_are_no_longer_than_asked,
         "batch.tokens": test_tokens_cut_micro_batches_and_leave_the_result,
+        "batch.packing": test_packing_leaves_no_padding_and_the_result,
         "machine.device": test_an_absent_device_is_an_error_before_anything_is_loaded,
         "machine.workers": test_workers_and_threads_are_those_asked_for,
         "machine.threads": test_workers_and_threads_are_those_asked_for,
@@ -403,6 +407,18 @@ def test_tokens_cut_micro_batches_and_leave_the_result(plan: Plan) -> None:
     whole = train_run(plan("whole", {**overrides, "batch.tokens": 4096}))
     cut = train_run(plan("cut", {**overrides, "batch.tokens": 100}))
     assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_packing_leaves_no_padding_and_the_result(plan: Plan) -> None:
+    from visiontune.training.model import load_base
+
+    overrides = {**BASE, "lora.dropout": 0.0}
+    padded = train_run(plan("padded", overrides))
+    for name, more in (("packed", {}), ("cut", {"batch.tokens": 100}), ("recomputed", {"machine.recompute": True})):
+        packed = train_run(plan(name, {**overrides, "batch.packing": True, **more}))
+        assert losses(packed) == pytest.approx(losses(padded), abs=1e-5)
+        assert load_base(packed, packed.recipe, torch.device("cpu")).encoder.packing  # type: ignore[attr-defined]
+        assert {receipt["status"] for receipt in packed.receipts} <= {"passed", "not applicable"}
 
 
 def test_recomputing_layers_keeps_less_and_leaves_the_losses(plan: Plan) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from visiontune.data.dataset import Index
 from visiontune.data.pages import Fonts
 from visiontune.data.sample import Sample
-from visiontune.errors import ModelError
+from visiontune.errors import ModelError, RecipeError
 from visiontune.models.parts import Part
 
 if TYPE_CHECKING:
@@ -172,6 +172,15 @@ class ModelAdapter(ABC):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """For each loss term its sum over each sample's targets: (batch,), float32. Divide by `Batch.weights`, or by 1
         where those add up to less."""
+
+    def pack(self) -> None:
+        """From here on learn from samples one behind the other, without padding; RecipeError where that is not proven
+        to change nothing."""
+        raise RecipeError(
+            f"Samples of the family {self.family} are not packed.",
+            where="batch.packing",
+            fix="set batch.packing to false",
+        )
 
     def penalty(self, step: int, steps: int) -> torch.Tensor | None:
         """What is added to the loss of a step (of so many), once, whatever its samples: a number; None for none."""

@@ -115,6 +115,7 @@ class DeepseekOcrAdapter(GenerativeAdapter):
     """DeepSeek-OCR of either generation for the training loop."""
 
     family = "deepseek_ocr"
+    packs = True
 
     def __init__(self, network: Any, encoder: DeepseekOcrEncoder) -> None:
         super().__init__(network, encoder)

@@ -26,11 +26,12 @@ from visiontune.data.pages import Fonts, PageSpec
 from visiontune.data.pages import pages as pages_of
 from visiontune.data.sample import Document, Images, Sample, Text
 from visiontune.data.turns import Turns, question
-from visiontune.errors import DataError
+from visiontune.errors import DataError, RecipeError
 from visiontune.models.adapter import Batch, Features, Layout, Supervision
 from visiontune.models.chat_tokens import Tokens, tokenise
 from visiontune.models.labels import LabelTree
 from visiontune.models.text import Encoded, TextAdapter, TextEncoder, Trace
+from visiontune.models.token_loss import token_losses
 from visiontune.recipe import Data
 
 REMEMBERED_TEXTS = 65536
@@ -46,6 +47,7 @@ class GenerativeEncoder(TextEncoder):
         self.image_token_id: int = processor.image_token_id
         self.end_token_id: int = self.tokenizer.convert_tokens_to_ids(end_token)
         self.fonts: Fonts | None = None
+        self.packing = False
         self._tokenised: dict[tuple[Turns, str, Layout], Tokens] = {}
 
     @abstractmethod
@@ -198,7 +200,7 @@ class GenerativeEncoder(TextEncoder):
             tensors=tensors,
             weights={"text": int(supervised.sum())},
             tokens=int(mask.sum()),
-            padded_tokens=mask.numel(),
+            padded_tokens=int(mask.sum()) if self.packing else mask.numel(),
             image_tokens=int((ids == self.image_token_id).sum()),
             image_features=sum(one.image_features for one in encoded),
             tiles=sum(one.views for one in encoded),
@@ -269,6 +271,9 @@ class GenerativeAdapter(TextAdapter):
 
     terms = ("text",)
     feature_parts = ("vision_encoder",)
+    packs = False  # whether samples in one row are proven not to see each other
+    packing = False
+    token_tensors: tuple[str, ...] = ("input_ids",)  # the inputs with a value for each token, but the mask
 
     def __init__(self, network: Any, encoder: GenerativeEncoder) -> None:
         self.network = network
@@ -314,15 +319,48 @@ class GenerativeAdapter(TextAdapter):
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         network: Any = self.network
-        hidden = network.model(**self.inputs(batch), use_cache=False).last_hidden_state
-        # Only the positions that predict a supervised token go through the vocabulary: full logits never exist.
+        hidden = self._hidden(batch)
+        # Only the positions that predict a supervised token go through the vocabulary.
         rows, columns = batch.tensors["supervised"][:, 1:].nonzero(as_tuple=True)
-        logits = network.lm_head(hidden[rows, columns])
-        token_losses = torch.nn.functional.cross_entropy(
-            logits.float(), batch.tensors["input_ids"][rows, columns + 1], reduction="none"
-        )
-        sums = torch.zeros(len(batch.ids), device=token_losses.device)
-        return {"text": sums.index_add(0, rows, token_losses)}
+        if self.packing:
+            lengths = batch.tensors["attention_mask"].sum(-1)
+            hidden = hidden[0, (lengths.cumsum(0) - lengths)[rows] + columns]
+        else:
+            hidden = hidden[rows, columns]
+        targets = batch.tensors["input_ids"][rows, columns + 1]
+        found = token_losses(network.lm_head, hidden, targets, network.config.text_config.vocab_size)
+        return {"text": torch.zeros(len(batch.ids), device=found.device).index_add(0, rows, found)}
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states: (batch, length, width), of packed samples (1, all tokens, width)."""
+        network: Any = self.network
+        inputs = self.inputs(batch)
+        if self.packing:
+            inputs = self._packed(inputs)
+        return network.model(**inputs, use_cache=False).last_hidden_state
+
+    def _packed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a right-padded batch as one row without padding.
+
+        Places begin anew with each sample, from which transformers' masks tell the samples apart: no token sees one of
+        another sample.
+        """
+        places, _ = self.places(inputs)
+        stands = inputs["attention_mask"].bool()
+        if places.ndim == 3:  # transformers tells samples apart by the places in the text, which then come first
+            places = torch.cat([GenerativeAdapter.places(self, inputs)[0][None], places])
+        row = {name: inputs[name][stands][None] for name in self.token_tensors if name in inputs}
+        whole = {name: value for name, value in inputs.items() if name not in (*row, "attention_mask")}
+        return row | whole | {"position_ids": places[..., stands].unsqueeze(-2)}
+
+    def pack(self) -> None:
+        if not self.packs:
+            raise RecipeError(
+                f"Samples of this {self.family} are not packed: they would see each other.",
+                where="batch.packing",
+                fix="set batch.packing to false",
+            )
+        self.packing = self._encoder.packing = True
 
     @torch.no_grad()
     def trace(self, batch: Batch, max_new_tokens: int) -> list[Trace]:

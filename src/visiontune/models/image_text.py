@@ -190,6 +190,8 @@ class ImageTextAdapter(GenerativeAdapter):
     def __init__(self, network: Any, encoder: ImageTextEncoder) -> None:
         super().__init__(network, encoder)
         self.kind = encoder.kind
+        self.packs = self.kind.any_shape
+        self.token_tensors = ("input_ids", self.kind.types)
         self.parts = parts_of(self.kind)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:

@@ -6,7 +6,7 @@ becomes `modules_to_save`, by full path of the modules that hold the weights.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,14 +119,28 @@ def _add_lora(network: nn.Module, adapted: list[Part], full: list[Part], lora: L
     from peft import LoraConfig, PeftModel, get_peft_model
 
     targets: list[str] = []
-    stacked = [path for part in adapted for path in part.stacked]
+    stacked: list[str] = []
+    if strange := sorted(set(lora.layers) - {part.name for part in adapted}):
+        raise RecipeError(
+            f"Layers are named of '{strange[0]}', which is no part that LoRA adapts.",
+            where="lora.layers",
+            fix=f"parts set to lora: {', '.join(part.name for part in adapted)}",
+        )
     for part in adapted:
         linear = [p for p, m in network.named_modules() if isinstance(m, nn.Linear) and part.holds(p)]
         if not linear and not part.stacked:
             raise RecipeError(
                 f"Part '{part.name}' has no linear layer for LoRA.", where="parts", fix="use full or frozen"
             )
-        targets += linear
+        named = _layers_named([*linear, *part.stacked], part, lora)
+        targets += [path for path in named if path not in part.stacked]
+        stacked += [path for path in named if path in part.stacked]
+    if stacked and lora.decomposed:
+        raise RecipeError(
+            f"The experts' weights, {stacked[0]} and others, are not decomposed: PEFT has no DoRA for stacked weights.",
+            where="lora.decomposed",
+            fix="leave it off, or leave those weights out with lora.layers",
+        )
     for part in full:
         if part.loose:
             raise RecipeError(
@@ -151,6 +165,8 @@ def _add_lora(network: nn.Module, adapted: list[Part], full: list[Part], lora: L
         modules_to_save=saved or None,
         ensure_weight_tying=bool(saved) and _is_tied(network),
         bias="none",
+        use_rslora=lora.stabilised,
+        use_dora=lora.decomposed,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -169,6 +185,21 @@ def _add_lora(network: nn.Module, adapted: list[Part], full: list[Part], lora: L
             layer: Any = network.get_submodule(path)
             layer.lora_dropout[ADAPTER] = nn.Dropout(lora.dropout)
     return peft
+
+
+def _layers_named(paths: Sequence[str], part: Part, lora: Lora) -> list[str]:
+    """Those of a part's layers and stacked weights that the recipe names; all where it names none of this part."""
+    wanted = lora.layers.get(part.name)
+    if wanted is None:
+        return list(paths)
+    there = {path.rpartition(".")[2] for path in paths}
+    if unknown := [name for name in wanted if name not in there]:
+        raise RecipeError(
+            f"Part '{part.name}' has no layer called {unknown[0]!r}.",
+            where="lora.layers",
+            fix=f"its layers: {', '.join(sorted(there))}",
+        )
+    return [path for path in paths if path.rpartition(".")[2] in wanted]
 
 
 def save_adapter(peft: "PeftModel", folder: Path) -> None:

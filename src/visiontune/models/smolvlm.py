@@ -90,6 +90,7 @@ class SmolVLMAdapter(GenerativeAdapter):
 
     family = "smolvlm"
     parts = PARTS
+    packs = True
 
     def images_of(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {name: batch.tensors[name] for name in SEEN if name in batch.tensors}

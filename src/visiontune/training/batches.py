@@ -51,7 +51,8 @@ def plan_window(
     The window's samples are sorted by length and cut into groups of neighbours, four to a step; the groups are shuffled
     and dealt to the steps. So neighbours in length stand side by side, and which lengths share a step is left to
     chance. Each step is then cut where the padded size would pass `batch.tokens`, or where a sample is much shorter
-    than the longest: that cut decides speed and memory, and not the step's result.
+    than the longest (packed, where all tokens together would): that cut decides speed and memory, and not the step's
+    result.
     """
     draws = order.draw(window * batch.window, (window + 1) * batch.window)
     length = np.array([lengths[d][i] for d, i in zip(draws.dataset, draws.index, strict=True)], dtype=np.int64)
@@ -66,7 +67,7 @@ def plan_window(
         step = window * (batch.window // batch.samples) + number
         longest_first = members[np.argsort(-length[members], kind="stable")]
         micro_batches: list[MicroBatch] = []
-        for start, stop in _cuts(length[longest_first], batch.tokens):
+        for start, stop in (_packs if batch.packing else _cuts)(length[longest_first], batch.tokens):
             samples = [
                 (int(draws.dataset[p]), int(draws.index[p]), int(draws.epoch[p])) for p in longest_first[start:stop]
             ]
@@ -83,6 +84,16 @@ def _cuts(descending: NDArray[np.int64], tokens: int) -> Iterator[tuple[int, int
         stop = min(len(descending), start + max(1, tokens // max(1, longest)))
         long_enough = int(np.searchsorted(-descending, -SHORTEST_SHARE * longest, side="right"))
         stop = min(stop, max(start + 1, long_enough))
+        yield start, stop
+        start = stop
+
+
+def _packs(lengths: NDArray[np.int64], tokens: int) -> Iterator[tuple[int, int]]:
+    """Where to cut samples that stand one behind the other into micro-batches of so many tokens."""
+    start = 0
+    while start < len(lengths):
+        together = lengths[start:].cumsum()
+        stop = start + max(1, int(np.searchsorted(together, tokens, side="right")))
         yield start, stop
         start = stop
 

@@ -77,6 +77,8 @@ def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
     for parameter in adapter.network.parameters():  # buffers, such as rotary frequencies, keep their float32
         parameter.data = parameter.data.to(DTYPES[recipe.machine.precision])
     adapter.network.to(device).eval()
+    if recipe.batch.packing:
+        adapter.pack()
     return adapter
 
 
