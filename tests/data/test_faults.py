@@ -1,6 +1,8 @@
 """Each fault, planted, is found with its place and its severity; a clean set has none."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from visiontune.data.faults import LEFT_OUT, Fault, left_out, ordered
 from visiontune.data.inspect import inspect
@@ -56,6 +58,52 @@ def test_an_unreadable_image(plant, encode, picture):
     fault = only(plant, "unreadable-image", "drop")
     assert fault.where == "cat/bad.png"
     assert "cannot be decoded" in fault.found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("empty-file", "empty"), ("unknown-format", "known format"), ("image-too-large", "178,956,970 pixels")],
+)
+def test_files_that_are_no_images_that_are_read(plant, encode, picture, code, found):
+    files = {"empty-file": b"", "unknown-format": encode(picture(1), "PPM")}
+    files["image-too-large"] = encode(Image.new("1", (20_000, 20_000)), "PNG")
+    (plant / "cat/bad.png").write_bytes(files[code])
+    fault = only(plant, code, "drop")
+    assert fault.where == "cat/bad.png"
+    assert found in fault.found
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "how"),
+    [
+        ("CMYK", "JPEG", "CMYK"),
+        ("P", "PNG", "with a palette"),
+        ("RGBA", "PNG", "with transparency"),
+        ("LA", "PNG", "with transparency"),
+        ("I;16", "PNG", "of more than 8 bits"),
+    ],
+)
+def test_images_that_are_made_rgb_are_counted(plant, encode, picture, mode, kind, how):
+    for seed in (1001, 1002):
+        image = picture(seed).convert("L" if mode in ("I;16", "LA") else "RGB")
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+        (plant / f"cat/odd{seed}.{kind.lower()}").write_bytes(encode(image, kind))
+    fault = only(plant, "normalised-images", "warning")
+    assert fault.found == f"2 samples with images {how}"
+    assert "cat/odd1001" in fault.where
+
+
+def test_images_that_are_turned_as_their_file_says_are_counted(plant, encode, picture):
+    exif = Image.Exif()
+    exif[274] = 6
+    (plant / "cat/turned.jpg").write_bytes(encode(picture(1003, 96), "JPEG", exif=exif))
+    assert only(plant, "normalised-images", "warning").found == "1 sample with images turned as EXIF says"
+
+
+def test_a_class_many_times_as_large_as_another(classes):
+    fault = only(classes({"many": 60, "few": 3}), "imbalanced-classes", "warning")
+    assert "20 times" in fault.found
+    assert found(classes({"many": 59, "few": 3}, name="fair")) == {}
 
 
 def test_a_duplicate_id(plant):

@@ -34,7 +34,7 @@ def test_the_json_form(source):
     assert found["images"]["height"] == {"min": 24, "median": 24.0, "max": 40}
     assert found["images"]["bytes"] == sum(p.stat().st_size for p in source.rglob("*.*") if p.name != "bad.png")
     assert found["documents"] is None
-    assert [fault["code"] for fault in found["faults"]] == ["unreadable-image", "duplicate-images"]
+    assert [fault["code"] for fault in found["faults"]] == ["unknown-format", "duplicate-images"]
     assert [set(fault) for fault in found["faults"]] == [{"code", "severity", "where", "found", "fix"}] * 2
     assert found["trains"] == [{"target": "text", "kind": "classification"}]
 

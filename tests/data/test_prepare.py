@@ -202,13 +202,13 @@ def test_a_corrupt_image_is_named_counted_and_left_out(classes, tmp_path, capsys
     dataset = prepare(source, tmp_path / "out", on_fault=faults.append)
     assert len(dataset) == 20
     assert {(row.id, row.code) for row in dataset.info.left_out} == {
-        ("cat/bad.png", "unreadable-image"),
-        ("dog/empty.jpg", "unreadable-image"),
+        ("cat/bad.png", "unknown-format"),
+        ("dog/empty.jpg", "empty-file"),
     }
     said = capsys.readouterr().err
     assert "2 rows were left out" in said
     assert "cat/bad.png" in said
-    assert [(fault.where, fault.severity) for fault in faults] == [("cat/bad.png", "drop"), ("dog/empty.jpg", "drop")]
+    assert [(fault.where, fault.severity) for fault in faults] == [("dog/empty.jpg", "drop"), ("cat/bad.png", "drop")]
 
 
 @pytest.mark.parametrize("prepared_before", [False, True])

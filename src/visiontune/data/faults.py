@@ -8,6 +8,22 @@ from typing import Literal
 Severity = Literal["error", "drop", "warning"]
 
 SPLITTABLE = 3
+IMBALANCE = 20  # times as many samples in one class as in another
+# Modes of Pillow that are not what models are shown, and what they are called.
+CONVERTED = {
+    "CMYK": "CMYK",
+    "YCbCr": "YCbCr",
+    "LAB": "Lab",
+    "P": "with a palette",
+    "PA": "with a palette",
+    "LA": "with transparency",
+    "RGBA": "with transparency",
+    "La": "with transparency",
+    "RGBa": "with transparency",
+    "I": "of more than 8 bits",
+    "F": "of more than 8 bits",
+    **{f"I;16{order}": "of more than 8 bits" for order in ("", "B", "L", "N")},
+}
 _SHOWN = 5
 _ORDER = ("error", "drop", "warning")
 
@@ -36,6 +52,9 @@ def ordered(faults: Iterable[Fault]) -> list[Fault]:
 
 _FIXES = {
     "unreadable-image": "repair the file, or take it out",
+    "empty-file": "copy the file again, or take it out",
+    "unknown-format": "save it as JPEG, PNG, WebP, BMP, TIFF or GIF, or take it out",
+    "image-too-large": "make it smaller, or take it out",
     "broken-line": "correct the line in the metadata file",
     "missing-file": "add the file, or take out what points to it",
     "outside-folder": "copy the file into the folder",
@@ -65,9 +84,9 @@ def left_out(code: str, where: str, found: str, fix: str | None = None) -> Fault
     return Fault(code, "error" if code == "duplicate-id" else "drop", where, found, fix or _FIXES[code])
 
 
-def unreadable_image(row_id: str, path: str, reason: str) -> Fault:
-    """An image that cannot be decoded."""
-    return left_out("unreadable-image", row_id, reason if path == row_id else f"{path}: {reason}")
+def unreadable_image(code: str, row_id: str, path: str, reason: str) -> Fault:
+    """An image that cannot be decoded; `code` is that of `images.ImageError`."""
+    return left_out(code, row_id, reason if path == row_id else f"{path}: {reason}")
 
 
 def broken_line(file: str, line: int, reason: str) -> Fault:
@@ -201,12 +220,40 @@ def small_classes(clusters_of: Mapping[str, int]) -> list[Fault]:
     ]
 
 
+def imbalanced_classes(labels: Mapping[str, int]) -> list[Fault]:
+    """One class with many times the samples of another. `labels`: samples in each class."""
+    if len(labels) < 2:
+        return []
+    most, least = (choose(labels, key=lambda label: labels[label]) for choose in (max, min))
+    if labels[most] < IMBALANCE * labels[least]:
+        return []
+    found = (
+        f"{most!r} has {labels[most]} samples, {least!r} has {labels[least]}: {labels[most] / labels[least]:.0f} times"
+    )
+    fix = "look at the scores of each class; add samples of the rare ones"
+    return [Fault("imbalanced-classes", "warning", f"{most!r}, {least!r}", found, fix)]
+
+
 def single_class(labels: Sequence[str]) -> list[Fault]:
     """A classification with nothing to tell apart."""
     if len(labels) != 1:
         return []
     return [
         Fault("single-class", "warning", repr(labels[0]), "there is one class only", "add samples of other classes")
+    ]
+
+
+def normalised_images(changed: Mapping[str, Sequence[str]]) -> list[Fault]:
+    """Images that are made upright 8-bit RGB. `changed`: of each way the ids of the rows."""
+    return [
+        Fault(
+            "normalised-images",
+            "warning",
+            some(ids),
+            f"{_number(ids, 'sample')} with images {how}",
+            "models see upright 8-bit RGB: look whether that shows what matters, or save them so yourself",
+        )
+        for how, ids in sorted(changed.items())
     ]
 
 

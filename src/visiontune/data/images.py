@@ -22,6 +22,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 _FIX = f"save it again as one of {', '.join(FORMATS)}, or take it out"
 
 
+class ImageError(DataError):
+    """Bytes that are no image which visiontune reads; `code` is that of the fault."""
+
+    def __init__(self, found: str, code: str = "unreadable-image", fix: str | None = None) -> None:
+        super().__init__(found, fix=fix)
+        self.code = code
+
+
 @dataclass(frozen=True)
 class ImageFacts:
     """What an image's header says. Width and height are in pixels, after the EXIF orientation (1 to 8) is applied."""
@@ -90,7 +98,7 @@ def _facts(image: ImageFile.ImageFile) -> ImageFacts:
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
     if not data:
-        raise DataError("the image file is empty", fix=_FIX)
+        raise ImageError("the image file is empty", "empty-file", _FIX)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:
@@ -101,16 +109,17 @@ def _opened(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _unreadable(data: bytes, error: Exception) -> DataError:
+def _unreadable(data: bytes, error: Exception) -> ImageError:
     if isinstance(error, Image.UnidentifiedImageError):
-        return DataError(f"not an image of a known format ({', '.join(FORMATS)})", fix=_FIX)
+        return ImageError(f"not an image of a known format ({', '.join(FORMATS)})", "unknown-format", _FIX)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_large(f"{len(data)} bytes that unpack to too many pixels")
-    return DataError(f"the image cannot be decoded: {error or type(error).__name__}", fix=_FIX)
+    return ImageError(f"the image cannot be decoded: {error or type(error).__name__}", fix=_FIX)
 
 
-def _too_large(what: str) -> DataError:
-    return DataError(f"the image is too large: {what} (at most {MAX_PIXELS:,} pixels)", fix="make it smaller")
+def _too_large(what: str) -> ImageError:
+    found = f"the image is too large: {what} (at most {MAX_PIXELS:,} pixels)"
+    return ImageError(found, "image-too-large", "make it smaller")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from visiontune.data.formats.rows import SourceRow
 from visiontune.data.image_places import ImagePlace, Inside, read_image, reading_order, size_and_time
-from visiontune.data.images import decode_with_facts
+from visiontune.data.images import ImageError, decode_with_facts
 from visiontune.data.near_duplicates import perceptual_hash
 from visiontune.data.workers import Engine, parallel
 from visiontune.errors import DataError
@@ -35,6 +35,7 @@ MAX_FILE_BYTES = 2**30
 SCHEMA = pa.schema(
     [
         ("error", pa.string()),
+        ("code", pa.string()),
         ("path", pa.string()),
         ("width", pa.list_(pa.int32())),
         ("height", pa.list_(pa.int32())),
@@ -116,16 +117,19 @@ def _facts(places: tuple[ImagePlace, ...], names: tuple[str, ...], pack: BinaryI
     for place, name in zip(places, names, strict=True):
         try:
             if isinstance(place, Path) and place.stat().st_size > MAX_FILE_BYTES:
-                return {"error": f"the file is larger than {MAX_FILE_BYTES:,} bytes", "path": name}
+                found = f"the file is larger than {MAX_FILE_BYTES:,} bytes"
+                return {"error": found, "code": "image-too-large", "path": name}
             data = read_image(place)
             seen = look(data)
             facts["start"].append(pack.tell() if pack is not None else 0)
             if pack is not None and isinstance(place, Inside):
                 pack.write(data)
         except OSError as error:
-            return {"error": f"the file cannot be read: {error.strerror}", "path": name}
+            return {"error": f"the file cannot be read: {error.strerror}", "code": "unreadable-image", "path": name}
+        except ImageError as error:
+            return {"error": error.found, "code": error.code, "path": name}
         except DataError as error:
-            return {"error": error.found, "path": name}
+            return {"error": error.found, "code": "unreadable-image", "path": name}
         for column, value in seen.items():
             facts[column].append(value)
     return dict(facts)

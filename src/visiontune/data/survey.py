@@ -149,7 +149,9 @@ def survey(
     # Two windows of one document are that document.
     whole = _sha256s(facts) if rendering is None else [[sha256] for sha256 in facts["whole"].to_pylist()]
     found += _whole_faults(rows, chosen, whole, together.tolist(), labels)
-    if rendering is not None:
+    if rendering is None:
+        found += faults.normalised_images(_changed_images(rows, facts))
+    else:
         spec, fonts = rendering.spec, rendering.fonts()
         drawn = x_height(spec, fonts), LEGIBLE_X_HEIGHT
         found += faults.illegible_pages(*drawn, "as drawn", remedy(spec, fonts, max(spec.width, spec.height)))
@@ -169,10 +171,22 @@ def survey(
 
 def _unreadable_images(rows: Sequence[SourceRow], facts: pa.Table) -> dict[int, Fault]:
     """The fault of each row with an image that cannot be read."""
-    errors = zip(rows, facts["path"].to_pylist(), facts["error"].to_pylist(), strict=True)
+    errors = zip(rows, *(facts[name].to_pylist() for name in ("code", "path", "error")), strict=True)
     return {
-        i: faults.unreadable_image(row.id, *error) for i, (row, *error) in enumerate(errors) if error[1] is not None
+        i: faults.unreadable_image(code, row.id, path, error)
+        for i, (row, code, path, error) in enumerate(errors)
+        if error is not None
     }
+
+
+def _changed_images(rows: Sequence[SourceRow], facts: pa.Table) -> dict[str, list[str]]:
+    """Of each way in which images are made upright 8-bit RGB the ids of their rows."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row, modes, turns in zip(rows, facts["mode"].to_pylist(), facts["orientation"].to_pylist(), strict=True):
+        told = {name for mode in modes if (name := faults.CONVERTED.get(mode))}
+        for name in sorted(told | ({"turned as EXIF says"} if any(turn != 1 for turn in turns) else set())):
+            found[name].append(row.id)
+    return found
 
 
 def _unreadable_documents(rows: Sequence[SourceRow], facts: pa.Table) -> dict[int, Fault]:
@@ -332,5 +346,6 @@ def _whole_faults(
             *faults.similar_class_names(labels),
             *faults.small_classes({label: len(clusters_) for label, clusters_ in different.items()}),
             *faults.single_class(list(labels)),
+            *faults.imbalanced_classes(labels),
         ]
     return found
