@@ -1,10 +1,15 @@
-"""Faults of annotations: which are found, what clean data raise, and how long a large file takes.
+"""Faults of data: which are found, what clean data raise, and how long a large file takes.
+
+`text` plants each known fault into sound conversations about images, one at a time, and asks whether it is found once,
+in its place; then inspects three clean sets (made up; scikit-learn's digits in class folders; parts of its photographs
+with captions, inside a Parquet file) and counts every fault as a false alarm.
 
 `boxes` plants each known fault into sound annotations, one at a time, and asks whether it is found once, in its place;
 then examines three clean sets (made up; BCCD and the nuclei as repaired) and counts every finding as a false alarm;
 then times a file of a million boxes and one of 250,000 polygons, reading included. Without folders the extracts that
 the tests have stand for BCCD and the nuclei.
 
+    python bench/faults.py text
     python bench/faults.py boxes [--bccd FOLDER] [--nuclei FOLDER] [--boxes 1000000] [--polygons 250000]
 """
 
@@ -20,17 +25,24 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
 from visiontune.data.annotations import coco, formats
 from visiontune.data.annotations.examine import Examined, examine
 from visiontune.data.annotations.findings import Finding
 from visiontune.data.annotations.image_files import Places, measure
 from visiontune.data.annotations.table import merged
+from visiontune.data.inspect import inspect
+from visiontune.demo_shapes import photographs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests know which faults to plant
 from tests.planted_annotations import PLANTS, planted, sound_annotations
 from tests.planted_images import IMAGE_PLANTS, draw_images
+from tests.planted_texts import BROUGHT_ALONG, encoded, sound, write
+from tests.planted_texts import PLANTS as TEXT_PLANTS
 
 EXTRACTS = Path(__file__).parents[1] / "tests/data/annotations"
 WIDTH, HEIGHT = 640, 480
@@ -174,14 +186,71 @@ def timed(count: int, polygons: bool) -> None:
     print(f"  {count:>9,} {what:<8} {megabytes:>4.0f} MB: {seconds}, {len(findings)} findings")
 
 
+def texts() -> None:
+    """Faults of conversations about images."""
+    print("one fault planted at a time")
+    found = others = 0
+    for plant in TEXT_PLANTS:
+        with tempfile.TemporaryDirectory() as name:
+            rows = sound(Path(name))
+            more = plant.plant(Path(name), rows) or []
+            told = inspect(write(Path(name), rows, *more)).faults
+        hit = [fault for fault in told if (fault.code, fault.severity) == (plant.code, plant.severity)]
+        hit = [fault for fault in hit if plant.where in fault.where]
+        rest = [fault.code for fault in told if fault not in hit and fault.code != BROUGHT_ALONG.get(plant.name)]
+        found += len(hit) == 1
+        others += len(rest)
+        outcome = f"{hit[0].severity}: {hit[0].where}" if hit else "NOT FOUND"
+        print(f"  {plant.name:40} {plant.code:26} {outcome}{'; besides ' + ', '.join(rest) if rest else ''}")
+    codes = {plant.code for plant in TEXT_PLANTS}
+    print(f"planted {len(TEXT_PLANTS)} ({len(codes)} codes), found {found}, other faults that were said {others}\n")
+    print("clean sets")
+    alarms = 0
+    for name, make in {"made up": lambda place: write(place, sound(place)), "digits": digits, "parts": parts}.items():
+        with tempfile.TemporaryDirectory() as place:
+            told = inspect(make(Path(place)))
+        alarms += len(told.faults)
+        print(f"  {name:8} {told.samples} samples, {len(told.faults)} faults {[fault.code for fault in told.faults]}")
+    print(f"false alarms {alarms}")
+
+
+def digits(folder: Path) -> Path:
+    """A tenth of scikit-learn's digits, enlarged, in a folder a class."""
+    from sklearn.datasets import load_digits
+
+    for number, (scan, label) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
+        if number % 10 == 0:
+            place = folder / "digits" / str(label)
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = (scan.reshape(8, 8) * 255 / 16).round().astype(np.uint8)
+            Image.fromarray(pixels).resize((32, 32)).save(place / f"{number:04d}.png")
+    return folder / "digits"
+
+
+def parts(folder: Path) -> Path:
+    """Parts of scikit-learn's photographs with captions, inside a Parquet file as `datasets` writes it."""
+    rows = []
+    for number, photograph in enumerate(photographs()):
+        for top in range(0, photograph.height - 100, 100):
+            for left in range(0, photograph.width - 100, 100):
+                data = encoded(photograph.crop((left, top, left + 100, top + 100)), "JPEG", quality=90)
+                caption = f"Photograph {number}, {left} pixels from the left and {top} from above."
+                rows.append({"image": {"bytes": data, "path": None}, "caption": caption})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "parts.parquet")
+    return folder / "parts.parquet"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["boxes"])
+    parser.add_argument("kind", choices=["text", "boxes"])
     parser.add_argument("--bccd", type=Path, default=EXTRACTS / "bccd")
     parser.add_argument("--nuclei", type=Path, default=EXTRACTS / "nuclei")
     parser.add_argument("--boxes", type=int, default=1_000_000)
     parser.add_argument("--polygons", type=int, default=250_000)
     options = parser.parse_args()
+    if options.kind == "text":
+        texts()
+        return
 
     print("one fault planted at a time")
     in_all = [plant_annotations(), plant_images()]

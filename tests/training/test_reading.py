@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 
 import visiontune
+from visiontune.data.dataset import Dataset
 from visiontune.data.pages import lay_out
+from visiontune.data.split import SPLITS
+from visiontune.demo_shapes import CLASSES, draw_source
 from visiontune.errors import DataError, ModelError
-from visiontune.models.load import page_tokens
+from visiontune.machine import hardware
+from visiontune.models.load import load_adapter, page_tokens
+from visiontune.training.plan import derive
 from visiontune.training.reading import page_side
 
 ENGLISH = (Path(__file__).parents[1] / "data/udhr/en.txt").read_text("utf-8")
@@ -88,9 +93,71 @@ def test_a_tiny_model_is_asked_about_the_page_that_training_gives_it(texts: Path
         assert page_side("tiny/deepseek-ocr", data.info.pages, data.fonts()) == recipe.data.image_longest_edge
 
 
-def test_images_are_not_read(digits_folder: Path, checkpoint: Path) -> None:
-    with pytest.raises(DataError, match="documents"):
-        visiontune.inspect(digits_folder, limit=10, model=str(checkpoint))
+@pytest.fixture
+def chats(tmp_path: Path, digits: Dataset) -> Path:
+    """Forty conversations about one or two digits each."""
+    rows = []
+    for number in range(40):
+        files = [f"{number}-{i}.png" for i in range(1 + number % 2)]
+        for i, name in enumerate(files):
+            (tmp_path / name).write_bytes(digits.sample("train", 2 * number + i).seen.files[0].data)  # type: ignore[union-attr]
+        said = ["<image>" * len(files) + "What is it?", "A digit.", "Which?", f"It is number {number}."]
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+        rows.append({"id": f"{number:02d}", "images": files, "messages": messages})
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_tokens_of_images_and_texts_are_those_that_training_will_see(
+    chats: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    found = visiontune.inspect(chats, model=str(tiny_checkpoint))
+    assert found.faults == []
+    assert found.kind == "conversation"
+    reading = found.text_reading
+    assert reading is not None
+    data = visiontune.prepare(chats, tmp_path / "data", workers=1)
+    recipe = derive([data], [None], str(tiny_checkpoint), hardware("cpu"))
+    chosen = (recipe.data.image_longest_edge, recipe.data.image_splitting, recipe.data.max_tokens)
+    assert (reading.image_longest_edge, reading.image_splitting, reading.max_tokens) == chosen
+    encoder = load_adapter(str(tiny_checkpoint), None, recipe.data).encoder
+    samples = [data.sample(split, i) for split in SPLITS for i in range(data.count(split))]
+    encoded = [encoder.encode(sample) for sample in samples]
+    lengths = [len(one.input_ids) for one in encoded]
+    assert (reading.tokens.min, reading.tokens.max) == (min(lengths), max(lengths))
+    assert reading.image_tokens.max == max(one.image_features for one in encoded) == 2 * reading.image_tokens.min
+    of_dataset = visiontune.inspect(data.path, model=str(tiny_checkpoint))
+    assert of_dataset.text_reading == reading
+    assert found.to_json()["model"]["tokens"]["max"] == max(lengths)
+
+
+def test_samples_that_the_model_cannot_read_whole_are_told_before_training(
+    chats: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in chats.read_text().splitlines()]
+    rows[3]["messages"][-1]["content"] = "again and again " * 600
+    rows[5]["messages"][0]["content"] += " and why? " * 900
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {fault.code: fault for fault in visiontune.inspect(chats, model=str(tiny_checkpoint)).faults}
+    assert {code: (fault.severity, fault.where) for code, fault in found.items()} == {
+        "longer-than-the-model-reads": ("error", "05"),
+        "shortened-answers": ("warning", "03"),
+    }
+    assert "2048 tokens" in found["shortened-answers"].found
+    data = visiontune.prepare(chats, tmp_path / "data", workers=1)
+    with pytest.raises(DataError, match="images are never cut"):
+        visiontune.train(data.path, model=str(tiny_checkpoint), out=tmp_path / "run", overrides={"schedule.steps": 1})
+
+
+def test_objects_are_not_read_and_tiny_models_have_no_tokenizer(
+    chats: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="no tokenizer before it is built"):
+        visiontune.inspect(chats, model="tiny/smolvlm")
+    scenes = draw_source(tmp_path / "scenes", 6, size=(64, 64), classes=CLASSES[:1], seed=0, masks=False)
+    with pytest.raises(DataError, match="here are objects"):
+        visiontune.inspect(scenes, model=str(tiny_checkpoint))
 
 
 def test_pages_are_fitted_to_a_ratio_and_what_was_chosen_is_said(

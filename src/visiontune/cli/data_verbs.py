@@ -35,7 +35,9 @@ def inspect(
     font_size: FontSize = None,
     line_spacing: LineSpacing = None,
     font: FontFiles = None,
-    model: Annotated[str | None, Parameter(help="tell what this model would make of documents")] = None,
+    model: Annotated[
+        str | None, Parameter(help="tell what this model would make of documents, or of images and texts")
+    ] = None,
 ) -> Answer:
     """What the data are, what would be trained, what is wrong.
 
@@ -65,6 +67,12 @@ def inspect(
     for target, facts in found["targets"].items():
         labels = facts.get("labels")
         lines.append(f"target: {target}" + (f", {len(labels)} classes: {counts(labels)}" if labels else ""))
+    if (seen := found.get("model")) is not None:
+        lines.append(
+            f"{seen['model']}: images of {seen['image_longest_edge']} px"
+            f"{' cut into tiles' if seen['image_splitting'] else ''}, {_range(seen['tokens'])} tokens a sample, "
+            f"{_range(seen['image_tokens'])} of them its images; room for {seen['max_tokens']:,}"
+        )
     lines += _document_lines(found["documents"]) + _object_lines(found["targets"].get("objects"))
     lines.append("trains: " + ("; ".join(f"{t['kind']} ({t['target']})" for t in found["trains"]) or "nothing yet"))
     return Answer(found, "\n".join([*lines, *_fault_lines(found["faults"]), f"{len(found['faults'])} faults"]))

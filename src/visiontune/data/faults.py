@@ -168,6 +168,23 @@ def unknown_columns(file: str, columns: Sequence[str], known: Sequence[str]) -> 
     return [Fault("unknown-columns", "warning", file, found, f"the columns that are read: {', '.join(known)}")]
 
 
+def longer_than_the_model_reads(ids: Sequence[str], limit: int, model: str) -> list[Fault]:
+    """Samples whose question and images leave no room for an answer: training refuses them."""
+    if not ids:
+        return []
+    found = f"{_number(ids, 'question')} with their images take more than the {limit} tokens that {model} reads"
+    fix = "give these samples fewer images or less text, or lower data.image_longest_edge"
+    return [Fault("longer-than-the-model-reads", "error", some(ids), found, fix)]
+
+
+def shortened_answers(ids: Sequence[str], limit: int) -> list[Fault]:
+    """Answers whose end will not be learned."""
+    if not ids:
+        return []
+    found = f"{_number(ids, 'answer')} end behind the {limit} tokens that the model reads, and will be shortened"
+    return [Fault("shortened-answers", "warning", some(ids), found, "shorten the answers, or show fewer images")]
+
+
 def mixed_types(file: str, kinds: Mapping[str, Mapping[str, int]]) -> list[Fault]:
     """Columns that hold texts in some rows and something else in others. `kinds`: of each column, rows by kind."""
     return [

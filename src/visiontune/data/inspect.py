@@ -4,13 +4,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visiontune.data import formats
-from visiontune.data.dataset import Dataset
+from visiontune.data.dataset import Dataset, Index
 from visiontune.data.dataset_info import INFO_NAME, DocumentSummary, ImageSummary, ObjectSummary, Range
 from visiontune.data.documents import FontFile, Pages, Rendering, Shown, document_facts, sampled, workers_for_documents
 from visiontune.data.faults import Fault
@@ -22,6 +23,7 @@ from visiontune.data.sample import Document, Images
 from visiontune.data.scan import fingerprints, workers_for
 from visiontune.data.split import SPLITS, spread
 from visiontune.data.survey import Earlier, counted, image_sizes, image_summary, object_summary, survey, usable
+from visiontune.data.turns import Turns
 from visiontune.errors import DataError
 
 SEED = 0
@@ -59,13 +61,32 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class TextReading:
+    """What a model makes of images with texts, as a run would derive it: `image_longest_edge` pixels, cut into tiles or
+    not, sequences of at most `max_tokens`; and the ranges of the tokens of a sample and of its images among them."""
+
+    model: str
+    image_longest_edge: int
+    image_splitting: bool
+    max_tokens: int
+    tokens: Range
+    image_tokens: Range
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        ranges = {name: getattr(self, name).model_dump(mode="json") for name in ("tokens", "image_tokens")}
+        return asdict(self) | ranges
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The facts of some data, sample by sample in one order.
 
     `labels` counts the classes of a closed set (None for free text), `prompts` holds each sample's question or None,
     `widths` and `heights` are in pixels with one entry an image: (images,), int32. `splits` counts the samples of each
     split: those that stand, or those that `prepare` would make with its own seed. `characters` and `page_counts` are
-    the lengths of the documents: (samples,), int32, empty where images are seen. `rendering` says how documents become
+    the lengths of the documents: (samples,), int32, empty where images are seen. `ids`, `turns` (see `sample.Text`) and
+    `images_each`, the number of images, are those of each sample. `rendering` says how documents become
     pages, `some` holds at most 200 of them, evenly spread, each with its pages; `reading` is what a named model makes
     of them.
     """
@@ -85,6 +106,16 @@ class Inspection:
     some: list[tuple[str, int]] = field(default_factory=list)
     reading: Reading | None = None
     objects: ObjectSummary | None = None
+    ids: list[str] = field(default_factory=list)
+    turns: list[Turns] = field(default_factory=list)
+    images_each: list[int] = field(default_factory=list)
+    text_reading: TextReading | None = None
+
+    def index(self) -> Index:
+        """The samples as those of one split, of images with texts."""
+        bounds = np.cumsum([0, *self.images_each]).tolist()
+        sizes = [[values[a:b].tolist() for a, b in pairwise(bounds)] for values in (self.heights, self.widths)]
+        return Index(self.ids, self.prompts, self.answers, sizes[1], sizes[0], [""] * len(self.ids), turns=self.turns)
 
     @property
     def samples(self) -> int:
@@ -96,6 +127,8 @@ class Inspection:
         """What answering these samples is called."""
         if self.labels is not None:
             return "classification"
+        if any(self.turns):
+            return "conversation"
         if any(prompt is not None for prompt in self.prompts):
             return "question answering"
         return "captioning" if self.documents is None else "summarisation"
@@ -138,7 +171,7 @@ class Inspection:
             "documents": self._documents_json(),
             "faults": [fault.to_json() for fault in self.faults],
             "trains": self.trains,
-        }
+        } | ({} if self.text_reading is None else {"model": self.text_reading.to_json()})
 
     def _documents_json(self) -> dict[str, Any] | None:
         if self.documents is None or self.rendering is None:
@@ -216,6 +249,9 @@ def inspect(
         rendering=rendering,
         objects=object_summary((row.answer for row in found.rows), listing.classes),
         some=[(found.rows[i].document or "", int(counts[i])) for i in sampled(len(counts))],
+        ids=[row.id for row in found.rows],
+        turns=[row.turns for row in found.rows],
+        images_each=[len(row.images) for row in found.rows],
     )
 
 
@@ -252,6 +288,9 @@ def _of_dataset(dataset: Dataset, limit: int | None) -> Inspection:
         rendering=rendering,
         objects=object_summary(answers, None if stored is None else tuple(stored.classes)),
         some=[(_text(dataset, places[k]), int(counts[k])) for k in sampled(len(counts))],
+        ids=[indexes[split].ids[i] for split, i in places],
+        turns=[indexes[split].turns[i] if indexes[split].turns else () for split, i in places],
+        images_each=[len(indexes[split].widths[i]) for split, i in places],
     )
 
 

@@ -170,22 +170,32 @@ def _sparse_layers(config: Any) -> list[int]:
 
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> DeepseekOcrAdapter:
-    """A checkpoint of either generation, weights in float32. Images are resized by Pillow where the generation has such
-    an image processor, which is the second. Raises ModelError for a device, and what the encoder raises."""
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    """A checkpoint of either generation, weights in float32. Raises as `load_encoder`."""
+    from transformers import AutoModelForImageTextToText
 
-    if device is not None:
-        _refuse_device(folder)
+    encoder = load_encoder(folder, revision, data, device)
     network: Any = AutoModelForImageTextToText.from_pretrained(
         folder, revision=revision, dtype=torch.float32, use_safetensors=True
     )
+    return DeepseekOcrAdapter(network, encoder)
+
+
+def load_encoder(
+    folder: str, revision: str | None, data: Data, device: DeviceContract | None = None
+) -> DeepseekOcrEncoder:
+    """The encoder of a checkpoint without its weights. Images are resized by Pillow where the generation has such an
+    image processor, which is the second. Raises ModelError for a device, and what the encoder raises."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+
+    if device is not None:
+        _refuse_device(folder)
     processor = AutoProcessor.from_pretrained(folder, revision=revision)
     if processor.chat_template is None:
         processor.chat_template = CHAT_TEMPLATE
-    if network.config.model_type == "unlimited_ocr":
-        return DeepseekOcrAdapter(network, DeepseekOcrEncoder(processor, data))
+    if AutoConfig.from_pretrained(folder, revision=revision).model_type == "unlimited_ocr":
+        return DeepseekOcrEncoder(processor, data)
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")
-    return DeepseekOcrAdapter(network, DeepseekOcr2Encoder(processor, data))
+    return DeepseekOcr2Encoder(processor, data)
 
 
 def chat_prompt(folder: str | None, revision: str | None = None) -> NoReturn:

@@ -125,6 +125,9 @@ class GenerativeEncoder(TextEncoder):
     def count(self, text: str) -> int:
         return len(self._ids(text))
 
+    def image_tokens(self, layout: Layout) -> int:
+        return self.features(self.views(layout))
+
     def showing(self, pages: PageSpec) -> "GenerativeEncoder":
         other = copy.copy(self)  # tokenizer, fonts and remembered texts are shared
         other.data = self.data.model_copy(update={"pages": pages})

@@ -242,15 +242,25 @@ def _end_token(processor: Any) -> str:
 
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> ImageTextAdapter:
-    """A checkpoint, weights in float32, images resized by Pillow. Raises ModelError for a device or without a chat
-    template, and what the encoder raises."""
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    """A checkpoint, weights in float32. Raises as `load_encoder`."""
+    from transformers import AutoModelForImageTextToText
 
-    if device is not None:
-        _refuse_device(folder)
+    encoder = load_encoder(folder, revision, data, device)
     network: Any = AutoModelForImageTextToText.from_pretrained(
         folder, revision=revision, dtype=torch.float32, use_safetensors=True
     )
+    return ImageTextAdapter(network, encoder)
+
+
+def load_encoder(
+    folder: str, revision: str | None, data: Data, device: DeviceContract | None = None
+) -> ImageTextEncoder:
+    """The encoder of a checkpoint without its weights, images resized by Pillow. Raises ModelError for a device or
+    without a chat template, and what the encoder raises."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+
+    if device is not None:
+        _refuse_device(folder)
     processor = AutoProcessor.from_pretrained(folder, revision=revision)
     if processor.chat_template is None:
         raise ModelError(
@@ -259,7 +269,7 @@ def load(folder: str, revision: str | None, data: Data, device: DeviceContract |
             fix="use the checkpoint that was tuned on instructions (-Instruct, -it)",
         )
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")
-    return ImageTextAdapter(network, ImageTextEncoder(processor, data, network.config))
+    return ImageTextEncoder(processor, data, AutoConfig.from_pretrained(folder, revision=revision))
 
 
 def chat_prompt(folder: str | None, revision: str | None = None) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Any
 from visiontune.contract import DeviceContract
 from visiontune.errors import ModelError, RecipeError
 from visiontune.models.adapter import ModelAdapter
+from visiontune.models.text import TextEncoder
 from visiontune.recipe import Data, ObjectChoices, ResponseChoices
 
 # config.json's model_type -> the module that adapts it
@@ -194,6 +195,18 @@ def load_adapter(
         if objects is not None:
             return importlib.import_module(family).load(name, revision, data, objects, seed)
         return importlib.import_module(family).load(name, revision, data, device)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
+
+
+def load_encoder(name: str, revision: str | None, data: Data) -> TextEncoder:
+    """The encoder of a checkpoint that writes text, without its weights. Raises as `load_adapter`."""
+    _quiet()
+    kind = read_config(name, revision).model_type
+    if kind not in FAMILIES:
+        raise ModelError(f"A model of type '{kind}' finds objects.", where=name, fix=f"types: {', '.join(FAMILIES)}")
+    try:
+        return importlib.import_module(FAMILIES[kind]).load_encoder(name, revision, data)
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
 

@@ -101,19 +101,26 @@ class SmolVLMAdapter(GenerativeAdapter):
 
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> SmolVLMAdapter:
-    """A checkpoint of either generation, weights in float32, images resized by Pillow."""
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    """A checkpoint of either generation, weights in float32."""
+    from transformers import AutoModelForImageTextToText
 
     network = AutoModelForImageTextToText.from_pretrained(
         folder, revision=revision, dtype=torch.float32, use_safetensors=True
     )
+    return SmolVLMAdapter(network, load_encoder(folder, revision, data, device))
+
+
+def load_encoder(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> SmolVLMEncoder:
+    """The encoder of a checkpoint without its weights, images resized by Pillow."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+
     processor = AutoProcessor.from_pretrained(folder, revision=revision)
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, revision=revision, backend="pil")
     if device is None:
-        return SmolVLMAdapter(network, SmolVLMEncoder(processor, data))
+        return SmolVLMEncoder(processor, data)
     from visiontune.models.smolvlm_device import SmolVLMDeviceEncoder
 
-    return SmolVLMAdapter(network, SmolVLMDeviceEncoder(processor, data, device, network.config))
+    return SmolVLMDeviceEncoder(processor, data, device, AutoConfig.from_pretrained(folder, revision=revision))
 
 
 def chat_prompt(folder: str | None, revision: str | None = None) -> str:

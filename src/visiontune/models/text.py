@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from visiontune.data.pages import PageSpec
 from visiontune.errors import ModelError
-from visiontune.models.adapter import Batch, Encoder, ModelAdapter
+from visiontune.models.adapter import Batch, Encoder, Layout, ModelAdapter
 from visiontune.models.labels import LabelTree
 
 
@@ -67,6 +67,10 @@ class TextEncoder(Encoder[Encoded]):
     @abstractmethod
     def count(self, text: str) -> int:
         """How many tokens a text has."""
+
+    @abstractmethod
+    def image_tokens(self, layout: Layout) -> int:
+        """How many image tokens stand for images with this layout."""
 
     @abstractmethod
     def showing(self, pages: PageSpec) -> "TextEncoder":

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from visiontune.contract import contract_for
 from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, resize_scale, x_height
+from visiontune.data.sample import Text
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.files import write_json
@@ -44,6 +45,7 @@ TINY_EPOCHS_AT_MOST = 60.0
 TINY_PAGE = 512  # pixels; print of usual size is still legible, and a CPU can follow
 PAGE_UNIT = 64
 PAGE_FRAME = 8  # tokens
+MOST_TILES_A_SIDE = 4
 MAX_TOKENS = 2048
 
 
@@ -62,7 +64,8 @@ class DataFacts:
     pages: PageSpec | None
     fonts: Fonts | None = None
     most_pages: int = 0
-    longest_text: int = 0  # bytes of question and answer together
+    most_images: int = 0
+    longest_text: int = 0  # bytes of all that is said about a sample
 
 
 def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
@@ -72,7 +75,7 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
     prompts: Counter[str] = Counter()
     said: set[str] = set()
     rows = 0
-    most_pages = longest_text = 0
+    most_pages = most_images = longest_text = 0
     sides: list[int] = []
     for dataset in datasets:
         if dataset.info.target != "text":
@@ -84,8 +87,8 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
         indexes = {split: dataset.index(split) for split in SPLITS}
         for index in indexes.values():
             most_pages = max([most_pages, *index.pages])
-            texts = zip(index.prompts, index.answers, strict=True)
-            longest_text = max([longest_text, *(_bytes(prompt or "") + _bytes(answer) for prompt, answer in texts)])
+            most_images = max([most_images, *map(len, index.widths)])
+            longest_text = max([longest_text, *(bytes_of(index.text(i)) for i in range(len(index.ids)))])
         index = indexes["train"]
         rows += min(len(index.ids), limit or len(index.ids))
         answers.update(index.answers)
@@ -109,12 +112,15 @@ def data_facts(datasets: Sequence[Dataset], limit: int | None) -> DataFacts:
         pages=spec,
         fonts=None if spec is None else datasets[0].fonts(),
         most_pages=most_pages,
+        most_images=most_images,
         longest_text=longest_text,
     )
 
 
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+def bytes_of(text: Text) -> int:
+    """The bytes of all that is said about a sample."""
+    said = [turn.text for turn in text.turns] or [text.prompt or ""]
+    return sum(len(part.encode("utf-8", "surrogatepass")) for part in (*said, text.answer))
 
 
 def _page_spec(datasets: Sequence[Dataset]) -> PageSpec | None:
@@ -129,13 +135,14 @@ def _page_spec(datasets: Sequence[Dataset]) -> PageSpec | None:
     return datasets[0].info.pages
 
 
-def question_for(facts: DataFacts) -> str:
+def question(labels: Iterable[str] | None, *, pages: bool) -> str:
     """The question asked about samples that bring none."""
-    if facts.labels is None:
-        return "Describe this image." if facts.pages is None else "Summarise this document."
-    if len(facts.labels) > LABELS_IN_PROMPT:
+    if labels is None:
+        return "Summarise this document." if pages else "Describe this image."
+    names = list(labels)
+    if len(names) > LABELS_IN_PROMPT:
         return "Which class does this image show? Answer with its name."
-    return f"Which of these classes does this image show: {', '.join(facts.labels)}? Answer with its name."
+    return f"Which of these classes does this image show: {', '.join(names)}? Answer with its name."
 
 
 def derive(
@@ -166,12 +173,13 @@ def derive(
     else:
         why["schedule.steps"] = f"{epochs:g} epochs, as asked"
     steps = max(1, -(-round(epochs * n) // samples))
-    tile = _tile(model, tiny, facts)
+    tile = _tile(model, facts)
     device = None if profile is None else contract_for(profile, image_size=tile, chat_prompt=chat_prompt(model))
     if device is not None:
         tile = device.image_size
-    large = facts.labels is None and facts.median_long_side > tile
-    splitting = device is None and not tiny and large and cuts_into_tiles(model)
+    edge, splitting = tile, False
+    if device is None and facts.pages is None:
+        edge, splitting = image_choice(model, facts.median_long_side, facts.labels is not None)
     longest_answer = max(len(answer.encode()) for answer in facts.answers)
     gigabytes = machine.memory / 2**30
     values: dict[str, Any] = {
@@ -179,11 +187,13 @@ def derive(
         "model": {"name": model},
         "data": {
             "datasets": datasets_section(datasets, weights),
-            "prompt": choose("data.prompt", question_for(facts), _prompt_reason(facts)),
+            "prompt": choose(
+                "data.prompt", question(facts.labels, pages=facts.pages is not None), _prompt_reason(facts)
+            ),
             "limit": limit,
             "image_longest_edge": choose(
                 "data.image_longest_edge",
-                min(4, max(1, -(-facts.median_long_side // tile))) * tile if splitting else tile,
+                edge,
                 f"the vision encoder takes {tile} px; the median longer side is {facts.median_long_side} px"
                 if device is None
                 else f"what {profile} shows the model",
@@ -203,7 +213,7 @@ def derive(
                 if tiny
                 else "the vision encoder is frozen",
             ),
-            "max_tokens": choose("data.max_tokens", *_max_tokens(model, facts, tile)),
+            "max_tokens": choose("data.max_tokens", *_max_tokens(model, facts, edge, splitting)),
         },
         "parts": _parts(model, why),
         "lora": {
@@ -256,14 +266,11 @@ def _prompt_reason(facts: DataFacts) -> str:
     return "names the classes" if facts.labels else "free text"
 
 
-def _tile(model: str, tiny: bool, facts: DataFacts) -> int:
+def _tile(model: str, facts: DataFacts) -> int:
     """Pixels of the square that the vision encoder takes."""
     if facts.pages is not None and facts.fonts is not None:
         return page_side(model, facts.pages, facts.fonts)
-    if tiny:
-        least = tiny_image_size(model)
-        return least if facts.median_long_side <= least else 2 * least
-    return native_image_size(model)
+    return image_choice(model, facts.median_long_side, labelled=True)[0]
 
 
 def page_side(model: str, spec: PageSpec, fonts: Fonts) -> int:
@@ -276,14 +283,37 @@ def page_side(model: str, spec: PageSpec, fonts: Fonts) -> int:
     return min(whole, max(TINY_PAGE, math.ceil(needed / PAGE_UNIT) * PAGE_UNIT))
 
 
-def _max_tokens(model: str, facts: DataFacts, side: int) -> tuple[int, str]:
-    """The longest sequence, and why: of documents the one with the most pages, as far as the model reads."""
-    if facts.pages is None:
-        return MAX_TOKENS, "the room that images and answers share"
-    # A token is at least a byte; each page is framed by a few more, and so is the question.
-    needed = facts.most_pages * (page_tokens(model, side) + PAGE_FRAME) + facts.longest_text + PAGE_FRAME
+def image_choice(model: str, median_long_side: int, labelled: bool) -> tuple[int, bool]:
+    """`data.image_longest_edge` and `data.image_splitting` for images of this median longer side, in pixels.
+
+    Large images are cut into tiles where the model can, unless their answers are labels. Raises ModelError.
+    """
+    if is_tiny(model):
+        least = tiny_image_size(model)
+        return (least if median_long_side <= least else 2 * least), False
+    side = native_image_size(model)
+    if labelled or median_long_side <= side or not cuts_into_tiles(model):
+        return side, False
+    return min(MOST_TILES_A_SIDE, -(-median_long_side // side)) * side, True
+
+
+def longest_sequence(model: str, images: int, text: int, edge: int, splitting: bool) -> tuple[int, int]:
+    """Tokens that so many images (or pages) of `edge` pixels and `text` bytes take at most, and how many of them the
+    model reads."""
+    views = (edge // native_image_size(model)) ** 2 + 1 if splitting else 1
+    side = native_image_size(model) if splitting else edge
+    # A token is at least a byte; each view is framed by a few more, and so is the question.
+    needed = images * views * (page_tokens(model, side) + PAGE_FRAME) + text + PAGE_FRAME
     context = longest_context(model)
-    return min(context, max(MAX_TOKENS, needed)), f"{facts.most_pages} pages at most; the model reads {context} tokens"
+    return max(MAX_TOKENS, needed), context
+
+
+def _max_tokens(model: str, facts: DataFacts, edge: int, splitting: bool) -> tuple[int, str]:
+    """The longest sequence, and why: that of the sample with the most to see, as far as the model reads."""
+    seen = facts.most_images if facts.pages is None else facts.most_pages
+    needed, context = longest_sequence(model, seen, facts.longest_text, edge, splitting)
+    what = "images" if facts.pages is None else "pages"
+    return min(context, needed), f"{seen} {what} at most; the model reads {context} tokens"
 
 
 def refuse_illegible(recipe: Recipe, dataset: Dataset) -> None:

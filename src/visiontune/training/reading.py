@@ -3,14 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from visiontune.data import faults
+from visiontune.data.dataset_info import Range
 from visiontune.data.documents import Fit
-from visiontune.data.inspect import Inspection, Reading
+from visiontune.data.inspect import Inspection, Reading, TextReading
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, resize_scale, solve, x_height
 from visiontune.errors import DataError, ModelError
-from visiontune.models.load import is_tiny, page_tokens
+from visiontune.models.load import is_tiny, load_encoder, page_tokens
 from visiontune.progress import note
-from visiontune.training.plan import page_side
+from visiontune.recipe import Data, DatasetUse
+from visiontune.training.plan import bytes_of, image_choice, longest_sequence, page_side, question
 
 
 def token_counter(model: str) -> Callable[[str], int]:
@@ -33,12 +37,15 @@ def token_counter(model: str) -> Callable[[str], int]:
 
 
 def read_by(model: str, found: Inspection) -> Inspection:
-    """The inspection with what the model makes of its documents; letters that it cannot tell apart are an error.
+    """The inspection with what the model makes of its documents, or of its images and texts.
 
-    Raises DataError for images, ModelError for a model that cannot be had.
+    Letters that it cannot tell apart, and samples longer than it reads, are errors; answers that would be shortened are
+    told. Raises DataError for objects, ModelError for a model that cannot be had.
     """
+    if found.objects is not None:
+        raise DataError("A model's reading is told of texts, and here are objects.", fix="leave --model out")
     if found.documents is None or found.rendering is None:
-        raise DataError("A model's reading is told of documents, and there are none here.", fix="leave --model out")
+        return _images_read_by(model, found)
     spec, fonts = found.rendering.spec, found.rendering.fonts()
     side = page_side(model, spec, fonts)
     tokens = page_tokens(model, side)
@@ -58,6 +65,41 @@ def read_by(model: str, found: Inspection) -> Inspection:
     )
     others = [fault for fault in found.faults if fault.code != code]
     return replace(found, reading=reading, faults=faults.ordered([*others, *illegible]))
+
+
+def _images_read_by(model: str, found: Inspection) -> Inspection:
+    if is_tiny(model):
+        raise ModelError(
+            "A tiny model has no tokenizer before it is built, so nobody knows how long these samples will be.",
+            where=model,
+            fix="name a published model, or a folder",
+        )
+    index = found.index()
+    texts = [index.text(i) for i in range(len(index.ids))]
+    median = int(np.median(np.maximum(found.widths, found.heights))) if len(found.widths) else 0
+    edge, splitting = image_choice(model, median, found.labels is not None)
+    longest_text = max((bytes_of(text) for text in texts), default=0)
+    needed, context = longest_sequence(model, max(found.images_each, default=0), longest_text, edge, splitting)
+    use = DatasetUse(path="data", content_hash="")
+    data = Data(
+        datasets=(use,),
+        prompt=question(found.labels, pages=False),
+        image_longest_edge=edge,
+        image_splitting=splitting,
+        max_tokens=max(needed, context),  # nothing is cut, so that all lengths are known
+    )
+    encoder = load_encoder(model, None, data)
+    layouts = list(encoder.layouts(index))
+    images = np.array([encoder.image_tokens(layout) for layout in layouts])
+    tokens = encoder.lengths(index)
+    answers = np.array([encoder.count(text.answer) for text in texts])
+    limit = min(needed, context)
+    # What is cut is the end of the last answer; a question with its images that leaves no room is refused.
+    too_long = [index.ids[i] for i in np.flatnonzero(tokens - answers > limit)]
+    shortened = [index.ids[i] for i in np.flatnonzero((tokens > limit) & (tokens - answers <= limit))]
+    reading = TextReading(model, edge, splitting, limit, Range.of(tokens), Range.of(images))
+    told = [*faults.longer_than_the_model_reads(too_long, limit, model), *faults.shortened_answers(shortened, limit)]
+    return replace(found, text_reading=reading, faults=faults.ordered([*found.faults, *told]))
 
 
 def fitted(model: str, ratio: float) -> Fit:
