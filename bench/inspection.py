@@ -4,14 +4,13 @@
 
 Each row has an image of its own (a part of one of scikit-learn's photographs, 96 pixels a side, JPEG) and a
 conversation of two turns; once as JSON lines beside image files, once as a Parquet file with the images inside.
-The peak is that of this process and of the workers that it starts, as the system counts them, added up.
+The peak is the most that the process and its workers held at a time, shared pages counted in each.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -73,34 +73,46 @@ def write(folder: Path, count: int) -> dict[str, Path]:
     return {"JSON lines and files": files, "Parquet with images": table}
 
 
-def measured(source: Path, out: Any) -> None:
-    """Inspect in a process of its own, and say what it took."""
+def measured(source: Path) -> dict[str, Any]:
+    """Inspect, and say what it took."""
     started = time.monotonic()
     found = inspect(source)
     took = time.monotonic() - started
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    out.put((found.samples, [fault.code for fault in found.faults], took, peaks[0] / 1024, peaks[1] / 1024))
+    return {"samples": found.samples, "faults": sorted({fault.code for fault in found.faults}), "seconds": took}
+
+
+def watched(source: Path) -> tuple[dict[str, Any], float]:
+    """`measured` in a process of its own, and the most memory that it and its workers held at a time, in MiB."""
+    command = [sys.executable, __file__, "--source", str(source)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    root, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        try:
+            peak = max(peak, sum(one.memory_info().rss for one in (root, *root.children(recursive=True))))
+        except psutil.NoSuchProcess:  # one of them has just ended
+            continue
+        time.sleep(0.05)
+    assert process.stdout is not None
+    return json.loads(process.stdout.read()), peak / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
-    count = parser.parse_args().rows
-    context = multiprocessing.get_context("spawn")
+    parser.add_argument("--source", type=Path, help="inspect this, and print what it took as JSON")
+    options = parser.parse_args()
+    if options.source is not None:
+        print(json.dumps(measured(options.source)))
+        return
     with tempfile.TemporaryDirectory() as name:
-        print(f"{count:,} rows, {os.cpu_count()} cores")
-        print("| layout | samples | faults | s | rows/s | peak MiB, this process | largest worker |")
-        print("|---|---|---|---|---|---|---|")
-        for layout, source in write(Path(name), count).items():
-            out: Any = context.Queue()
-            process = context.Process(target=measured, args=(source, out))
-            process.start()
-            samples, faults, took, own, worker = out.get()
-            process.join()
-            told = ", ".join(sorted(set(faults))) or "none"
-            print(
-                f"| {layout} | {samples:,} | {told} | {took:.0f} | {samples / took:,.0f} | {own:,.0f} | {worker:,.0f} |"
-            )
+        print(f"{options.rows:,} rows, {os.cpu_count()} cores")
+        print("| layout | samples | faults | s | rows/s | peak MiB, all processes |")
+        print("|---|---|---|---|---|---|")
+        for layout, source in write(Path(name), options.rows).items():
+            found, peak = watched(source)
+            told = ", ".join(found["faults"]) or "none"
+            speed = f"{found['seconds']:.0f} | {found['samples'] / found['seconds']:,.0f}"
+            print(f"| {layout} | {found['samples']:,} | {told} | {speed} | {peak:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":
