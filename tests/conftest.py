@@ -45,9 +45,12 @@ QUICK = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Two test processes on two cores: more threads would only wait for each other."""
+def one_core(worker_id: str) -> None:
+    """A core for each test process and all that it starts: two that share two cores would only wait for each other."""
     torch.set_num_threads(1)
+    if worker_id != "master" and sys.platform == "linux":
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker_id.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")

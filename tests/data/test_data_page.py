@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.planted_texts import sound, write
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.data.faults import LEFT_OUT
@@ -22,17 +23,24 @@ def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     question = {"text": ENGLISH, "question": "Until when?", "answer": "until proved guilty"}
     Path("questions.jsonl").write_text(json.dumps(question) + "\n")
+    chats = Path("chats")
+    chats.mkdir()
+    write(chats, sound(chats)).rename("chats.jsonl")
+    for image in chats.iterdir():
+        image.rename(image.name)
+    chats.rmdir()
     commands = [
         shlex.split(line)
         for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
         for line in block.splitlines()
     ]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for name, *arguments in commands:
         assert name == "visiontune"
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 0, arguments
+    assert len(Dataset.open(Path("chats"))) == 24 and Path("chats/messages/train.parquet").is_file()
     assert len(Dataset.open(Path("texts"))) == 18 and Dataset.open(Path("questions")).info.windows == 1
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from visiontune.data.format_names import Format
     from visiontune.data.inspect import Inspection
     from visiontune.data.materialise import ImageFormat
+    from visiontune.data.messages import MessagesFormat
     from visiontune.data.pages import PageSpec
     from visiontune.data.recordings.inspect import RecordingsInspection
     from visiontune.data.workers import Engine
@@ -76,6 +77,7 @@ def prepare(
     model: str | None = None,
     engine: Engine = "processes",
     materialise: ImageFormat | None = None,
+    messages: MessagesFormat | None = None,
     staging: Source | None = None,
     push: str | None = None,
     public: bool = False,
@@ -94,6 +96,7 @@ def prepare(
     fallback. With `ratio`, the font size is the one at which they take so many times fewer vision tokens of `model`
     than text tokens. Documents of more than `max_pages` are left out, or cut to a window around the answer to a
     question about them. `materialise` also writes their pages as image files, "png" or "webp".
+    Images with texts are also written as `messages`, "parquet" or "jsonl", into the dataset's folder `messages`.
 
     `workers` are processes of this machine or, with the `engine` "ray", of a Ray cluster. Where `out` is a URL of a
     file system that fsspec knows ("s3://bucket/data"), the dataset is prepared in the local folder `staging` (by
@@ -144,6 +147,7 @@ def prepare(
     ]
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers, "engine": engine}
     options |= {"pages": pages, "fonts": _paths(fonts), "max_pages": max_pages, "fit": fit, "materialise": materialise}
+    options |= {"messages": messages}
     if url is not None:
         note(f"preparing in {folder}, then copying to {without_password(url)}")
         fetch_earlier(url, folder)

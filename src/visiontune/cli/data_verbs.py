@@ -196,6 +196,9 @@ def prepare(
     materialise: Annotated[
         Literal["png", "webp"] | None, Parameter(help="also write the pages of documents as image files")
     ] = None,
+    messages: Annotated[
+        Literal["parquet", "jsonl"] | None, Parameter(help="also write images with texts as `messages`")
+    ] = None,
     staging: Annotated[Path | None, Parameter(help="local folder to prepare in, where --out is a URL")] = None,
     push: Annotated[str | None, Parameter(help="hub repository ORG/NAME to upload the dataset to, private")] = None,
     public: Annotated[bool, Parameter(help="make the hub repository public")] = False,
@@ -235,7 +238,13 @@ def prepare(
             "--page": pages,
             "--font": font,
         }
-        others |= {"--max-pages": max_pages, "--ratio": ratio, "--model": model, "--materialise": materialise}
+        others |= {
+            "--max-pages": max_pages,
+            "--ratio": ratio,
+            "--model": model,
+            "--materialise": materialise,
+            "--messages": messages,
+        }
         others |= {"--staging": staging, "--push": push, "--repair": repair or None, "--public": public or None}
         others |= {"--engine": engine if engine != "processes" else None}
         if unfit := [name for name, value in others.items() if value is not None]:
@@ -245,7 +254,14 @@ def prepare(
         raise DataError("Only recordings are converted to a rate.", where="--rate", fix="leave it out")
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
     options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
-    options |= {"engine": engine, "materialise": materialise, "staging": staging, "push": push, "public": public}
+    options |= {
+        "engine": engine,
+        "materialise": materialise,
+        "messages": messages,
+        "staging": staging,
+        "push": push,
+        "public": public,
+    }
     dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, format=called, **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())

@@ -8,6 +8,7 @@ from visiontune.data.split import SPLITS
 
 WORK_NAME = ".prepare"
 PAGES_NAME = "pages"
+MESSAGES_NAME = "messages"
 REPAIRS_NAME = "repairs.jsonl"
 
 # What a preparation writes, whole or (hidden, ending in .part) half.

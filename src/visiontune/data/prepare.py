@@ -27,6 +27,7 @@ from visiontune.data.folder import REPAIRS_NAME, WORK_NAME, hashes, is_written
 from visiontune.data.format_names import Format
 from visiontune.data.formats.rows import Listing
 from visiontune.data.materialise import ImageFormat, check_format, remove_stale_pages, write_pages
+from visiontune.data.messages import MessagesFormat, remove_messages, write_messages
 from visiontune.data.scan import SCAN_VERSION, Mark, fingerprints, workers_for
 from visiontune.data.shards import write_shards
 from visiontune.data.sources import Source, names, read
@@ -60,6 +61,7 @@ def prepare(
     fit: Fit | None = None,
     engine: Engine = "processes",
     materialise: ImageFormat | None = None,
+    messages: MessagesFormat | None = None,
 ) -> Dataset:
     """Make `source` into the dataset `out`; an earlier one there is extended, its rows keep their split.
 
@@ -76,7 +78,8 @@ def prepare(
 
     `limit` takes that many rows, spread over the classes; `strict` refuses any row that would be left out; `workers`
     processes of the `engine` share the work (None: as many as are worth it); `on_fault` is called with each fault
-    found. `materialise` writes the pages as image files beside the shards. Raises DataError, and MachineError when the
+    found. `materialise` writes the pages as image files beside the shards, `messages` images with
+    texts in the form that other trainers read. Raises DataError, and MachineError when the
     disk is full or a worker dies.
     """
     sources = [
@@ -146,6 +149,10 @@ def prepare(
             remove_stale_pages(dataset)
         else:
             write_pages(dataset, materialise, workers, engine)
+        if messages is None:
+            remove_messages(dataset)
+        else:
+            write_messages(dataset, messages)
         _tidy(dataset)
     _say(dataset, strict, on_fault)
     return dataset
