@@ -27,10 +27,10 @@ def test_the_demo_reads_digits_and_proves_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fewer steps than `make demo` takes, which requires 0.96 of itself.
-    monkeypatch.setattr(plan, "TINY_STEPS", 200)
-    monkeypatch.setattr(demo, "REQUIRED", "accuracy>=0.85")
+    monkeypatch.setattr(plan, "TINY_STEPS", 140)
+    monkeypatch.setattr(demo, "REQUIRED", "accuracy>=0.7")
     result = shown("digits", tmp_path, capsys)
-    assert result["accuracy"]["value"] >= 0.85
+    assert result["accuracy"]["value"] >= 0.7
     assert set(result["receipts"].values()) <= {"passed", "not applicable"}
     assert len(result["receipts"]) == 7
     assert set(result["certificate"].values()) == {"passed"} and len(result["certificate"]) == 12

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw
 from tests.written_recordings import write_npz
 from visiontune.cli import main
 from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
+from visiontune.models.load import TINY
+from visiontune.recipe import field_names
 from visiontune.recipe_files import reference
 from visiontune.simulated_neurons import simulate
 from visiontune.training import plan
@@ -30,7 +32,7 @@ def test_the_commands_and_the_code_of_the_readme_run(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "TINY_STEPS", 200)  # enough for the accuracy that the README requires
+    monkeypatch.setattr(plan, "TINY_STEPS", 140)  # enough for the accuracy that the README requires
     shutil.copytree(digits_folder, tmp_path / "photos")
     _write_articles(tmp_path)
     _draw_objects(tmp_path)
@@ -104,6 +106,15 @@ def _write_articles(folder: Path) -> None:
     rows = [json.dumps({"text": one, "summary": " ".join(one.split()[:4])}) for one in paragraphs]
     (folder / "articles.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "article.txt").write_text(paragraphs[0])
+
+
+def test_the_page_on_texts_names_fields_families_and_packing_as_they_are() -> None:
+    page = (ROOT / "docs" / "text.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:batch|data|lora)\.[a-z_]+)", page))
+    assert named and named <= set(field_names())
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")][1:]
+    packs = {name: row[-2].strip() == "yes" for row in rows for name in re.findall("tiny/[a-z0-9-]+", row[2])}
+    assert packs == {name: name != "tiny/gemma3" for name in TINY}  # what tests/models/test_packing.py proves
 
 
 def test_the_recipe_page_lists_every_field_as_it_is() -> None:

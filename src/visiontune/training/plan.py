@@ -178,7 +178,7 @@ def derive(
     if device is not None:
         tile = device.image_size
     edge, splitting = tile, False
-    if device is None and facts.pages is None:
+    if device is None and (facts.pages is None or not tiny):  # a tiny model is built for its pages
         edge, splitting = image_choice(model, facts.median_long_side, facts.labels is not None)
     longest_answer = max(len(answer.encode()) for answer in facts.answers)
     gigabytes = machine.memory / 2**30
