@@ -84,6 +84,8 @@ def pictures(row):
 
 @pytest.mark.parametrize("name", ["chat.jsonl", "chat.json", "chat.parquet"])
 def test_messages_with_several_turns_and_images(place, name):
+    for unused in sorted((place / "images").iterdir())[2:]:
+        unused.unlink()
     chat = CHAT
     if name.endswith("parquet"):  # one type a column
         chat = [one if isinstance(one["content"], list) else one | {"content": text(one["content"])} for one in CHAT]
@@ -358,6 +360,14 @@ def test_mixed_types_in_a_column_are_counted(place):
         ("not-a-text", "rows.jsonl, line 5"),
         ("empty-answer", "rows.jsonl, line 6"),
     }
+
+
+def test_images_that_no_row_shows_are_counted(place):
+    rows = [{"image": f"images/{i:02d}.png", "answer": "a"} for i in range(18)]
+    jsonl(place / "rows.jsonl", [*rows, {"image": "images/18.png", "answer": ""}])
+    found = {fault.code: fault for fault in formats.read(place).faults}
+    assert set(found) == {"no-label", "empty-answer"}
+    assert (found["no-label"].where, found["no-label"].severity) == ("images/18.png, images/19.png", "warning")
 
 
 def test_images_without_a_place_stand_before_the_first_question_and_are_counted(place):

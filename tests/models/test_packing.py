@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.test_image_text import TEXTS, data, samples
+from tests.models.test_image_text_models import TEXTS, data, samples
 from visiontune.errors import RecipeError
 from visiontune.models.load import build_tiny, load_adapter
 from visiontune.models.token_loss import token_losses

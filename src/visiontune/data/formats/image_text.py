@@ -37,6 +37,7 @@ from visiontune.data.formats.lines import (
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
 from visiontune.data.formats.tables import Columns, split_of, split_written, tables_of, with_own_ids
 from visiontune.data.image_places import ImagePlace, Inside
+from visiontune.data.images import SUFFIXES as SUFFIXES_OF_IMAGES
 from visiontune.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -107,7 +108,18 @@ def read(source: Path, named: Columns | None = None, layout: Layout | None = Non
         split = split_of(name) if source.is_dir() else None
         table = _Table(path, name, chosen, named or {}, split, real_source, found)
         rows += [(name, row) for row in table.rows()]
+    if source.is_dir():
+        found += faults.no_label(_unseen(source, rows), "no row that can be used shows them")
     return Listing(", ".join(sorted(layouts)), sorted(with_own_ids(rows), key=lambda row: row.id), found)
+
+
+def _unseen(folder: Path, rows: Iterable[tuple[str, SourceRow]]) -> list[str]:
+    """The image files of a folder that no row shows, by their names."""
+    shown = {
+        name for _, row in rows for place, name in zip(row.images, row.names, strict=True) if isinstance(place, Path)
+    }
+    files = (name for _, name in tables_of(folder, tuple(SUFFIXES_OF_IMAGES)))
+    return [name for name in files if name not in shown]
 
 
 def _tables(source: Path) -> list[tuple[Path, str]]:
