@@ -39,9 +39,10 @@ from visiontune.data.inspect import inspect
 from visiontune.demo_shapes import photographs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests know which faults to plant
+from tests.pictures import encoded
 from tests.planted_annotations import PLANTS, planted, sound_annotations
 from tests.planted_images import IMAGE_PLANTS, draw_images
-from tests.planted_texts import BROUGHT_ALONG, encoded, sound, write
+from tests.planted_texts import BROUGHT_ALONG, sound, write
 from tests.planted_texts import PLANTS as TEXT_PLANTS
 
 EXTRACTS = Path(__file__).parents[1] / "tests/data/annotations"

@@ -26,7 +26,7 @@ from visiontune.data.inspect import inspect
 from visiontune.demo_shapes import photographs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.planted_texts import encoded
+from tests.pictures import encoded
 
 SIDE = 96
 GROUP = 500

@@ -1,6 +1,5 @@
 """Images with texts as people bring them, sound, and each fault that is known, planted into them one at a time."""
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,21 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.pictures import encoded, picture
+
 ROWS = 24
 Rows = list[dict[str, Any]]
-
-
-def picture(seed: int, side: int = 48) -> Image.Image:
-    """A picture of soft blobs that no other seed looks like."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """An image as the bytes of a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def sound(folder: Path) -> Rows:

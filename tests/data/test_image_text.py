@@ -1,14 +1,13 @@
 """Tables of images and texts, as people bring them: every usual layout is read as it was meant, row for row."""
 
 import base64
-import csv
-import json
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.written_tables import jsonl, table
 from visiontune.data import formats
 from visiontune.data.dataset import Dataset
 from visiontune.data.image_places import read_image
@@ -41,27 +40,6 @@ def place(tmp_path, encode, picture):
     for i in range(20):
         (folder / f"images/{i:02d}.png").write_bytes(encode(picture(i)))
     return folder
-
-
-def jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def table(path, rows):
-    """Write rows as the kind of file that the name says."""
-    if path.suffix == ".jsonl":
-        return jsonl(path, rows)
-    if path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif path.suffix == ".csv":
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def codes(listing):
@@ -303,7 +281,6 @@ TELL = ("assistant", "A blob.")
 @pytest.mark.parametrize(
     ("code", "row", "found"),
     [
-        ("unknown-role", chat(("narrator", "Once."), TELL), "narrator"),
         ("turns-out-of-order", chat(ASK, ASK, TELL), "turn 2 is by the user"),
         ("turns-out-of-order", chat(TELL, ASK), "turn 1 is by the assistant"),
         ("turns-out-of-order", chat(ASK, TELL, ("system", "Be brief."), TELL), "turn 3 is by the system"),
@@ -311,20 +288,12 @@ TELL = ("assistant", "A blob.")
         ("empty-answer", chat(ASK, ("assistant", " \n")), "blank"),
         ("empty-answer", chat(ASK, ("assistant", ""), ASK, TELL), "turn 2 is blank"),
         ("empty-answer", chat(), "no turn"),
-        ("empty-question", chat(("user", " "), TELL), "turn 1 is blank"),
-        ("empty-question", chat(ASK, TELL, ("user", ""), TELL), "turn 3 is blank"),
         (
             "placeholders-do-not-match",
             chat(("user", "<image><image>Both?"), TELL, images=["images/00.png"]),
             "2 places",
         ),
-        ("placeholders-do-not-match", chat(("user", "<image>What?"), TELL), "1 places for images and 0 images"),
-        ("misplaced-image", chat(ASK, ("assistant", "<image> here"), images=["images/00.png"]), "by the assistant"),
-        ("unknown-content", chat(("user", [{"type": "video", "video": "a.mp4"}]), TELL), "'video'"),
-        ("missing-file", chat(ASK, TELL, images=["images/77.png"]), "no file images/77.png"),
-        ("remote-image", chat(ASK, TELL, images=["https://example.com/a.png"]), "https://example.com/a.png"),
         ("outside-folder", chat(ASK, TELL, images=["../secret.png"]), "../secret.png"),
-        ("broken-line", {"messages": "What?"}, "messages is a text, not a list"),
         ("broken-line", {"messages": [["user", "What?"]]}, "a list where a turn should be"),
         ("broken-line", chat((3, "What?"), TELL), "role is a number"),
         ("broken-line", chat(("user", None), TELL), "nothing"),
@@ -339,6 +308,25 @@ def test_a_row_that_cannot_be_learned_from_is_left_out_and_told(place, code, row
     assert found in fault.found
     assert fault.fix
     assert not faults.keys() - {"unknown-columns"}
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
+def test_an_image_inside_a_table_that_cannot_hold_one_is_told(place, name, encode, picture):
+    uri = encoded_in("uri", encode(picture(1)))
+    rows = [{"image": "images/00.png", "answer": "a"}, {"image": uri, "answer": "b"}]
+    listing = formats.read(table(place / name, rows))
+    assert [row.answer for row in listing.rows] == ["a"]
+    (fault,) = listing.faults
+    assert (fault.code, fault.severity) == ("image-inside", "drop")
+    assert ".parquet" in fault.fix
+
+
+def test_questions_without_images_that_are_asked_twice_stand_in_one_split(tmp_path):
+    rows = [{"prompt": f"{i} and 1?", "answer": f"{i + 1}"} for i in range(40)] * 2
+    dataset = prepare(jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out", workers=1)
+    asked = {split: set(dataset.index(split).prompts) for split in SPLITS}
+    assert sum(map(len, asked.values())) == 40
+    assert all(dataset.count(split) == 2 * len(prompts) for split, prompts in asked.items())
 
 
 def test_a_broken_line_is_named_by_file_and_number(place):
@@ -391,7 +379,7 @@ def test_an_image_that_is_broken_inside_a_table_is_left_out_and_told(tmp_path, e
 
 
 def test_a_path_in_a_parquet_file_without_the_bytes_is_told(tmp_path):
-    rows = [{"image": {"bytes": None, "path": "/home/me/a.png"}, "answer": "x"}]
+    rows = [{"image": {"bytes": None, "path": "elsewhere/a.png"}, "answer": "x"}]
     schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "answer": pa.string()})
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "a.parquet")
     (fault,) = [fault for fault in inspect(tmp_path / "a.parquet").faults if fault.code == "unreadable-image"]

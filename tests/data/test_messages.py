@@ -5,7 +5,8 @@ import json
 import datasets
 import pytest
 
-from tests.planted_texts import encoded, picture, sound, write
+from tests.pictures import encoded, picture
+from tests.planted_texts import sound, write
 from visiontune.data.messages import write_messages
 from visiontune.data.prepare import prepare
 from visiontune.data.split import SPLITS
@@ -57,7 +58,7 @@ def test_datasets_loads_them_with_their_images(source, tmp_path):
     for row in rows:
         places = [part for turn in row["messages"] for part in turn["content"] if part["type"] == "image"]
         assert len(places) == len(row["images"])
-        assert all(image.size == (48, 48) for image in row["images"])
+        assert all(image.size == (24, 24) for image in row["images"])
         assert row["messages"][-1]["role"] == "assistant"
 
 
@@ -103,3 +104,4 @@ def test_what_is_no_image_with_a_text_and_other_forms_are_refused(source, tmp_pa
     texts.write_text(json.dumps({"text": "long " * 100, "summary": "short"}) + "\n")
     with pytest.raises(DataError, match="only images with texts"):
         prepare(texts, tmp_path / "documents", messages="jsonl")
+    assert not (tmp_path / "documents").exists(), "said before anything is done"

@@ -1,36 +1,16 @@
 """Tables of texts: columns are found by their names, texts arrive character for character, nothing goes in silence."""
 
-import csv
-import json
 from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.written_tables import jsonl, table
 from visiontune.data import formats
 from visiontune.errors import DataError
 
 ODD = "  Zoë\t\r\nsaid: “naïve” 中文 العربية 😀\u2028end \x00\x0b "
-
-
-def jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def table(path, rows):
-    """Write rows as the kind of file that the name says."""
-    if path.suffix == ".jsonl":
-        return jsonl(path, rows)
-    if path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def faults_of(listing):

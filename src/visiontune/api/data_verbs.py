@@ -37,8 +37,9 @@ def inspect(
     """What the data are, what would be trained, and what is wrong with them. Raises DataError.
 
     `columns`, `format`, `pages` and `fonts` are those of `prepare`. `model` (hub id, folder, tiny/...) adds what
-    that model makes of documents: the size at which it sees the letters, tokens, compression; raises ModelError.
-    Recordings of neurons, raw or prepared, take none of these options.
+    that model makes of documents (the size at which it sees the letters, tokens, compression) or of images with
+    texts (tokens; samples longer than it reads); raises ModelError. Recordings of neurons, raw or prepared, take none
+    of these options.
     """
     from visiontune.data.dataset import Dataset
     from visiontune.data.inspect import inspect as inspect_data
@@ -90,7 +91,7 @@ def prepare(
     the ids of rows then start with their source's name. `columns` names the tables' columns where their names do not
     say what they are: {"document": "body", "answer": "tldr"}. Or it holds boxes and masks (COCO, YOLO, Pascal VOC):
     their faults are refused, or mended with `repair`, each change listed in repairs.jsonl. `format`, one of
-    `visiontune.data.formats.FORMATS`, reads a source as that, whatever it looks like.
+    `visiontune.data.format_names.FORMATS`, reads a source as that, whatever it looks like.
 
     Documents are shown as `pages` says (a spec, or some of its fields: {"font_size": 24}), in `fonts`, in order of
     fallback. With `ratio`, the font size is the one at which they take so many times fewer vision tokens of `model`

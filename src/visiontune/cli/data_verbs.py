@@ -52,14 +52,8 @@ def inspect(
     from visiontune.data.recordings.inspect import RecordingsInspection
 
     pages = _pages(page, font_size, line_spacing)
-    options: dict[str, Any] = {
-        "limit": limit,
-        "columns": _columns(columns),
-        "format": called,
-        "pages": pages,
-        "fonts": font,
-    }
-    inspection = visiontune.inspect(data, model=model, **options)
+    options: dict[str, Any] = {"limit": limit, "columns": _columns(columns), "pages": pages, "fonts": font}
+    inspection = visiontune.inspect(data, format=called, model=model, **options)
     found = inspection.to_json()
     if isinstance(inspection, RecordingsInspection):
         return Answer(found, "\n".join([inspection.table(), *_recording_lines(found), *_fault_lines(found["faults"])]))
@@ -230,21 +224,9 @@ def prepare(
         raise CycloptsError(msg="`prepare` needs data and --out FOLDER, or --list.")
     pages = _pages(page, font_size, line_spacing)
     if all(map(is_recordings, data)):
-        others = {
-            "--limit": limit,
-            "--workers": workers,
-            "--columns": columns,
-            "--format": called,
-            "--page": pages,
-            "--font": font,
-        }
-        others |= {
-            "--max-pages": max_pages,
-            "--ratio": ratio,
-            "--model": model,
-            "--materialise": materialise,
-            "--messages": messages,
-        }
+        others = {"--limit": limit, "--workers": workers, "--columns": columns, "--page": pages, "--font": font}
+        others |= {"--max-pages": max_pages, "--ratio": ratio, "--model": model, "--materialise": materialise}
+        others |= {"--format": called, "--messages": messages}
         others |= {"--staging": staging, "--push": push, "--repair": repair or None, "--public": public or None}
         others |= {"--engine": engine if engine != "processes" else None}
         if unfit := [name for name, value in others.items() if value is not None]:
@@ -254,15 +236,9 @@ def prepare(
         raise DataError("Only recordings are converted to a rate.", where="--rate", fix="leave it out")
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers}
     options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
-    options |= {
-        "engine": engine,
-        "materialise": materialise,
-        "messages": messages,
-        "staging": staging,
-        "push": push,
-        "public": public,
-    }
-    dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, format=called, **options)
+    options |= {"engine": engine, "materialise": materialise, "staging": staging, "push": push, "public": public}
+    options |= {"format": called, "messages": messages}
+    dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
     cut = f", {dataset.info.windows} cut to a window" if dataset.info.windows else ""

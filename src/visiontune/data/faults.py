@@ -66,6 +66,7 @@ _FIXES = {
     "empty-question": "write the question, or take the row out",
     "misplaced-image": "show images in questions alone",
     "placeholders-do-not-match": "write one <image> (or one entry of type image) for each image of the row",
+    "image-inside": "write the table as .jsonl or .parquet, or the image as a file beside it",
     "remote-image": "download the image, and write the path of the file",
     "not-a-text": "write a text (or a list of texts) in this column, or name another column",
     "missing-glyphs": "add a font that has these characters",
@@ -244,9 +245,8 @@ def imbalanced_classes(labels: Mapping[str, int]) -> list[Fault]:
     most, least = (choose(labels, key=lambda label: labels[label]) for choose in (max, min))
     if labels[most] < IMBALANCE * labels[least]:
         return []
-    found = (
-        f"{most!r} has {labels[most]} samples, {least!r} has {labels[least]}: {labels[most] / labels[least]:.0f} times"
-    )
+    times = labels[most] / labels[least]
+    found = f"{most!r} has {labels[most]} samples, {least!r} has {labels[least]}: {times:.0f} times as many"
     fix = "look at the scores of each class; add samples of the rare ones"
     return [Fault("imbalanced-classes", "warning", f"{most!r}, {least!r}", found, fix)]
 

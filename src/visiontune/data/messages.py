@@ -43,12 +43,7 @@ SCHEMA = pa.schema(
 def write_messages(dataset: Dataset, format: MessagesFormat) -> Path:
     """Write the samples as `messages`, whole or not at all, and return the folder; what stands there is kept where it
     is of this dataset. Raises DataError for another format, and for a dataset of anything but images with texts."""
-    if format not in FORMATS:
-        raise DataError(f"there is no form {format!r} of messages", where="--messages", fix=f"use {', '.join(FORMATS)}")
-    if dataset.info.seen != "images" or dataset.info.target != "text":
-        raise DataError(
-            "only images with texts are written as messages", where=str(dataset.path), fix="leave --messages out"
-        )
+    check_messages(format, dataset.info.seen == "images" and dataset.info.target == "text")
     folder, made_of = dataset.path / MESSAGES_NAME, {"content_hash": dataset.info.content_hash, "format": format}
     written = folder / WRITTEN_NAME
     if written.is_file() and json.loads(written.read_text("utf-8")) == made_of:
@@ -60,6 +55,16 @@ def write_messages(dataset: Dataset, format: MessagesFormat) -> Path:
                 advance(count)
         write_json(aside / WRITTEN_NAME, made_of)
     return folder
+
+
+def check_messages(format: str, images_with_texts: bool) -> None:
+    """Raise DataError for a format that is none of FORMATS, and for data of another kind."""
+    if format not in FORMATS:
+        raise DataError(f"there is no form {format!r} of messages", where="--messages", fix=f"use {', '.join(FORMATS)}")
+    if not images_with_texts:
+        raise DataError(
+            "only images with texts are written as messages", where="--messages", fix="leave this option out"
+        )
 
 
 def remove_messages(dataset: Dataset) -> None:

@@ -27,7 +27,7 @@ from visiontune.data.folder import REPAIRS_NAME, WORK_NAME, hashes, is_written
 from visiontune.data.format_names import Format
 from visiontune.data.formats.rows import Listing
 from visiontune.data.materialise import ImageFormat, check_format, remove_stale_pages, write_pages
-from visiontune.data.messages import MessagesFormat, remove_messages, write_messages
+from visiontune.data.messages import MessagesFormat, check_messages, remove_messages, write_messages
 from visiontune.data.scan import SCAN_VERSION, Mark, fingerprints, workers_for
 from visiontune.data.shards import write_shards
 from visiontune.data.sources import Source, names, read
@@ -96,6 +96,8 @@ def prepare(
         _refuse_overlap(one.path, out)
     listing = usable(read(sources), limit, seed)
     _refuse_unmended(listing, sources)
+    if messages is not None:
+        check_messages(messages, listing.seen == "images" and listing.classes is None)
     marks = fingerprints(listing.rows)
     if max_pages is not None and max_pages < 1:
         raise DataError(f"a document of {max_pages} pages is nothing", where="--max-pages", fix="use 1 or more")

@@ -128,7 +128,7 @@ def survey(
         rows = as_shown(rows, facts)
     sha256s = _sha256s(facts)
     contents = [content_of(shas, row.prompt, row.answer, row.turns) for shas, row in zip(sha256s, rows, strict=True)]
-    together = _clusters(facts) if rendering is None else _text_clusters(facts)
+    together = _clusters(facts, contents) if rendering is None else _text_clusters(facts)
     known = earlier.splits(rows, sha256s, contents)
     splits = assign(
         contents,
@@ -267,8 +267,9 @@ def _flat(facts: pa.Table, column: str) -> pa.Array:
     return facts[column].combine_chunks().flatten()
 
 
-def _clusters(facts: pa.Table) -> np.ndarray:
-    """The cluster of each row: rows that share a (near-)duplicate image belong together. (rows,), int64."""
+def _clusters(facts: pa.Table, contents: Sequence[str]) -> np.ndarray:
+    """The cluster of each row: rows that share a (near-)duplicate image, or hold the same, belong together. (rows,),
+    int64."""
     n = facts.num_rows
     if n == 0:
         return np.zeros(0, np.int64)
@@ -276,7 +277,9 @@ def _clusters(facts: pa.Table) -> np.ndarray:
     row_of_image = np.repeat(np.arange(n), counts)
     thumbnails = np.frombuffer(b"".join(_flat(facts, "thumbnail").to_pylist()), np.uint8).reshape(-1, 16, 16)
     images = clusters(_flat(facts, "sha256").to_pylist(), _flat(facts, "hash").to_numpy(), thumbnails)
-    return connected(n, np.stack([row_of_image, row_of_image[images]]))
+    first = {content: i for i, content in reversed(list(enumerate(contents)))}
+    same = np.array([[i, first[content]] for i, content in enumerate(contents)]).T
+    return connected(n, np.concatenate([np.stack([row_of_image, row_of_image[images]]), same], axis=1))
 
 
 def _text_clusters(facts: pa.Table) -> np.ndarray:

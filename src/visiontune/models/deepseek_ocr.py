@@ -10,10 +10,10 @@ import torch
 from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
-from visiontune.errors import ModelError, RecipeError
+from visiontune.errors import RecipeError
 from visiontune.models.adapter import Batch, Layout
 from visiontune.models.deepseek_ocr_tiny import CHAT_TEMPLATE, LONGEST, PATCHES_A_SIDE, build_first, build_second
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
+from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, load_network, refuse_device
 from visiontune.models.parts import Part
 from visiontune.recipe import Data
 
@@ -171,13 +171,8 @@ def _sparse_layers(config: Any) -> list[int]:
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> DeepseekOcrAdapter:
     """A checkpoint of either generation, weights in float32. Raises as `load_encoder`."""
-    from transformers import AutoModelForImageTextToText
-
-    encoder = load_encoder(folder, revision, data, device)
-    network: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, revision=revision, dtype=torch.float32, use_safetensors=True
-    )
-    return DeepseekOcrAdapter(network, encoder)
+    encoder = load_encoder(folder, revision, data, device)  # which refuses what is not trained, before weights are read
+    return DeepseekOcrAdapter(load_network(folder, revision), encoder)
 
 
 def load_encoder(
@@ -188,7 +183,7 @@ def load_encoder(
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
     if device is not None:
-        _refuse_device(folder)
+        refuse_device(folder)
     processor = AutoProcessor.from_pretrained(folder, revision=revision)
     if processor.chat_template is None:
         processor.chat_template = CHAT_TEMPLATE
@@ -200,12 +195,4 @@ def load_encoder(
 
 def chat_prompt(folder: str | None, revision: str | None = None) -> NoReturn:
     """Nothing is made for a device from this family; raises ModelError."""
-    _refuse_device(folder or "tiny/deepseek-ocr")
-
-
-def _refuse_device(name: str) -> NoReturn:
-    raise ModelError(
-        "DeepSeek-OCR models are not made for a device.",
-        where=name,
-        fix="train without a device profile, or choose a SmolVLM for the device",
-    )
+    refuse_device(folder or "tiny/deepseek-ocr")

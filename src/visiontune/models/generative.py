@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import cycle, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from visiontune.data.pages import Fonts, PageSpec
 from visiontune.data.pages import pages as pages_of
 from visiontune.data.sample import Document, Images, Sample, Text
 from visiontune.data.turns import Turns, question
-from visiontune.errors import DataError, RecipeError
+from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch, Features, Layout, Supervision
 from visiontune.models.chat_tokens import Tokens, tokenise
 from visiontune.models.labels import LabelTree
@@ -35,6 +35,24 @@ from visiontune.models.token_loss import token_losses
 from visiontune.recipe import Data
 
 REMEMBERED_TEXTS = 65536
+
+
+def load_network(folder: str, revision: str | None) -> Any:
+    """The transformers model of a checkpoint, weights in float32."""
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, revision=revision, dtype=torch.float32, use_safetensors=True
+    )
+
+
+def refuse_device(name: str) -> NoReturn:
+    """Raise ModelError: what llama.cpp does with this family's pictures is not known here."""
+    raise ModelError(
+        "Models of this family are not made for a device.",
+        where=name,
+        fix="train without a device profile, or choose a SmolVLM for the device",
+    )
 
 
 class GenerativeEncoder(TextEncoder):
@@ -286,10 +304,10 @@ class GenerativeAdapter(TextAdapter):
     def images_of(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The images of a batch as the network wants them; nothing where there are none."""
 
-    @abstractmethod
     def projected(self, features: torch.Tensor) -> list[torch.Tensor]:
         """What the projector makes of the vision encoder's features (views, features a view, width), view by view:
-        (image tokens, width of the language model)."""
+        (image tokens, width of the language model). ModelError for a model without `feature_parts`."""
+        raise ModelError(f"The vision encoder's work is not kept for models of the family {self.family}.")
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """What the network is called with: tokens and images, or features in place of the images."""
@@ -306,8 +324,7 @@ class GenerativeAdapter(TextAdapter):
         return inputs | {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=seen)}}
 
     def places(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The places of the tokens of a left-padded batch, (..., batch, length), and of those behind them, (batch,
-        1)."""
+        """The places of a batch's tokens, (..., batch, length), and of the token behind each sample, (batch, 1)."""
         mask = inputs["attention_mask"]
         return (mask.cumsum(-1) - 1).clamp(min=0), mask.sum(-1, keepdim=True)
 

@@ -7,7 +7,6 @@ an image's tokens, how many there are for a size) is tried on images of several 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL.Image import Image, fromarray
 from visiontune.contract import DeviceContract
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch, Layout
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
+from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, load_network, refuse_device
 from visiontune.models.image_text_tiny import (
     LONGEST,
     MERGED,
@@ -212,9 +211,6 @@ class ImageTextAdapter(GenerativeAdapter):
             images["image_grid_thw"] = grids[grids.prod(-1) > 0]
         return images
 
-    def projected(self, features: torch.Tensor) -> NoReturn:
-        raise ModelError(f"The vision encoder's work is not kept for models of the family {self.family}.")
-
     def places(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.kind.any_shape:
             return super().places(inputs)
@@ -243,13 +239,8 @@ def _end_token(processor: Any) -> str:
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> ImageTextAdapter:
     """A checkpoint, weights in float32. Raises as `load_encoder`."""
-    from transformers import AutoModelForImageTextToText
-
-    encoder = load_encoder(folder, revision, data, device)
-    network: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, revision=revision, dtype=torch.float32, use_safetensors=True
-    )
-    return ImageTextAdapter(network, encoder)
+    encoder = load_encoder(folder, revision, data, device)  # which refuses what is not trained, before weights are read
+    return ImageTextAdapter(load_network(folder, revision), encoder)
 
 
 def load_encoder(
@@ -260,7 +251,7 @@ def load_encoder(
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
 
     if device is not None:
-        _refuse_device(folder)
+        refuse_device(folder)
     processor = AutoProcessor.from_pretrained(folder, revision=revision)
     if processor.chat_template is None:
         raise ModelError(
@@ -274,12 +265,4 @@ def load_encoder(
 
 def chat_prompt(folder: str | None, revision: str | None = None) -> NoReturn:
     """Nothing is made for a device from these families; raises ModelError."""
-    _refuse_device(folder or "tiny/qwen-vl")
-
-
-def _refuse_device(name: str) -> NoReturn:
-    raise ModelError(
-        "These models are not made for a device.",
-        where=str(Path(name)),
-        fix="train without a device profile, or choose a SmolVLM for the device",
-    )
+    refuse_device(folder or "tiny/qwen-vl")

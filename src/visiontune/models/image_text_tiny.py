@@ -51,33 +51,49 @@ def build_qwen2_5_vl(folder: Path, texts: Sequence[str], seed: int, *, image_siz
     """Write a small Qwen2.5-VL to `folder`, its tokenizer trained on `texts`. Input and output embeddings are one, as
     in the published 3B. The same arguments give the same files."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    tokenizer = _qwen_tokenizer(texts)
+    classes = (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor)
     vision = {"window_size": 4 * MERGED, "fullatt_block_indexes": [LAYERS - 1]}
-    config = Qwen2_5_VLConfig(
-        text_config=_text(tokenizer, "mrope_section"),
-        vision_config=_qwen_vision() | vision,
-        tie_word_embeddings=True,
-        **_qwen_ids(tokenizer),
-    )
-    processor = _qwen_processor(Qwen2_5_VLProcessor, tokenizer, image_size)
-    _write(Qwen2_5_VLForConditionalGeneration, config, processor, seed, folder)
+    _build_qwen(classes, vision, folder, texts, seed, image_size, tied=True)
 
 
 def build_qwen3_vl(folder: Path, texts: Sequence[str], seed: int, *, image_size: int = 32) -> None:
     """Write a small Qwen3-VL to `folder`, its tokenizer trained on `texts`. The same arguments give the same files."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-    tokenizer = _qwen_tokenizer(texts)
+    classes = (Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor)
     vision = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-    config = Qwen3VLConfig(
+    _build_qwen(classes, vision, folder, texts, seed, image_size, tied=False)
+
+
+def _build_qwen(
+    classes: tuple[Any, Any, Any, Any],
+    vision: dict[str, Any],
+    folder: Path,
+    texts: Sequence[str],
+    seed: int,
+    image_size: int,
+    *,
+    tied: bool,
+) -> None:
+    """Either generation; `classes` are those of config, network, processor and video processor."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    make_config, network, make_processor, make_videos = classes
+    tokenizer = _tokenizer(texts, QWEN_SPECIAL, "<|im_end|>", "<|endoftext|>")
+    config = make_config(
         text_config=_text(tokenizer, "mrope_section"),
         vision_config=_qwen_vision() | vision,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         **_qwen_ids(tokenizer),
     )
-    processor = _qwen_processor(Qwen3VLProcessor, tokenizer, image_size)
-    _write(Qwen3VLForConditionalGeneration, config, processor, seed, folder)
+    cut: Any = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
+    sizes = {"shortest_edge": (2 * MERGED) ** 2, "longest_edge": image_size**2}
+    images = Qwen2VLImageProcessorPil(size=sizes, **cut)
+    processor = make_processor(images, tokenizer, make_videos(**cut), chat_template=QWEN_TEMPLATE)
+    _write(network, config, processor, seed, folder)
 
 
 def build_gemma3(folder: Path, texts: Sequence[str], seed: int, *, image_size: int = 32) -> None:
@@ -152,25 +168,6 @@ def _qwen_ids(tokenizer: Any) -> dict[str, Any]:
     names = ("image_pad", "video_pad", "vision_start", "vision_end")
     fields = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return {field: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for field, name in zip(fields, names, strict=True)}
-
-
-def _qwen_tokenizer(texts: Sequence[str]) -> Any:
-    return _tokenizer(texts, QWEN_SPECIAL, "<|im_end|>", "<|endoftext|>")
-
-
-def _qwen_processor(kind: Any, tokenizer: Any, image_size: int) -> Any:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
-    cut: Any = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
-    videos = Qwen3VLVideoProcessor if kind.__name__ == "Qwen3VLProcessor" else Qwen2VLVideoProcessor
-    return kind(
-        Qwen2VLImageProcessorPil(size={"shortest_edge": (2 * MERGED) ** 2, "longest_edge": image_size**2}, **cut),
-        tokenizer,
-        videos(**cut),
-        chat_template=QWEN_TEMPLATE,
-    )
 
 
 def _tokenizer(texts: Sequence[str], special: Sequence[str], end: str, pad: str, **more: Any) -> Any:

@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
 from visiontune.models.adapter import Batch, Layout
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder
+from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, load_network
 from visiontune.models.parts import Part
 from visiontune.models.tiny_tokenizer import train_byte_level
 from visiontune.recipe import Data
@@ -102,12 +102,7 @@ class SmolVLMAdapter(GenerativeAdapter):
 
 def load(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> SmolVLMAdapter:
     """A checkpoint of either generation, weights in float32."""
-    from transformers import AutoModelForImageTextToText
-
-    network = AutoModelForImageTextToText.from_pretrained(
-        folder, revision=revision, dtype=torch.float32, use_safetensors=True
-    )
-    return SmolVLMAdapter(network, load_encoder(folder, revision, data, device))
+    return SmolVLMAdapter(load_network(folder, revision), load_encoder(folder, revision, data, device))
 
 
 def load_encoder(folder: str, revision: str | None, data: Data, device: DeviceContract | None = None) -> SmolVLMEncoder:

@@ -1,7 +1,5 @@
 """Folders of images: one folder a class, or metadata.jsonl / metadata.csv beside the images (ImageFolder)."""
 
-import csv
-import json
 import os
 import posixpath
 from collections import Counter, defaultdict
@@ -12,6 +10,7 @@ from typing import Any
 
 from visiontune.data import faults
 from visiontune.data.faults import Fault
+from visiontune.data.formats.lines import csv_rows, jsonl
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.data.images import SUFFIXES
 from visiontune.data.split import SPLIT_NAMES, SPLITS
@@ -179,8 +178,8 @@ class _MetadataReader:
     def rows(self, metadata: str) -> Iterator[SourceRow]:
         """The rows of one metadata file; faults go to `faults`."""
         unknown: dict[str, None] = {}
-        lines = _jsonl(self.root / metadata) if metadata.endswith(".jsonl") else _csv(self.root / metadata)
-        for line, values in lines:
+        path = self.root / metadata
+        for line, values in jsonl(path) if metadata.endswith(".jsonl") else csv_rows(path, "file_name"):
             try:
                 if isinstance(values, str):
                     raise _LineError(values)
@@ -254,48 +253,3 @@ def _text(values: dict[str, Any], column: str) -> str | None:
     if isinstance(value, int | float):
         return str(value)
     raise _LineError(f"{column} is a {type(value).__name__}, not a text")
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The line number and the object of each line, or what is wrong with it."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.decode("utf-8-sig"))
-                json.dumps(value, ensure_ascii=False).encode("utf-8")
-            except UnicodeError:
-                yield number, "the text is not UTF-8"
-            except ValueError as error:
-                yield number, f"not JSON: {error}"
-            else:
-                yield number, value if isinstance(value, dict) else "not a JSON object"
-
-
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The line number and the columns of each row, or what is wrong with it; DataError without a file_name column."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if "file_name" not in header:
-            raise DataError(
-                f"there is no column file_name; the first line reads {', '.join(header)!r}",
-                where=str(path),
-                fix="write a first line such as: file_name,label",
-            )
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                yield reader.line_num, f"not CSV: {error}"
-                continue
-            if cells is None:
-                return
-            if any(not cell.isprintable() and _shown(cell) != cell for cell in cells):
-                yield reader.line_num, "the text is not UTF-8"
-            elif len(cells) != len(header):
-                if cells:
-                    yield reader.line_num, f"{len(cells)} cells instead of {len(header)}"
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))

@@ -35,7 +35,7 @@ from visiontune.data.formats.lines import (
     readable,
 )
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
-from visiontune.data.formats.tables import Columns, split_of, split_written, tables_of, with_own_ids
+from visiontune.data.formats.tables import Columns, split_written, tables_inside, tables_of, with_own_ids
 from visiontune.data.image_places import ImagePlace, Inside
 from visiontune.data.images import SUFFIXES as SUFFIXES_OF_IMAGES
 from visiontune.errors import DataError
@@ -43,10 +43,11 @@ from visiontune.errors import DataError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _OF_FOLDERS = ("metadata.jsonl", "metadata.csv")  # read with the images that they lie beside
 
+_LAST_RESORT = ("caption", "text", "label")  # answers where no other column is one
 ROLES: dict[str, tuple[str, ...]] = {
     "image": ("images", "image", "image_path", "image_paths", "file_name"),
     "prompt": ("prompt", "question", "instruction", "query", "prefix"),
-    "answer": ("answer", "response", "completion", "output", "target", "suffix", "caption", "text", "label"),
+    "answer": ("answer", "response", "completion", "output", "target", "suffix", *_LAST_RESORT),
     "id": ("id",),
     "split": ("split",),
 }
@@ -82,7 +83,8 @@ def layout_of(columns: Sequence[str], named: Columns | None = None) -> Layout | 
 
 def detect(source: Path, named: Columns | None = None) -> bool:
     """Whether this is a table of images and texts, or a folder with one in it."""
-    return any(layout_of(_columns(path), named) is not None for path, _ in _tables(source))
+    tables = (path for path, _ in tables_of(source, SUFFIXES) if path.name not in _OF_FOLDERS)
+    return any(layout_of(_columns(path), named) is not None for path in tables)
 
 
 def read(source: Path, named: Columns | None = None, layout: Layout | None = None) -> Listing:
@@ -95,18 +97,16 @@ def read(source: Path, named: Columns | None = None, layout: Layout | None = Non
     found: list[Fault] = []
     rows: list[tuple[str, SourceRow]] = []
     layouts: set[str] = set()
-    real_source = source.resolve() if source.is_dir() else source.resolve().parent
-    for path, name in _tables(source):
-        if not path.resolve().is_relative_to(real_source):
-            found.append(faults.outside_folder(name, name))
+    root = source.resolve() if source.is_dir() else source.resolve().parent
+    for path, name, split in tables_inside(source, SUFFIXES, found):
+        if path.name in _OF_FOLDERS:
             continue
         chosen = layout or layout_of(_columns(path), named)
         if chosen is None:
             found += faults.stray_files([name])
             continue
         layouts.add(chosen)
-        split = split_of(name) if source.is_dir() else None
-        table = _Table(path, name, chosen, named or {}, split, real_source, found)
+        table = _Table(path, name, chosen, named or {}, split, root, found)
         rows += [(name, row) for row in table.rows()]
     if source.is_dir():
         found += faults.no_label(_unseen(source, rows), "no row that can be used shows them")
@@ -120,10 +120,6 @@ def _unseen(folder: Path, rows: Iterable[tuple[str, SourceRow]]) -> list[str]:
     }
     files = (name for _, name in tables_of(folder, tuple(SUFFIXES_OF_IMAGES)))
     return [name for name in files if name not in shown]
-
-
-def _tables(source: Path) -> list[tuple[Path, str]]:
-    return [(path, name) for path, name in tables_of(source, SUFFIXES) if path.name not in _OF_FOLDERS]
 
 
 def _columns(path: Path) -> list[str]:
@@ -210,8 +206,8 @@ class _Table:
                 continue
             free = [column for column in there if column not in (*self.named.values(), *chosen.values())]
             candidates = [name for name in ROLES[role] if name in free]
-            if role == "answer" and len(candidates) > 1 and candidates[0] not in ("caption", "text", "label"):
-                candidates = [name for name in candidates if name not in ("caption", "text", "label")]
+            if candidates and candidates[0] not in _LAST_RESORT:
+                candidates = [name for name in candidates if name not in _LAST_RESORT]
             if len(candidates) > 1:
                 raise DataError(
                     f"several columns could be the {role}: {', '.join(candidates)}",
@@ -319,7 +315,7 @@ class _Table:
     def _inside(self, number: int, keys: tuple[str | int, ...]) -> Inside:
         suffix = self.path.suffix.lower()
         if suffix in (".csv", ".json"):
-            raise RowError("missing-file", f"an image inside a {suffix} file")
+            raise RowError("image-inside", f"an image stands inside a {suffix} file")
         return Inside(self.path, number - 1 if suffix == ".parquet" else number, keys)
 
     def _file(self, written: str) -> tuple[Path, str]:

@@ -112,12 +112,19 @@ def json_array(path: Path) -> Iterator[Line]:
         yield number, value if isinstance(value, dict) else "not a JSON object"
 
 
-def csv_rows(path: Path) -> Iterator[Line]:
-    """The first line and the columns of each row, or what is wrong with it; DataError where a quote is never closed."""
+def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
+    """The first line and the columns of each row, or what is wrong with it; DataError where a quote is never closed, or
+    the column `needed` is not there."""
     csv.field_size_limit(sys.maxsize)  # or else a cell may have no more than 131,072 characters
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         header = _cells(reader, path, 1)
+        if needed is not None and needed not in (header or []):
+            raise DataError(
+                f"there is no column {needed}; the first line reads {', '.join(header or [])!r}",
+                where=str(path),
+                fix=f"write a first line such as: {needed},label",
+            )
         if header is None:
             return
         found = header if isinstance(header, str) else None

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from visiontune.data import faults
+from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import RowError, SourceRow
 from visiontune.data.split import SPLIT_NAMES, SPLITS
 
@@ -24,6 +26,17 @@ def tables_of(source: Path, suffixes: Sequence[str]) -> list[tuple[Path, str]]:
         if path.suffix.lower() in suffixes and not hidden and path.is_file():
             found.append((path, "/".join(parts)))
     return sorted(found, key=lambda table: table[1])
+
+
+def tables_inside(source: Path, suffixes: Sequence[str], found: list[Fault]) -> Iterator[tuple[Path, str, str | None]]:
+    """The tables of a source that lie in it, their names, and in a folder the splits that these say; links that lead
+    elsewhere go to `found`."""
+    root = source.resolve()
+    for path, name in tables_of(source, suffixes):
+        if source.is_dir() and not path.resolve().is_relative_to(root):
+            found.append(faults.outside_folder(name, name))
+        else:
+            yield path, name, split_of(name) if source.is_dir() else None
 
 
 def split_of(name: str) -> str | None:

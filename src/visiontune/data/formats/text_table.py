@@ -16,7 +16,7 @@ from visiontune.data import faults
 from visiontune.data.faults import Fault
 from visiontune.data.formats.lines import Line, csv_rows, first_and_all, jsonl, kind_of, parquet, readable
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
-from visiontune.data.formats.tables import Columns, split_of, split_written, tables_of, with_own_ids
+from visiontune.data.formats.tables import Columns, split_written, tables_inside, tables_of, with_own_ids
 from visiontune.errors import DataError
 
 NAME = "text_table"
@@ -51,14 +51,9 @@ def read(source: Path, columns: Columns | None = None) -> Listing:
     split. Rows without an id are called by file and line.
     """
     _check_names(columns or {})
-    real_source = source.resolve()
     found: list[Fault] = []
     rows: list[tuple[str, SourceRow]] = []
-    for path, name in tables_of(source, SUFFIXES):
-        if source.is_dir() and not path.resolve().is_relative_to(real_source):
-            found.append(faults.outside_folder(name, name))
-            continue
-        split = split_of(name) if source.is_dir() else None
+    for path, name, split in tables_inside(source, SUFFIXES, found):
         rows += [(name, row) for row in _Table(path, name, columns or {}, split, found).rows()]
     return Listing(NAME, sorted(with_own_ids(rows), key=lambda row: row.id), found, seen="documents")
 
