@@ -259,6 +259,16 @@ def test_turns_are_part_of_what_a_sample_holds(place):
     assert again == TURNS
 
 
+def test_another_earlier_turn_is_another_dataset(place):
+    hashes = set()
+    for number in range(2):
+        rows = [{"images": [f"images/{i:02d}.png"], "messages": chat_about(i)} for i in range(20)]
+        rows[0]["messages"][1]["content"] = text(f"Blob {number}.")
+        source = jsonl(place / "rows.jsonl", rows)
+        hashes.add(prepare(source, place.parent / f"out-{number}", workers=1).info.content_hash)
+    assert len(hashes) == 2
+
+
 # Faults
 
 
@@ -322,11 +332,14 @@ def test_an_image_inside_a_table_that_cannot_hold_one_is_told(place, name, encod
 
 
 def test_questions_without_images_that_are_asked_twice_stand_in_one_split(tmp_path):
-    rows = [{"prompt": f"{i} and 1?", "answer": f"{i + 1}"} for i in range(40)] * 2
+    rows = [{"prompt": f"{i % 40} and 1?", "answer": f"{i % 40 + 1}"} for i in range(80)]
     dataset = prepare(jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out", workers=1)
     asked = {split: set(dataset.index(split).prompts) for split in SPLITS}
     assert sum(map(len, asked.values())) == 40
     assert all(dataset.count(split) == 2 * len(prompts) for split, prompts in asked.items())
+    rows[0]["split"], rows[40]["split"] = "train", "test"
+    (fault,) = inspect(jsonl(tmp_path / "rows.jsonl", rows)).faults
+    assert (fault.code, fault.where) == ("leak-across-splits", "rows.jsonl:1 = rows.jsonl:41")
 
 
 def test_a_broken_line_is_named_by_file_and_number(place):

@@ -60,6 +60,7 @@ def test_datasets_loads_them_with_their_images(source, tmp_path):
         assert len(places) == len(row["images"])
         assert all(image.size == (24, 24) for image in row["images"])
         assert row["messages"][-1]["role"] == "assistant"
+        assert all(part["text"] for turn in row["messages"] for part in turn["content"] if part["type"] == "text")
 
 
 def test_they_follow_the_dataset_and_go_where_they_are_not_asked_for(source, tmp_path):

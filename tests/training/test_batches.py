@@ -1,5 +1,7 @@
 """Windows are cut into steps and micro-batches by a pure function of the window."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +43,20 @@ def test_a_micro_batch_keeps_to_its_token_budget_unless_one_sample_is_larger(see
         for micro_batch in step:
             longest = max(int(lengths[d][i]) for d, i, _ in micro_batch.samples)
             assert len(micro_batch.samples) == 1 or longest * len(micro_batch.samples) <= tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), tokens=st.integers(64, 8192))
+def test_packed_micro_batches_hold_as_many_samples_as_their_tokens_allow(seed: int, tokens: int) -> None:
+    order, lengths, batch = plan_of(seed, tokens)
+    packed = plan_window(order, lengths, batch.model_copy(update={"packing": True}), 0)
+    for plain, step in zip(plan_window(order, lengths, batch, 0), packed, strict=True):
+        sizes = [[int(lengths[d][i]) for d, i, _ in micro_batch.samples] for micro_batch in step]
+        assert all(len(some) == 1 or sum(some) <= tokens for some in sizes)
+        assert all(sum(some) + following[0] > tokens for some, following in pairwise(sizes)), "one more would not fit"
+        assert len(step) <= len(plain)
+        samples = [sorted(ref for micro_batch in one for ref in micro_batch.samples) for one in (plain, step)]
+        assert samples[0] == samples[1], "the steps are the same"
 
 
 def test_neighbours_in_length_share_a_micro_batch() -> None:
