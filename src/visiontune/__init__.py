@@ -1,6 +1,7 @@
 """visiontune turns a person's own images and annotations into a fine-tuned vision model, and proves each step."""
 
 from visiontune.api import (
+    compare,
     doctor,
     evaluate,
     export,
@@ -18,6 +19,7 @@ from visiontune.errors import VisiontuneError
 
 __all__ = [
     "VisiontuneError",
+    "compare",
     "doctor",
     "evaluate",
     "export",

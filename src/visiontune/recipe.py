@@ -26,7 +26,7 @@ from visiontune.recipe_targets import (
 SCHEMA_VERSION = 1
 S = TypeVar("S", bound=Section)
 
-TextMetric = Literal["accuracy", "exact_match", "rougeL"]
+TextMetric = Literal["accuracy", "exact_match", "normalised_match", "rougeL"]
 ObjectMetric = Literal["box_ap", "box_ap50", "mask_ap", "mask_ap50", "prompted_mask_ap"]
 ResponseMetric = Literal["bits_per_spike", "correlation"]
 PartState = Literal["frozen", "lora", "full"]

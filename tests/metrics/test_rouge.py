@@ -56,7 +56,15 @@ def test_free_text_is_scored_by_all_of_them_and_labels_are_not() -> None:
     pairs = [("a red car", "a red car"), ("a blue house", "the blue house")]
     made = [Prediction(t, (t,), Text(a), {}, Text(t)) for t, a in pairs]
     scores = score_texts(made)
-    assert set(scores.metrics) == {"exact_match", *NAMES, "repetition", "cer", "length_ratio"}
+    assert set(scores.metrics) == {
+        *NAMES,
+        "exact_match",
+        "normalised_match",
+        "repetition",
+        "cer",
+        "wer",
+        "length_ratio",
+    }
     assert scores.metric("rougeL").value == pytest.approx((1 + 2 / 3) / 2)
     assert "rougeL" not in score_texts(made[:1], ["a red car"]).metrics
 

@@ -88,7 +88,7 @@ def test_a_truth_outside_the_label_set_is_an_error_that_names_it() -> None:
 def test_the_json_form_is_the_documented_one() -> None:
     value = score_texts(predictions(["cat", "dog"], ["cat", OUTSIDE]), LABELS[:2]).to_json()
     assert list(value) == ["n", "metrics", "classes", "confusion"]
-    assert list(value["metrics"]) == ["accuracy", "exact_match", "macro_f1", "outside_labels"]
+    assert list(value["metrics"]) == ["accuracy", "exact_match", "normalised_match", "macro_f1", "outside_labels"]
     assert list(value["metrics"]["accuracy"]) == ["value", "low", "high", "n"]
     assert list(value["classes"][0]) == ["label", "support", "precision", "recall", "f1"]
     assert value["confusion"] == {"labels": ["cat", "dog"], "counts": [[1, 0, 0], [0, 0, 1]]}
@@ -131,7 +131,7 @@ def test_a_requirement_compares_the_value_not_the_interval() -> None:
 def test_an_unknown_metric_is_refused_with_the_ones_there_are() -> None:
     scores = score_texts(predictions(["cat"], ["cat"]), LABELS)
     with pytest.raises(
-        RecipeError, match=r"accuracy, exact_match, macro_f1, outside_labels, precision.LABEL.*cat, dog"
+        RecipeError, match=r"exact_match, normalised_match, macro_f1, outside_labels, precision.LABEL.*cat, dog"
     ):
         parse_requirements("acuracy>=0.8")[0].holds(scores)
     with pytest.raises(RecipeError, match=r"no metric 'f1\.horse'"):

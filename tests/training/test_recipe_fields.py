@@ -372,7 +372,7 @@ def test_steps_checkpoints_and_evaluations_come_when_asked(plan: Plan) -> None:
 
 
 def test_metric_decides_the_best_checkpoint(plan: Plan) -> None:
-    for metric in ("accuracy", "exact_match"):
+    for metric in ("accuracy", "normalised_match"):
         run = train_run(plan(metric, {**BASE, "evaluation.metric": metric}))
         assert run.best is not None and run.best["metric"] == metric
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from visiontune.api.answer_verbs import evaluate, predict, predict_movies
+from visiontune.api.answer_verbs import compare, evaluate, predict, predict_movies
 from visiontune.api.data_verbs import inspect, prepare, prepare_recordings
 from visiontune.api.export_verbs import export, verify
 from visiontune.api.run_verbs import pause, resume, train
 
 __all__ = [
+    "compare",
     "doctor",
     "evaluate",
     "export",

@@ -1,4 +1,4 @@
-"""`evaluate`, `predict`, `predict_movies`: what a trained model answers, and how good its answers are."""
+"""`evaluate`, `compare`, `predict`, `predict_movies`: what a trained model answers, and how good its answers are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from visiontune.metrics.intervals import Metric
     from visiontune.metrics.requirements import Requirement
     from visiontune.run import Run
+    from visiontune.training.run_comparison import RunComparison
     from visiontune.training.scoring import Scores
 
 
@@ -114,6 +115,26 @@ def evaluate(
         note(f"report: {write_report(opened)}")
     _require(requirements, scores, run, split)
     return scores
+
+
+def compare(first: Source, second: Source, *, split: str = "test") -> RunComparison:
+    """Hold two evaluated runs to each other on the samples that both answered.
+
+    Each metric comes with the second run's minus the first's and its 95 % interval, from a paired bootstrap. Nothing is
+    run: evaluate both first. Raises RunError where one was not evaluated, DataError where they share no sample.
+    """
+    from visiontune.run_group import RunGroup, open_run
+    from visiontune.training.run_comparison import compare_runs
+
+    def opened(path: Source) -> Run:
+        run = open_run(path)
+        if isinstance(run, RunGroup):
+            raise RecipeError(
+                "This is a group of runs.", where=str(path), fix=f"compare one of them: {path}/{next(iter(run.runs))}"
+            )
+        return run
+
+    return compare_runs(opened(first), opened(second), split)
 
 
 def _refuse_empty(datasets: Sequence[Dataset], split: str, run: Source) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from visiontune.cli.answer import Answer
+from visiontune.cli.answer_verbs import compare, evaluate, predict
 from visiontune.cli.data_verbs import inspect, prepare
-from visiontune.cli.run_verbs import demo, doctor, evaluate, export, pause, predict, resume, train, verify
+from visiontune.cli.run_verbs import demo, doctor, export, pause, resume, train, verify
 from visiontune.errors import RecipeError, VisiontuneError
 from visiontune.machine import is_first_process
 
@@ -24,7 +25,7 @@ app = App(
     help_format="plaintext",
     result_action="return_value",
 )
-for verb in (inspect, prepare, train, resume, pause, evaluate, predict, export, verify, demo, doctor):
+for verb in (inspect, prepare, train, resume, pause, evaluate, compare, predict, export, verify, demo, doctor):
     app.command(verb)
 
 

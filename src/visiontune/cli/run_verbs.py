@@ -1,17 +1,12 @@
 """The verbs about runs and what is made of them, one short function each."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 import visiontune
-from visiontune.cli.answer import Answer, AtStep, Limit, OnDevice
-from visiontune.errors import RecipeError
-
-if TYPE_CHECKING:
-    from visiontune.data.sample import ObjectPrediction
+from visiontune.cli.answer import Answer, AtStep, Limit, metric_lines, numbers
 
 
 def train(
@@ -68,7 +63,7 @@ def train(
     out
         the new run folder; of two models one folder each inside
     """
-    shares = None if weights is None else _numbers(weights, "--weights")
+    shares = None if weights is None else numbers(weights, "--weights")
     overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
     overrides |= {} if allow_missing is None else {"model.allow_missing": allow_missing}
     return _run_answer(
@@ -90,13 +85,6 @@ def train(
             overrides=overrides,
         )
     )
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError as error:
-        raise RecipeError(f"'{text}' is no list of numbers.", where=option, fix=f"{option} 2,1") from error
 
 
 def resume(run: Path) -> Answer:
@@ -123,111 +111,7 @@ def _run_answer(run: Any) -> Answer:
     value = {"path": str(run.path), **run.state, "receipts": receipts, "validation": metrics}
     lines = [f"{run.path}: {run.status}, step {run.state['step']}"]
     lines += [f"  receipt {name}: {status}" for name, status in receipts.items()]
-    return Answer(value, "\n".join([*lines, *_metric_lines("validation", metrics)]))
-
-
-def _metric_lines(split: str, metrics: dict[str, Any]) -> list[str]:
-    return [
-        f"  {split} {name}: {m['value']:.4f} ({_interval(m)}n = {m['n']})"
-        for name, m in metrics.items()
-        if m["value"] is not None
-    ]
-
-
-def _interval(metric: dict[str, Any]) -> str:
-    return "" if metric["low"] is None else f"95 % interval {metric['low']:.4f} to {metric['high']:.4f}, "
-
-
-def evaluate(
-    run: Path,
-    *,
-    split: Literal["train", "validation", "test"] = "test",
-    require: Annotated[list[str] | None, Parameter(help='condition for exit status 0, as "accuracy>=0.85"')] = None,
-    limit: Limit = None,
-    step: AtStep = None,
-    device: OnDevice = None,
-    ratios: Annotated[
-        str | None, Parameter(help="draw the documents at these ratios of text tokens to vision tokens too, as 2,5,10")
-    ] = None,
-    bertscore: Annotated[str | None, Parameter(help="an encoder (hub id or folder) for BERTScore")] = None,
-    bertscore_layer: Annotated[int | None, Parameter(help="its layer to compare; the last where not given")] = None,
-    known: Annotated[
-        Path | None, Parameter(help="prepared boxes of classes that the detector knew before: what is left of them")
-    ] = None,
-) -> Answer:
-    """Answer a split with the trained model and score the answers."""
-    options: dict[str, Any] = {"split": split, "limit": limit, "step": step, "device": device}
-    asked = [] if ratios is None else _numbers(ratios, "--ratios")
-    options |= {"bertscore": bertscore, "bertscore_layer": bertscore_layer, "known": known}
-    scores = visiontune.evaluate(run, require=require or (), ratios=asked, **options)
-    value = {"run": str(run), "split": split, **scores.to_json()}
-    if asked:
-        value["ratios"] = json.loads((run / "evaluations" / split / "ratios.json").read_text(encoding="utf-8"))
-    return Answer(value, "\n".join([f"{run}:", *_metric_lines(split, value["metrics"])]))
-
-
-def predict(
-    run: Path,
-    *images: Path,
-    prompt: Annotated[str | None, Parameter(help="ask this instead of the run's question")] = None,
-    limit: Limit = None,
-    step: AtStep = None,
-    device: OnDevice = None,
-    classes: Annotated[str | None, Parameter(help='find these instead of the run\'s own, as "car, bicycle"')] = None,
-    pictures: Annotated[
-        Path | None, Parameter(help="folder for the images with what was found; else RUN/predictions")
-    ] = None,
-    least_score: Annotated[float | None, Parameter(help="draw and list objects with at least this score, 0.3")] = None,
-    session: Annotated[str | None, Parameter(help="of a run on recordings: whose units are predicted")] = None,
-    out: Annotated[Path | None, Parameter(help="of a run on recordings: the .npz file for the rates")] = None,
-) -> Answer:
-    """Answers about image files, or about all images of folders; about text files, where documents were trained on.
-    Objects that are found are listed and drawn. A run on recordings predicts responses to movies (.npy).
-
-    Parameters
-    ----------
-    run
-        a run, or a shipped folder: then the shipped file itself answers
-    """
-    from visiontune.api.object_verbs import LEAST_SHOWN
-    from visiontune.data.sample import Prediction
-    from visiontune.run import Run
-
-    if (run / "recipe.yaml").is_file() and Run(run).recipe.responses is not None:
-        others = {"--prompt": prompt, "--limit": limit, "--classes": classes, "--pictures": pictures}
-        _refuse_given({**others, "--least-score": least_score}, "is not for a run on recordings")
-        written = visiontune.predict_movies(run, images, session=session, out=out, step=step, device=device)
-        return Answer({"predictions": [str(path) for path in written]}, "\n".join(map(str, written)))
-    _refuse_given({"--session": session, "--out": out}, "is for runs on recordings")
-    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
-    predictions = visiontune.predict(
-        run, images, prompt=prompt, limit=limit, step=step, device=device, classes=names, pictures=pictures,
-        least_score=least_score,
-    )  # fmt: skip
-    unsure = {True: "unsure, perhaps ", False: "", None: ""}
-    lines = [
-        f"{p.source[0]}: {unsure[p.abstained]}{p.target.answer}  ({p.scores['confidence']:.2f})"
-        if isinstance(p, Prediction)
-        else f"{p.source[0]}: {_found(p, LEAST_SHOWN if least_score is None else least_score)}"
-        for p in predictions
-    ]
-    return Answer({"predictions": [p.to_json() for p in predictions]}, "\n".join(lines))
-
-
-def _refuse_given(options: dict[str, Any], why: str) -> None:
-    if given := [name for name, value in options.items() if value is not None]:
-        raise RecipeError(f"{given[0]} {why}.", where=given[0], fix="leave it out")
-
-
-def _found(prediction: "ObjectPrediction", least_score: float) -> str:
-    target = prediction.target
-    scores = [] if target.scores is None else target.scores.tolist()
-    shown = [
-        f"{prediction.classes[c]} ({score:.2f}) at {', '.join(f'{side:.0f}' for side in box)}"
-        for c, score, box in zip(target.classes.tolist(), scores, target.boxes.tolist(), strict=True)
-        if score >= least_score
-    ]
-    return "; ".join(shown) or "nothing found"
+    return Answer(value, "\n".join([*lines, *metric_lines("validation", metrics)]))
 
 
 def export(

@@ -114,6 +114,59 @@ def ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> Met
     return Metric(value, float(low), float(high), n)
 
 
+def ratio_difference(first: tuple[Floats, Floats], second: tuple[Floats, Floats], seed: int = 0) -> Metric:
+    """The `ratio` of the second (parts, wholes) minus that of the first, on the same n samples, with its interval.
+
+    Without a whole above 0 in either there is nothing to say.
+    """
+    table = np.stack([*first, *second], axis=1)
+    n, totals = len(table), table.sum(axis=0)
+    if totals[1] == 0 or totals[3] == 0:
+        return NOTHING_COUNTED
+    value = float(totals[2] / totals[3] - totals[0] / totals[1])
+    if np.array_equal(table[:, :2], table[:, 2:]):
+        off = widest_error_rate(n) * max(float(totals[0] / totals[1]), 1.0)  # as `ratio` has it
+        return Metric(value, value - off, value + off, n)
+    sums = _resampled_sums(table, seed)
+    sums = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
+    low, high = np.quantile(sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1], [TAIL, 1 - TAIL])
+    return Metric(value, float(low), float(high), n)
+
+
+def macro_f1_difference(
+    truth: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64], classes: int, seed: int = 0
+) -> Metric:
+    """The mean F1 (`class_metrics`) of the second answers minus that of the first, with its interval; (n,) each.
+
+    A value is the place of a class; an answer of `classes` is no class.
+    """
+    n = len(truth)
+    if n == 0:
+        return NOTHING_COUNTED
+    cells, counts = np.unique(np.stack([truth, first, second], axis=1), axis=0, return_counts=True)
+
+    def differences(draws: NDArray[np.int64]) -> Floats:
+        means = []
+        for column in (1, 2):
+            right = cells[:, 0] == cells[:, column]
+            hits = _summed(draws[:, right], cells[right, 0], classes)
+            support = _summed(draws, cells[:, 0], classes)
+            answers = _summed(draws, cells[:, column], classes + 1)[:, :classes]
+            means.append(np.nanmean(_rates(hits, support, answers)[2], axis=1))
+        return means[1] - means[0]
+
+    value = float(differences(counts[None])[0])
+    if np.array_equal(first, second):
+        return Metric(value, value - widest_error_rate(n), value + widest_error_rate(n), n)
+    generator, at_once = np.random.default_rng(seed), max(1, CELLS_AT_ONCE // len(cells))
+    draws = [
+        differences(generator.multinomial(n, counts / n, min(at_once, RESAMPLES - done)))
+        for done in range(0, RESAMPLES, at_once)
+    ]
+    low, high = np.quantile(np.concatenate(draws), [TAIL, 1 - TAIL])
+    return Metric(value, float(low), float(high), n)
+
+
 def _resampled_sums(values: Floats, seed: int) -> Floats:
     """The sums of n samples drawn with replacement, RESAMPLES times: (n, columns) to (RESAMPLES, columns)."""
     n = len(values)

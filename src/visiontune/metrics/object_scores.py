@@ -158,7 +158,7 @@ def score_objects(
         raise DataError("There are no images to score.", fix="score a split that is not empty")
     given = prompts == "ground-truth boxes"
     boxes = None if given else _score(truths, predictions, sizes, "boxes", *options)
-    masks = _score(truths, predictions, sizes, "masks", *options) if _has_masks(truths, predictions) else None
+    masks = _score(truths, predictions, sizes, "masks", *options) if has_masks(truths, predictions) else None
     if given and masks is None:
         raise DataError(
             "The boxes were given, and there are no masks to score.", fix="score masks, or boxes that were predicted"
@@ -166,7 +166,7 @@ def score_objects(
     return ObjectScores(len(truths), prompts, boxes, masks)
 
 
-def _has_masks(truths: Sequence[Objects], predictions: Sequence[Objects]) -> bool:
+def has_masks(truths: Sequence[Objects], predictions: Sequence[Objects]) -> bool:
     """Whether masks are to be scored. Predictions without a single object may be those of a model that draws masks."""
     true = any(mask is not None for one in truths for mask in one.masks)
     masks = [mask is not None for one in predictions for mask in one.masks]

@@ -174,6 +174,29 @@ def score_responses(
     )
 
 
+def response_differences(
+    first: Sequence[PredictedSession], second: Sequence[PredictedSession], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, tuple[Metric, Metric, Metric]]:
+    """Each metric of two models' rates, and the second's minus the first's with its interval over the same stimuli.
+
+    Both hold the same units in the same bins; the same counts give the same draws of stimuli to both.
+    """
+    both = [[_score(session, resamples, seed) for session in assemble(sessions)] for sessions in (first, second)]
+    (one, reasons), (other, others) = (_metrics(scored, resamples) for scored in both)
+    drawn = [_drawn(scored) for scored in both]
+    pieces, found = sum(scored.stimuli for scored in both[0]), {}
+    for name in one:
+        values = one[name].value, other[name].value
+        difference = NOTHING_COUNTED
+        if values[0] is not None and values[1] is not None:
+            value, ends = values[1] - values[0], (None, None)
+            if name not in reasons and name not in others:
+                ends = _interval(value, drawn[1][name] - drawn[0][name], _tail(pieces, len(both[0])))
+            difference = Metric(value, *ends, min(one[name].n, other[name].n))
+        found[name] = (one[name], other[name], difference)
+    return found
+
+
 def _score(session: PredictedSession, resamples: int, seed: int) -> _Scored:
     """All figures of a session, some units at a time."""
     stimuli = _stimuli(session)

@@ -9,15 +9,12 @@ from numpy.typing import NDArray
 
 from visiontune.data.sample import Prediction
 from visiontune.errors import DataError, RecipeError
-from visiontune.metrics.characters import character_errors
-from visiontune.metrics.intervals import Metric, class_metrics, mean, proportion, ratio
-from visiontune.metrics.rouge import NAMES as ROUGE_NAMES
-from visiontune.metrics.rouge import repetition, rouge
+from visiontune.metrics.answers import free_text, matches, with_truth
+from visiontune.metrics.intervals import Metric, class_metrics, proportion
 
 OTHER = "(other)"
 PER_CLASS = ("precision", "recall", "f1")
-DOCUMENT_CHARACTERS = "document_characters"  # among the scores of a prediction about a document
-RATIOS = ("cer", "length_ratio", "compression")  # they may pass 1; every other metric is a share
+RATIOS = ("cer", "wer", "length_ratio", "compression")  # they may pass 1; every other metric is a share
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,14 @@ class Confusion:
 class TextScores:
     """The scores of `n` predictions. `classes` and `confusion` are there where the answers come from a label set.
 
-    `metrics` holds exact_match; for free text also rouge1, rouge2, rougeL and repetition, and as ratios over all
-    samples cer (the character error rate: wrong characters / characters of the truth; lower is better, and it is not
-    capped: an answer far too long passes 1), length_ratio (characters of the answers / of the truths), and compression
-    (characters of the documents / of the answers) where all predictions say how long their document was. With a label
-    set it holds accuracy, macro_f1 and outside_labels (the share of answers that are no label), and where predictions
-    may abstain answered (the share that did not) and accuracy_answered. What has nothing to count has the value None.
+    `metrics` holds exact_match, normalised_match (the same after `answers.normalised`) and, where all predictions say
+    so, at_length_limit (the share of answers that were cut at their greatest length); for free text also rouge1,
+    rouge2, rougeL and repetition, and as ratios over all samples cer and wer (the character and word error rates: wrong
+    ones / those of the truth; lower is better, and they are not capped: an answer far too long passes 1), length_ratio
+    (characters of the answers / of the truths), and compression (characters of the documents / of the answers) where
+    all predictions say how long their document was. With a label set it holds accuracy, macro_f1 and outside_labels
+    (the share of answers that are no label), and where predictions may abstain answered (the share that did not) and
+    accuracy_answered. What has nothing to count has the value None.
     """
 
     n: int
@@ -98,30 +97,18 @@ def score_texts(predictions: Sequence[Prediction], labels: Sequence[str] | None 
     zero_division=0, except that a rate with nothing to divide by is None here. `seed` is the bootstrap's. Raises
     DataError for a truth outside the labels.
     """
-    pairs = [(p.id, p.truth.answer.strip(), p.target.answer.strip()) for p in predictions if p.truth is not None]
-    n = len(pairs)
-    matches = proportion(sum(truth == answer for _, truth, answer in pairs), n, seed)
     if labels is None:
-        written = [rouge(truth, answer) for _, truth, answer in pairs]
-        means = {name: mean([scores[name] for scores in written], seed) for name in ROUGE_NAMES}
-        repeated = mean([repetition(answer) for _, _, answer in pairs], seed)
-        ratios = _ratios(predictions, pairs, seed)
-        return TextScores(n, {"exact_match": matches, **means, "repetition": repeated, **ratios})
-    place = {label.strip(): c for c, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
-    for sample, truth, answer in pairs:
-        if truth not in place:
-            raise DataError(
-                f"The true answer '{truth}' is not among the {len(labels)} labels.",
-                where=sample,
-                fix="evaluate on a dataset with the labels that the model was trained on",
-            )
-        counts[place[truth], place.get(answer, len(labels))] += 1
+        counted = free_text(predictions)
+        n = len(counted["exact_match"].parts)
+        return TextScores(n, {name: one.metric(seed) for name, one in counted.items()})
+    counts = label_counts(predictions, labels)
+    n = int(counts.sum())
     rates = class_metrics(counts, seed)
     classes = zip(labels, counts.sum(axis=1).tolist(), rates.precision, rates.recall, rates.f1, strict=True)
+    matched = {name: one.metric(seed) for name, one in matches(predictions).items()}
     metrics = {
-        "accuracy": matches,
-        "exact_match": matches,
+        "accuracy": matched["exact_match"],
+        **matched,
         "macro_f1": rates.macro_f1,
         "outside_labels": proportion(int(counts[:, -1].sum()), n, seed),
     }
@@ -133,12 +120,25 @@ def score_texts(predictions: Sequence[Prediction], labels: Sequence[str] | None 
     return TextScores(n, metrics, tuple(ClassScores(*row) for row in classes), Confusion(tuple(labels), counts))
 
 
-def _ratios(predictions: Sequence[Prediction], pairs: Sequence[tuple[str, str, str]], seed: int) -> dict[str, Metric]:
-    truths, answers = [len(truth) for _, truth, _ in pairs], [len(answer) for _, _, answer in pairs]
-    errors = [character_errors(truth, answer) for _, truth, answer in pairs]
-    ratios = {"cer": ratio(errors, truths, seed), "length_ratio": ratio(answers, truths, seed)}
-    documents = [p.scores.get(DOCUMENT_CHARACTERS) for p in predictions if p.truth is not None]
-    known = [characters for characters in documents if characters is not None]
-    if known and len(known) == len(documents):
-        ratios["compression"] = ratio(known, answers, seed)
-    return ratios
+def label_places(predictions: Sequence[Prediction], labels: Sequence[str]) -> NDArray[np.int64]:
+    """The label of each truth and of each answer as its place among the labels: (n, 2); an answer that is none has
+    their number. Raises DataError for a truth outside the labels.
+    """
+    place = {label.strip(): c for c, label in enumerate(labels)}
+    found = np.zeros((len(pairs := with_truth(predictions)), 2), dtype=np.int64)
+    for i, (prediction, truth, answer) in enumerate(pairs):
+        if truth not in place:
+            raise DataError(
+                f"The true answer '{truth}' is not among the {len(labels)} labels.",
+                where=prediction.id,
+                fix="evaluate on a dataset with the labels that the model was trained on",
+            )
+        found[i] = place[truth], place.get(answer, len(labels))
+    return found
+
+
+def label_counts(predictions: Sequence[Prediction], labels: Sequence[str]) -> NDArray[np.int64]:
+    """How often each label was answered with which: (labels, labels + 1), rows truth, the last column no label."""
+    counts = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
+    np.add.at(counts, tuple(label_places(predictions, labels).T), 1)
+    return counts

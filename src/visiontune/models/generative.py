@@ -405,7 +405,8 @@ class GenerativeAdapter(TextAdapter):
         logs = torch.stack([step.float().log_softmax(-1) for step in made.logits], dim=1)
         best = logs.topk(2, dim=-1).values.cpu()
         picked = logs.gather(-1, new[..., None])[..., 0].cpu()
-        ends = [row.index(end) + 1 if (end := self._encoder.end_token_id) in row else len(row) for row in new.tolist()]
+        end_token = self._encoder.end_token_id
+        ends = [row.index(end_token) + 1 if end_token in row else len(row) for row in new.tolist()]
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         return [
             Trace(
@@ -413,6 +414,7 @@ class GenerativeAdapter(TextAdapter):
                 tuple(new[row, :end].tolist()),
                 tuple(picked[row, :end].tolist()),
                 tuple((best[row, :end, 0] - best[row, :end, 1]).tolist()),
+                bool(new[row, end - 1] == end_token),
             )
             for row, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]

@@ -49,12 +49,18 @@ class Encoded:
 @dataclass(frozen=True)
 class Trace:
     """A greedy answer and its tokens (the end token included), each with its log-probability over the vocabulary and
-    the distance to that of the runner-up."""
+    the distance to that of the runner-up. `ended`: the end token was written before the greatest length was reached."""
 
     text: str
     tokens: tuple[int, ...]
     log_probabilities: tuple[float, ...]
     margins: tuple[float, ...]
+    ended: bool
+
+    @property
+    def probability(self) -> float:
+        """The probability of the whole answer, in [0, 1]."""
+        return math.exp(sum(self.log_probabilities))
 
 
 class TextEncoder(Encoder[Encoded]):
@@ -100,7 +106,7 @@ class TextAdapter(ModelAdapter):
 
     def generate(self, batch: Batch, max_new_tokens: int) -> list[tuple[str, float]]:
         """Greedy answers to a left-padded batch of questions, each with its probability in [0, 1]."""
-        return [(one.text, math.exp(sum(one.log_probabilities))) for one in self.trace(batch, max_new_tokens)]
+        return [(one.text, one.probability) for one in self.trace(batch, max_new_tokens)]
 
     @abstractmethod
     def score_labels(self, batch: Batch, tree: LabelTree) -> NDArray[np.float64]:

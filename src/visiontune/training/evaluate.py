@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Document, ImageFile, Images, LabelProbabilities, Prediction, Sample, Text
 from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_json, written_whole
+from visiontune.metrics.answers import AT_LENGTH_LIMIT, DOCUMENT_CHARACTERS
 from visiontune.metrics.bertscore import Embedder
 from visiontune.metrics.calibration import Calibration, calibrate
 from visiontune.metrics.rouge import NAMES as ROUGE_NAMES
-from visiontune.metrics.text import DOCUMENT_CHARACTERS, TextScores, score_texts
+from visiontune.metrics.text import TextScores, score_texts
 from visiontune.models.adapter import Batch
 from visiontune.models.labels import LabelTree
 from visiontune.models.text import TextAdapter
@@ -31,7 +32,15 @@ from visiontune.training.rows import first_rows, split_batches
 
 COMPARED = 32  # documents that baselines are asked about
 
-Answered = tuple[str, float, LabelProbabilities | None]
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer: its text, its scores (confidence, and whether it was cut where it was generated), and the
+    probabilities of the labels where these were scored."""
+
+    text: str
+    scores: dict[str, float]
+    labels: LabelProbabilities | None = None
 
 
 def calibration_of(run: Run, step: int) -> Calibration | None:
@@ -101,27 +110,29 @@ def predict_split(
             answers += [((d, i), one) for (d, i, _), one in zip(batch.origins, answered, strict=True)]
             advance(len(answered))
     predictions = []
-    for (d, i), (text, confidence, labels) in sorted(ranks.gathered(answers), key=lambda answer: answer[0]):
+    for (d, i), one in sorted(ranks.gathered(answers), key=lambda answer: answer[0]):
         prompt, truth = indexes[d].prompts[i], Text(indexes[d].answers[i], indexes[d].prompts[i])
-        scores, sample = {"confidence": confidence}, indexes[d].ids[i]
-        if indexes[d].documents:
-            scores[DOCUMENT_CHARACTERS] = indexes[d].documents[i]
-        predictions.append(Prediction(sample, (sample,), Text(text, prompt), scores, truth, labels))
+        sample = indexes[d].ids[i]
+        about = {DOCUMENT_CHARACTERS: float(indexes[d].documents[i])} if indexes[d].documents else {}
+        scores = {**one.scores, **about}
+        predictions.append(Prediction(sample, (sample,), Text(one.text, prompt), scores, truth, one.labels))
     return predictions
 
 
 def _answer(
     adapter: TextAdapter, batch: Batch, tree: LabelTree | None, recipe: Recipe, device: torch.device
 ) -> list[Answered]:
-    """(text, confidence, probabilities of the labels) for each question of a batch; the last None without labels."""
     with autocast(device, recipe.machine.precision):
         if tree is None:
-            made = adapter.generate(batch.to(device), recipe.evaluation.max_new_tokens)
-            return [(text, confidence, None) for text, confidence in made]
+            made = adapter.trace(batch.to(device), recipe.evaluation.max_new_tokens)
+            return [
+                Answered(one.text, {"confidence": one.probability, AT_LENGTH_LIMIT: float(not one.ended)})
+                for one in made
+            ]
         probabilities = np.exp(adapter.score_labels(batch.to(device), tree))
     best = probabilities.argmax(axis=1)
     return [
-        (tree.labels[c], float(row[c]), LabelProbabilities(tree.labels, row))
+        Answered(tree.labels[c], {"confidence": float(row[c])}, LabelProbabilities(tree.labels, row))
         for c, row in zip(best, probabilities, strict=True)
     ]
 
@@ -224,9 +235,8 @@ def predict_files(
         for path in paths:
             sample = Sample(str(path), _seen(path, recipe), Text("", prompt))
             batch = adapter.encoder.collate([adapter.encoder.encode(sample, with_answer=False)], pad_left=True)
-            ((text, confidence, labels),) = _answer(adapter, batch, tree, recipe, device)
-            scores = {"confidence": confidence}
-            made = Prediction(str(path), (str(path),), Text(text, prompt), scores, labels=labels)
+            (one,) = _answer(adapter, batch, tree, recipe, device)
+            made = Prediction(str(path), (str(path),), Text(one.text, prompt), one.scores, labels=one.labels)
             predictions.append(made if calibration is None else calibration.applied(made))
             advance(1)
     return predictions

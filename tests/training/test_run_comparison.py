@@ -1,0 +1,127 @@
+"""`visiontune compare`: two runs held to each other from what their evaluations wrote."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import visiontune
+from tests.metrics.test_response_scores import session
+from visiontune.cli import main
+from visiontune.data.sample import Prediction, Text
+from visiontune.errors import DataError, RecipeError, RunError
+from visiontune.metrics.predicted_session import PredictedSession
+from visiontune.recipe import Recipe
+from visiontune.run import Run
+from visiontune.run_group import RunGroup
+from visiontune.training.evaluate_responses import evaluate_split_of_responses
+from visiontune.training.ranks import Ranks
+
+TRUTHS = {f"image-{i}": ("cat", "dog")[i % 2] for i in range(40)}
+Evaluated = Callable[..., Run]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, recipe_of: Recipe) -> Evaluated:
+    """Runs whose answers to the test split are wrong for these of the samples."""
+
+    def make(name: str, wrong: Sequence[str], labels: list[str] | None = None, **changed: str) -> Run:
+        run = Run(tmp_path / name)
+        folder = run.path / "evaluations" / "test"
+        folder.mkdir(parents=True)
+        recipe_of.save(run.recipe_path)
+        (run.path / "labels.json").write_text(json.dumps({"labels": labels}))
+        truths = {**TRUTHS, **changed}
+        made = [
+            Prediction(key, (key,), Text("bird" if key in wrong else truth), {"confidence": 0.5}, Text(truth))
+            for key, truth in truths.items()
+        ]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(one.to_json()) + "\n" for one in made))
+        return run
+
+    return make
+
+
+def test_the_better_run_is_found_on_the_samples_that_both_answered(
+    evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = evaluated("a", list(TRUTHS)[:30], left="cat")
+    other = evaluated("b", list(TRUTHS)[:10])
+    found = visiontune.compare(one.path, other.path)
+    assert (found.n, found.only_first, found.only_second) == (40, ("left",), ())
+    exact = next(metric for metric in found.metrics if metric.name == "exact_match")
+    assert (exact.first.value, exact.second.value, exact.difference.value) == (0.25, 0.75, 0.5)
+    assert exact.verdict == "better"
+    for arguments in ([], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", str(one.path), str(other.path), *arguments])
+        assert ended.value.code == 0
+        printed = capsys.readouterr().out
+        if arguments:
+            assert json.loads(printed)["metrics"]["exact_match"] == exact.to_json()
+        else:
+            assert "exact_match: 0.2500, 0.7500, +0.5000" in printed and "better" in printed
+            assert f"only in {one.path}: 1, such as left" in printed
+
+
+def test_runs_with_one_set_of_labels_are_compared_by_the_scores_of_classes(evaluated: Evaluated) -> None:
+    one, other = evaluated("a", [], ["cat", "dog"]), evaluated("b", list(TRUTHS)[:20], ["dog", "cat"])
+    names = [metric.name for metric in visiontune.compare(one.path, other.path).metrics]
+    assert names == ["exact_match", "normalised_match", "macro_f1", "outside_labels"]
+    free = evaluated("c", [])
+    assert "cer" in [metric.name for metric in visiontune.compare(one.path, free.path).metrics]
+
+
+def test_a_run_that_was_not_evaluated_is_an_error_with_the_command(evaluated: Evaluated) -> None:
+    one, other = evaluated("a", []), evaluated("b", [])
+    with pytest.raises(RunError, match=rf"visiontune evaluate {one.path} --split validation"):
+        visiontune.compare(one.path, other.path, split="validation")
+
+
+def test_runs_held_to_other_truths_or_other_samples_are_refused(evaluated: Evaluated) -> None:
+    one, other = evaluated("a", []), evaluated("b", [], **{"image-3": "cat"})
+    with pytest.raises(DataError, match="different truths") as caught:
+        visiontune.compare(one.path, other.path)
+    assert caught.value.where == "image-3"
+    (other.path / "evaluations" / "test" / "predictions.jsonl").write_text("")
+    with pytest.raises(DataError, match="share no sample"):
+        visiontune.compare(one.path, other.path)
+
+
+def test_a_group_of_runs_is_refused_with_one_of_its_runs(evaluated: Evaluated, tmp_path: Path) -> None:
+    one = evaluated("group/detector", [])
+    RunGroup(tmp_path / "group", {"detector": one}).save()
+    with pytest.raises(RecipeError, match="group/detector"):
+        visiontune.compare(tmp_path / "group", one.path)
+
+
+def test_recordings_are_compared_by_the_bins_that_both_runs_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(Run, "recipe", SimpleNamespace(target="responses"))
+    true = session("a", trials=30)
+    flat = replace(true, rates=np.full_like(true.rates, 0.8))
+    kept = np.flatnonzero(true.places > 1)  # the second run has a longer burn-in
+    cut = replace(flat, **{name: getattr(flat, name)[kept] for name in ("rates", "counts", "valid", "trials")},
+                  conditions=flat.conditions[kept], places=flat.places[kept])  # fmt: skip
+    runs = [_with(tmp_path / name, sessions) for name, sessions in (("true", [true]), ("flat", [cut]))]
+    found = visiontune.compare(runs[0], runs[1])
+    assert found.n == len(kept) and found.only_second == ()
+    assert found.only_first == (f"{len(true.trials) - len(kept)} bins of session a",)
+    bits = next(metric for metric in found.metrics if metric.name == "bits_per_spike")
+    assert bits.verdict == "worse"
+    other = _with(tmp_path / "other", [replace(true, counts=true.counts + 1)])
+    with pytest.raises(DataError, match="different responses"):
+        visiontune.compare(runs[0], other)
+
+
+def _with(path: Path, sessions: list[PredictedSession]) -> Path:
+    path.mkdir()
+    (path / "recipe.yaml").write_text("")
+    evaluate_split_of_responses(Run(path), sessions, "test", Ranks("cpu"), 1, 0.0)
+    return path
