@@ -1,5 +1,6 @@
 """Recipe: every choice of a run. Typed, frozen, unknown fields refused; saved with the run, enough to run it again."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -281,6 +282,11 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The recipe as YAML text, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all choices; the reasons for them are not among these."""
+        return hashlib.sha256(self.model_copy(update={"why": {}}).to_yaml().encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the recipe whole."""

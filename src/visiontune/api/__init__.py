@@ -5,13 +5,14 @@ from typing import Any
 from visiontune.api.answer_verbs import compare, evaluate, predict, predict_movies
 from visiontune.api.data_verbs import inspect, prepare, prepare_recordings
 from visiontune.api.export_verbs import export, verify
-from visiontune.api.run_verbs import pause, resume, train
+from visiontune.api.run_verbs import forecast, pause, resume, train
 
 __all__ = [
     "compare",
     "doctor",
     "evaluate",
     "export",
+    "forecast",
     "inspect",
     "pause",
     "predict",

@@ -1,7 +1,8 @@
-"""`train`, `resume`, `pause`."""
+"""`train`, `forecast`, `resume`, `pause`."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from visiontune.machine import Device
     from visiontune.run import Run
     from visiontune.run_group import RunGroup
+    from visiontune.training.forecast import Forecast
 
 
 def train(
@@ -50,20 +52,91 @@ def train(
     device that the model is for ("android-256"): training then sees the very pixels and prompts that the device will.
     Raises VisiontuneError.
     """
-    from visiontune.api.object_verbs import distilled, models_for, plan_objects, runs_of
+    from visiontune.api.object_verbs import runs_of
+    from visiontune.run_group import open_run
+    from visiontune.training.loop import train_run
+
+    _plan(
+        data,
+        Path(out),
+        Path(out),
+        model=model,
+        teacher=teacher,
+        unlabelled=unlabelled,
+        start=start,
+        weights=weights,
+        mixture=mixture,
+        preset=preset,
+        recipe=recipe,
+        epochs=epochs,
+        hours=hours,
+        limit=limit,
+        device_profile=device_profile,
+        overrides=overrides,
+    )
+    for one in runs_of(Path(out)):
+        _trained(train_run, one)
+    return open_run(out)
+
+
+def forecast(*data: Source, out: Source, **options: Any) -> dict[str, Forecast]:
+    """What `train` with the same data and options would take: tokens, memory, disk, time, on this machine.
+
+    A few steps are computed and timed, and nothing is learned. Folders that are not prepared yet are prepared inside
+    `out`, where `train` finds them again, and the forecast is kept there beside them. The forecast of a run has the
+    name "", those of a group the names of their roles. Raises RecipeError with a teacher, and what `train` raises
+    before its first step.
+    """
+    from visiontune.api.object_verbs import runs_of
+    from visiontune.files import write_json
+    from visiontune.training.forecast import FORECAST_NAME
+    from visiontune.training.loop import dry_run
+
+    refuse({"teacher": options.get("teacher")}, "A dry run is of training alone and takes")
+    with tempfile.TemporaryDirectory() as folder:
+        planned = Path(folder, "run")
+        _plan(data, Path(out), planned, **options)
+        found = {}
+        for run in runs_of(planned):
+            role = str(run.path.relative_to(planned)) if run.path != planned else ""
+            found[role] = dry_run(run)
+            kept = {"recipe_sha256": run.recipe.sha256, **found[role].to_json()}
+            write_json(Path(out, role) / FORECAST_NAME, kept)
+    return found
+
+
+def _plan(
+    data: Sequence[Source],
+    out: Path,
+    at: Path,
+    *,
+    model: str | None = None,
+    teacher: Source | None = None,
+    unlabelled: Sequence[Source] = (),
+    start: Source | None = None,
+    weights: Sequence[float] | None = None,
+    mixture: str | None = None,
+    preset: str | None = None,
+    recipe: Source | None = None,
+    epochs: float | None = None,
+    hours: float | None = None,
+    limit: int | None = None,
+    device_profile: str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> None:
+    """Prepare what is not prepared, and plan the run, or the group of runs, in the folder `at`."""
+    from visiontune.api.object_verbs import distilled, models_for, plan_objects
     from visiontune.api.response_verbs import plan_responses, recordings_of
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
     from visiontune.recipe import check_names, fragment_names
     from visiontune.recipe_files import read_fragment, read_preset
     from visiontune.run import Run
-    from visiontune.run_group import open_run
-    from visiontune.training.loop import train_run
     from visiontune.training.mixtures import shares as mixed
     from visiontune.training.plan import derive, plan_run, refuse_taken
     from visiontune.training.ranks import Ranks
 
-    run = Run(out)
+    run, prepared = Run(at), Path(out) / "data"
     changes = dict(overrides or {}) | ({} if hours is None else {"schedule.hours": hours})
     fragment = read_fragment(Path(recipe)) if recipe is not None else {}
     first, usual_epochs = read_preset(preset) if preset is not None else ({}, None)
@@ -75,15 +148,15 @@ def train(
         if not data:
             raise DataError("No data were given.", fix="visiontune train DATA --model NAME --out RUN")
         check_names([*changes, *fragment_names(fragment)])
-        refuse_taken(run)
+        refuse_taken(Run(out))
         for name in [] if model is None else model.split(","):
             if not is_tiny(name):
                 read_config(name)
-        datasets = recordings_of(data, run.path / "data")
+        datasets = recordings_of(data, prepared)
         if datasets is None:
             names = [Path(s).name if len(data) == 1 else f"{i}-{Path(s).name}" for i, s in enumerate(data)]
             sources = zip(data, names, strict=True)
-            datasets = [_dataset(source, run.path / "data" / name, limit) for source, name in sources]
+            datasets = [_dataset(source, prepared / name, limit) for source, name in sources]
         if mixture is not None and weights is not None:
             raise RecipeError("Weights and a mixture are two ways to say one thing.", where="--mixture", fix="give one")
         shares = list(weights) if weights is not None else [None] * len(datasets)
@@ -122,9 +195,6 @@ def train(
             planned = derive(datasets, shares, model, machine, profile=device_profile, **options)
             plan_run(run, planned.overlaid(first).overlaid(fragment).changed(changes), datasets)
     ranks.wait()
-    for one in runs_of(run.path):
-        _trained(train_run, one)
-    return open_run(run.path)
 
 
 def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:

@@ -46,6 +46,9 @@ def train(
     device_profile: Annotated[
         str | None, Parameter(name="--for", help="train exactly what this device will run: android-256, desktop-llama")
     ] = None,
+    dry_run: Annotated[
+        bool, Parameter(help="say what the run would take in tokens, memory, disk and time, and stop", negative=())
+    ] = False,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
 ) -> Answer:
     """Train on one or several datasets, from data, model and machine alone.
@@ -66,25 +69,26 @@ def train(
     shares = None if weights is None else numbers(weights, "--weights")
     overrides = (overrides or {}) | ({} if seed is None else {"seed": seed})
     overrides |= {} if allow_missing is None else {"model.allow_missing": allow_missing}
-    return _run_answer(
-        visiontune.train(
-            *data,
-            model=model,
-            out=out,
-            teacher=teacher,
-            unlabelled=unlabelled or (),
-            start=start,
-            weights=shares,
-            mixture=mixture,
-            preset=preset,
-            recipe=recipe,
-            epochs=epochs,
-            hours=hours,
-            limit=limit,
-            device_profile=device_profile,
-            overrides=overrides,
-        )
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "teacher": teacher,
+        "unlabelled": unlabelled or (),
+        "start": start,
+        "weights": shares,
+        "mixture": mixture,
+        "preset": preset,
+        "recipe": recipe,
+        "epochs": epochs,
+        "hours": hours,
+        "limit": limit,
+        "device_profile": device_profile,
+        "overrides": overrides,
+    }
+    if dry_run:
+        found = visiontune.forecast(*data, out=out, **options)
+        lines = [line for role, one in found.items() for line in ([f"{role}:"] if role else []) + one.lines()]
+        return Answer({"forecast": {role or "run": one.to_json() for role, one in found.items()}}, "\n".join(lines))
+    return _run_answer(visiontune.train(*data, out=out, **options))
 
 
 def resume(run: Path) -> Answer:

@@ -97,12 +97,11 @@ def _opened(path: Path) -> tuple[Any, list[int]]:
 
 
 def features_of(
-    run: Run, recipe: Recipe, ranks: Ranks, adapter: ModelAdapter, datasets: Sequence[Dataset], book: ReceiptBook
-) -> FeatureStore | None:
-    """The features of a run's training rows, computed where they are missing; None where images are seen anew.
+    run: Run, recipe: Recipe, ranks: Ranks, adapter: ModelAdapter, datasets: Sequence[Dataset]
+) -> tuple[FeatureStore, Decision] | None:
+    """Where the features of a run's training rows are kept, and what was decided; None where images are seen anew.
 
-    Raises RecipeError where the recipe insists on features that cannot be kept, ReceiptError where an image does not
-    reach the encoder.
+    Raises RecipeError where the recipe insists on features that cannot be kept.
     """
     if why := _forbidden(recipe, adapter):
         if recipe.features.cache == "always":
@@ -112,10 +111,7 @@ def features_of(
         return None
     store = _store(run, recipe, adapter, datasets)
     decision = ranks.from_first(_decision(run, recipe, adapter, datasets, store) if ranks.is_first else None)
-    if not decision.kept:
-        return None
-    _fill(store, recipe, ranks, adapter, datasets, book)
-    return store
+    return (store, decision) if decision.kept else None
 
 
 def forget(run: Run) -> None:
@@ -219,7 +215,7 @@ def _computed(adapter: ModelAdapter, batch: Any, recipe: Recipe) -> list[torch.T
     return [one.to("cpu", DTYPES[recipe.machine.precision]) for one in made]
 
 
-def _fill(
+def fill(
     store: FeatureStore,
     recipe: Recipe,
     ranks: Ranks,
@@ -227,7 +223,8 @@ def _fill(
     datasets: Sequence[Dataset],
     book: ReceiptBook,
 ) -> None:
-    """Compute the chunks that are not there, each rank its share."""
+    """Compute the chunks that are not there, each rank its share. Raises ReceiptError where an image does not reach the
+    encoder."""
     missing = [(path, refs) for path, refs in store.chunks() if not path.is_file()][ranks.rank :: ranks.count]
     lengths = [adapter.encoder.lengths(index) for index in store.indexes]
 

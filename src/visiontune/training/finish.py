@@ -6,6 +6,7 @@ from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, t
 from visiontune.progress import progress
 from visiontune.training import checkpoint, features, receipts
 from visiontune.training.batches import promised
+from visiontune.training.forecast import FORECAST_NAME
 from visiontune.training.receptive_fields import write_fields
 from visiontune.training.scoring import evaluate_validation
 from visiontune.training.session import Session, probe_losses
@@ -75,4 +76,13 @@ def _moved_receipt(session: Session) -> receipts.Receipt:
 
 
 def _memory_receipt(session: Session) -> receipts.Receipt:
-    return receipts.memory(session.ranks.device.type, session.predicted_bytes, session.peak_bytes)
+    run, at = session.run, session.progress
+    files = [file for file in run.checkpoints_folder.rglob("*") if file.is_file()]
+    measured = {
+        "measured_checkpoint_bytes": sum(file.stat().st_size for file in files),
+        "measured_step_seconds": round(at.seconds / max(1, at.step), 6),
+    }
+    foreseen = run.read_json(FORECAST_NAME) or {}
+    return receipts.memory(
+        session.ranks.device.type, session.predicted_bytes, session.peak_bytes, {**foreseen, **measured}
+    )

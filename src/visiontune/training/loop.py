@@ -7,6 +7,7 @@ the ranks, clip, update. Then, where due: evaluate, checkpoint, pause.
 import math
 import time
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,13 @@ from visiontune.training import checkpoint, memory, receipts
 from visiontune.training import optimizer as optimizers
 from visiontune.training.batches import load_steps, plan_steps
 from visiontune.training.finish import finish
+from visiontune.training.forecast import Forecast
 from visiontune.training.pause import PauseRequests
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
 from visiontune.training.scoring import score_some
-from visiontune.training.session import Session, set_up
-from visiontune.training.time_limit import resolve_hours
+from visiontune.training.session import Session, foresee, set_up
+from visiontune.training.time_limit import resolve_hours, timed
 
 
 def train_run(run: Run) -> Run:
@@ -56,6 +58,22 @@ def train_run(run: Run) -> Run:
             raise
 
 
+def dry_run(run: Run) -> Forecast:
+    """What the run that is planned in this folder will take, its time included: some steps are computed and timed, and
+    one evaluation is made; nothing is learned. Raises what `train_run` would before its first step.
+    """
+    recipe = run.recipe
+    hardware(recipe.machine.device)
+    torch.set_num_threads(recipe.machine.threads)
+    session = set_up(run, recipe, Ranks(recipe.machine.device), dry=True)
+    resolve_hours(session, lambda step, batches: _computed(session, step, batches))
+    found = foresee(session)
+    step, evaluation = timed(session, lambda step, batches: _computed(session, step, batches))
+    evaluations = -(-found.steps // session.recipe.evaluation.every)
+    seconds = found.steps * step + evaluations * evaluation
+    return replace(found, step_seconds=step, evaluation_seconds=evaluation, seconds=seconds)
+
+
 def _train(run: Run, recipe: Recipe, ranks: Ranks) -> Run:
     if ranks.from_first(run.status) == "finished":
         if ranks.is_first:
@@ -63,6 +81,7 @@ def _train(run: Run, recipe: Recipe, ranks: Ranks) -> Run:
         return run
     session = set_up(run, recipe, ranks)
     resolve_hours(session, lambda step, batches: _computed(session, step, batches))
+    foresee(session)
     with PauseRequests(run) as pauses:
         _run_steps(session, pauses)
     finish(session)

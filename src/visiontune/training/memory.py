@@ -1,6 +1,12 @@
 """Memory of a training step: how much it will take, worked out before the first one, and whether it ran out."""
 
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from visiontune.models.adapter import Batch, ModelAdapter
 from visiontune.recipe import Machine
@@ -16,30 +22,58 @@ def ran_out(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in OUT_OF_MEMORY)
 
 
-def predicted_peak(adapter: ModelAdapter, largest: Batch, machine: Machine, device: torch.device) -> int:
-    """Bytes: weights, gradients and two moments of what is trained, and what a forward of the largest batch keeps.
+class LiveBytes(TorchDispatchMode):
+    """Follows the bytes of all tensors that live: those given, and whatever operations make while it is entered.
 
-    What the forward keeps for the backward is counted by letting it run once, each storage once; the largest of
-    them counts twice more, for the gradients that are under way with it.
+    `now` and `peak` are bytes. A storage counts once, however many tensors look into it, until nobody holds it. What a
+    kernel uses inside itself is not seen.
     """
-    module = adapter.trained_module
-    weights = {p.data_ptr(): p.numel() * p.element_size() for p in module.parameters()}
-    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    kept: dict[int, int] = {}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def __init__(self, given: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        for tensor in given:
+            self._count(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._count, made)
+        return made
+
+    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if tensor.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        place, size = storage._cdata, storage.nbytes()
+        if place not in self._alive:
+            self._alive[place] = weakref.ref(storage, lambda _: self._gone(place, size))
+            self.now += size
+            self.peak = max(self.peak, self.now)
         return tensor
 
+    def _gone(self, place: int, size: int) -> None:
+        del self._alive[place]
+        self.now -= size
+
+
+def predicted_peak(
+    adapter: ModelAdapter, largest: Batch, machine: Machine, device: torch.device, *, several: bool
+) -> int:
+    """Bytes that a step takes at most, from a forward and backward of its largest micro-batch, whose gradients are
+    thrown away; to what lives then come the two moments of each trained weight.
+
+    `several`: steps have more than one micro-batch, so that gradients live already when the largest one runs.
+    """
+    parameters = list(adapter.trained_module.parameters())
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     batch = largest.to(device)
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        autocast(device, machine.precision),
-    ):
-        losses = adapter.losses(batch)
-    inputs = sum(tensor.numel() * tensor.element_size() for tensor in batch.tensors.values())
-    del losses
-    return sum(weights.values()) + 3 * trained + sum(kept.values()) + 2 * max(kept.values(), default=0) + inputs
+    live = LiveBytes([*parameters, *adapter.trained_module.buffers(), *batch.tensors.values()])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), live:
+        for parameter in parameters if several else ():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        with autocast(device, machine.precision):
+            loss = torch.stack([losses.sum() for losses in adapter.losses(batch).values()]).sum()
+        if loss.requires_grad:
+            loss.backward()
+    for parameter in parameters:
+        parameter.grad = None
+    return live.peak + 2 * trained

@@ -296,14 +296,18 @@ def seen(promised: tuple[Mapping[int, int], int], progress: Progress) -> Receipt
 # memory
 
 
-def memory(device: str, predicted: int, measured: int) -> Receipt:
-    """The peak that was predicted before the first step against the one measured; bytes."""
-    numbers = {"predicted_bytes": predicted, "measured_bytes": measured}
+def memory(device: str, predicted: int, measured: int, forecast: Mapping[str, Any]) -> Receipt:
+    """The peak that was predicted before the first step against the one measured, in bytes; beside it what else was
+    foreseen (`Forecast.to_json`), and what of it was measured."""
+    numbers = {"predicted_bytes": predicted, "measured_bytes": measured, "forecast": dict(forecast)}
     if device != "cuda":
         reason = (
             f"predicted {predicted / 2**20:,.0f} MiB for the training itself; only CUDA reports the peak of that. The "
             f"whole process, with its libraries, took {measured / 2**20:,.0f} MiB"
         )
+        return Receipt("memory", "not applicable", reason, numbers)
+    if predicted == 0:
+        reason = f"the largest micro-batch did not fit and was cut finer; measured {measured / 2**20:,.0f} MiB"
         return Receipt("memory", "not applicable", reason, numbers)
     off = measured / predicted - 1
     reason = f"predicted {predicted / 2**20:,.0f} MiB, measured {measured / 2**20:,.0f} MiB ({off:+.1%})"

@@ -24,7 +24,8 @@ from visiontune.training import optimizer as optimizers
 from visiontune.training.average import WeightAverage
 from visiontune.training.batches import Reading, plan_window
 from visiontune.training.checkpoint import Progress
-from visiontune.training.features import FeatureStore, features_of
+from visiontune.training.features import FeatureStore, features_of, fill
+from visiontune.training.forecast import FORECAST_NAME, Forecast, forecast, refuse_full_disk
 from visiontune.training.memory import predicted_peak, ran_out
 from visiontune.training.model import adapt, load_base, open_datasets
 from visiontune.training.precision import loss_scaler
@@ -52,7 +53,8 @@ class Session:
     progress: Progress
     attempt: int
     start: dict[str, Any]
-    predicted_bytes: int = 0
+    predicted_bytes: int = 0  # 0 where the largest micro-batch did not fit
+    features_bytes: int = 0
     peak_bytes: int = 0
     features: FeatureStore | None = None
     average: WeightAverage | None = None
@@ -68,8 +70,11 @@ class Session:
         return Reading(self.datasets, self.adapter.encoder, "train", True, self.recipe.seed, views, self.features)
 
 
-def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
-    """Data, model and state as the latest checkpoint has them, and the facts that receipts compare with at the end."""
+def set_up(run: Run, recipe: Recipe, ranks: Ranks, *, dry: bool = False) -> Session:
+    """Data, model and state as the latest checkpoint has them, and the facts that receipts compare with at the end.
+
+    A `dry` session does not compute the features that a run would keep.
+    """
     datasets = open_datasets(recipe)
     adapter = load_base(run, recipe, ranks.device)
     _refuse_too_long(adapter, datasets, recipe)
@@ -91,10 +96,14 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks) -> Session:
         write_json(run.path / "parts.json", [summary.to_json() for summary in summaries])
         for s in summaries:
             note(f"  {s.part:16} {s.state:8} {s.parameters:>14,} parameters, {s.trainable:,} trained")
-    session.features = features_of(run, recipe, ranks, adapter, datasets, book)
+    kept = features_of(run, recipe, ranks, adapter, datasets)
+    if kept is not None and not dry:
+        session.features = kept[0]
+        fill(kept[0], recipe, ranks, adapter, datasets, book)
     if recipe.optimizer.average:
         session.average = WeightAverage(session.module, recipe.optimizer.average)
     _continue_from_checkpoint(session)
+    session.features_bytes = 0 if kept is None or recipe.features.folder else kept[1].bytes
     _check_before_first_step(session)
     if ranks.is_first:
         run.set_state("running", attempt=session.attempt, step=session.progress.step, steps=recipe.schedule.steps)
@@ -173,6 +182,25 @@ def _continue_from_checkpoint(session: Session) -> None:
         note(f"continuing from the checkpoint of step {latest.progress.step}")
 
 
+def foresee(session: Session) -> Forecast:
+    """What the run will take; in forecast.json stands that of its first start, or of a dry run of the same recipe.
+
+    Raises MachineError where the disk cannot hold it.
+    """
+    run, recipe, adapter = session.run, session.recipe, session.adapter
+    layouts = [list(adapter.encoder.layouts(dataset.index("train"))) for dataset in session.datasets]
+    bytes_of = {"memory_bytes": session.predicted_bytes, "features_bytes": session.features_bytes}
+    found = forecast(recipe, adapter, session.order, session.lengths, layouts, **bytes_of)
+    if session.ranks.is_first:
+        refuse_full_disk(found, run.path, resumed=session.progress.step > 0)
+        stood = run.read_json(FORECAST_NAME)
+        if stood is None or (stood["recipe_sha256"] != recipe.sha256 and session.progress.step == 0):
+            write_json(run.path / FORECAST_NAME, {"recipe_sha256": recipe.sha256, **found.to_json()})
+            for line in found.lines():
+                note(f"  {line}")
+    return found
+
+
 def _check_before_first_step(session: Session) -> None:
     recipe, adapter = session.recipe, session.adapter
     refuse_unscored(adapter, session.datasets, recipe)  # what cannot be scored is said before training
@@ -187,7 +215,8 @@ def _check_before_first_step(session: Session) -> None:
     try:
         batch = session.reading.batch(largest.samples)
         receipts.check_placeholders(session.book, batch)
-        session.predicted_bytes = predicted_peak(adapter, batch, recipe.machine, session.ranks.device)
+        several = any(len(step) > session.ranks.count for step in steps)
+        session.predicted_bytes = predicted_peak(adapter, batch, recipe.machine, session.ranks.device, several=several)
     except RuntimeError as error:
         if not ran_out(error):
             raise

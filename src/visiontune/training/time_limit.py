@@ -17,31 +17,21 @@ WARM, TIMED = 2, 6  # steps: the first ones are slower, whatever the device
 KEPT = 0.95  # share of the time for the steps and evaluations; the rest is checkpoints and the run's end
 TIMES = 10  # evaluations and checkpoints of a run
 
+Computed = Callable[[int, list[tuple[int, Batch]]], None]
 
-def resolve_hours(session: Session, computed: Callable[[int, list[tuple[int, Batch]]], None]) -> None:
+
+def resolve_hours(session: Session, computed: Computed) -> None:
     """Give the session, and the run folder, a recipe in which `schedule.hours` has become `schedule.steps`.
 
     `computed` does all of a step (its number, its micro-batches) but the update. Nothing is learned here. All ranks
     agree on the slowest. A resumed run finds the steps that were recorded. Raises RecipeError where the time is not
     enough for a step.
     """
-    recipe = session.recipe
+    recipe, ranks = session.recipe, session.ranks
     hours = recipe.schedule.hours
     if hours is None:
         return
-    set_training_mode(session.module, session.adapter.network, session.adapter.parts, recipe.parts)
-    plan = plan_steps(session.order, session.lengths, recipe.batch, 0, WARM + TIMED)
-    ranks = session.ranks
-    started = ended = time.perf_counter()
-    for step, batches in load_steps(plan, session.reading, rank=ranks.rank, ranks=ranks.count):
-        computed(step, batches)
-        ended = time.perf_counter()
-        started = ended if step == WARM - 1 else started
-    session.optimizer.zero_grad(set_to_none=True)
-    step_seconds = max(ranks.gathered([(ended - started) / TIMED]))
-    started = time.perf_counter()
-    score_some(session.adapter, session.datasets, recipe, ranks)
-    evaluation_seconds = max(ranks.gathered([time.perf_counter() - started]))
+    step_seconds, evaluation_seconds = timed(session, computed)
     left = hours * 3600 * KEPT - TIMES * evaluation_seconds
     steps = int(left / step_seconds)
     if steps < 1:
@@ -58,6 +48,23 @@ def resolve_hours(session: Session, computed: Callable[[int, list[tuple[int, Bat
         session.recipe.save(session.run.recipe_path)
         note(f"{steps} steps: {reason}")
     ranks.wait()
+
+
+def timed(session: Session, computed: Computed) -> tuple[float, float]:
+    """Seconds that a step and an evaluation take, on the slowest rank. Nothing is learned."""
+    recipe, ranks = session.recipe, session.ranks
+    set_training_mode(session.module, session.adapter.network, session.adapter.parts, recipe.parts)
+    plan = plan_steps(session.order, session.lengths, recipe.batch, 0, WARM + TIMED)
+    started = ended = time.perf_counter()
+    for step, batches in load_steps(plan, session.reading, rank=ranks.rank, ranks=ranks.count):
+        computed(step, batches)
+        ended = time.perf_counter()
+        started = ended if step == WARM - 1 else started
+    session.optimizer.zero_grad(set_to_none=True)
+    step_seconds = max(ranks.gathered([(ended - started) / TIMED]))
+    started = time.perf_counter()
+    score_some(session.adapter, session.datasets, recipe, ranks)
+    return step_seconds, max(ranks.gathered([time.perf_counter() - started]))
 
 
 def with_steps(recipe: Recipe, steps: int, reason: str) -> Recipe:
