@@ -1,5 +1,6 @@
 """The same checks on published checkpoints, for whoever has a connection: `make test-hub`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,16 @@ def test_a_published_checkpoint_is_tuned_and_exported(name: str, digits: Dataset
     folders = visiontune.export(run.path, to="adapter,merged", out=tmp_path / "ship")
     assert (folders["adapter"] / "adapter_model.safetensors").is_file()
     assert (folders["merged"] / "chat_template.jinja").is_file()
+
+
+def test_a_published_dataset_is_prepared_with_its_classes_and_splits(tmp_path: Path) -> None:
+    dataset = visiontune.prepare("hub:ylecun/mnist", tmp_path / "digits", limit=20)
+    assert dataset.info.labels is not None and set(dataset.info.labels) <= set("0123456789")
+    assert dataset.info.splits["test"] and dataset.info.images is not None and dataset.info.images.width.max == 28
+    (place,) = dataset.info.provenance.hub
+    assert re.fullmatch(r"hub:ylecun/mnist@[0-9a-f]{40}", place)
+
+
+def test_questions_about_published_charts_are_read(tmp_path: Path) -> None:
+    dataset = visiontune.prepare("hub:HuggingFaceM4/ChartQA", tmp_path / "charts", limit=20)
+    assert len(dataset) and dataset.info.labels is None and not dataset.info.left_out

@@ -17,7 +17,7 @@ Device = Literal["cpu", "cuda", "mps"]
 
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "pyarrow", "pillow", "numpy", "safetensors")
 OPTIONAL = {
-    "datasets": ("datasets", "known corpora by name: pip install 'visiontune[corpora]'"),
+    "datasets": ("datasets", "known corpora and datasets of the hub: pip install 'visiontune[corpora]'"),
     "gguf": ("gguf", "GGUF exports: pip install 'visiontune[gguf]'"),
     "ray": ("ray", "preparing on a Ray cluster: pip install 'visiontune[ray]'"),
     "scikit-learn": ("sklearn", "the demo: pip install 'visiontune[demo]'"),

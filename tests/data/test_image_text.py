@@ -350,7 +350,7 @@ def test_a_broken_line_is_named_by_file_and_number(place):
 
 
 def test_mixed_types_in_a_column_are_counted(place):
-    answers = ["one", 2, 3.5, ["four"], True, None]
+    answers = ["one", 2, 3.5, ["four", "five"], True, None]
     rows = [{"image": f"images/{i:02d}.png", "answer": answer} for i, answer in enumerate(answers)]
     listing = formats.read(jsonl(place / "rows.jsonl", rows))
     assert [row.answer for row in listing.rows] == ["one", "2", "3.5"]

@@ -42,12 +42,17 @@ def inspect(
     of these options.
     """
     from visiontune.data.dataset import Dataset
+    from visiontune.data.hub_source import fetch as fetch_hub
+    from visiontune.data.hub_source import is_hub, parse
     from visiontune.data.inspect import inspect as inspect_data
     from visiontune.data.recordings.inspect import inspect_recordings
     from visiontune.data.recordings.prepare import holds_recordings
     from visiontune.data.remote import is_url
 
-    place = Dataset.open(source).path if is_url(source) else Path(source)
+    if is_hub(source):
+        place, _ = fetch_hub(parse(str(source)), limit)
+    else:
+        place = Dataset.open(source).path if is_url(source) else Path(source)
     if holds_recordings(place):
         if not limit is columns is format is pages is fonts is model is None:
             raise DataError("these are recordings; this option is for images and texts", where=str(place), fix=_LEAVE)
@@ -87,9 +92,11 @@ def prepare(
 
     A source is a folder of images, a table of images and texts (`messages`, LLaVA's `conversations`, Roboflow's pairs,
     columns of prompts and answers), a table of long texts (JSONL, CSV, Parquet), or a known corpus by its name
-    (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first; several of one kind make one dataset, and
-    the ids of rows then start with their source's name. `columns` names the tables' columns where their names do not
-    say what they are: {"document": "body", "answer": "tldr"}. Or it holds boxes and masks (COCO, YOLO, Pascal VOC):
+    (`visiontune.data.corpora.CORPORA`), which is fetched beside `out` first, or a dataset of the hub
+    (hub:OWNER/NAME, hub:OWNER/NAME:CONFIG@REVISION), which is fetched into the hub's cache; several of one kind make
+    one dataset, and the ids of rows then start with their source's name. `columns` names the tables' columns where
+    their names do not say what they are: {"document": "body", "answer": "tldr"}. Or it holds boxes and masks (COCO,
+    YOLO, Pascal VOC):
     their faults are refused, or mended with `repair`, each change listed in repairs.jsonl. `format`, one of
     `visiontune.data.format_names.FORMATS`, reads a source as that, whatever it looks like.
 
@@ -105,6 +112,8 @@ def prepare(
     to a hub repository, private unless `public`. Recordings of neurons are for `prepare_recordings`.
     """
     from visiontune.data.corpora import known_corpus, open_corpus
+    from visiontune.data.hub_source import fetch as fetch_hub
+    from visiontune.data.hub_source import is_hub, parse
     from visiontune.data.prepare import prepare as prepare_data
     from visiontune.data.recordings.readers import is_recordings
     from visiontune.data.remote import fetch_earlier, is_url, local_name, send, without_password
@@ -134,18 +143,23 @@ def prepare(
             where=str(recordings[0]),
             fix="visiontune.prepare_recordings(source, out), without other data beside it",
         )
-    corpora = [None if Path(one).exists() else known_corpus(str(one)) for one in given]
+    on_hub = [parse(str(one)) if is_hub(one) else None for one in given]
+    corpora = [None if is_hub(one) or Path(one).exists() else known_corpus(str(one)) for one in given]
     for one, corpus in zip(given, corpora, strict=True):
-        if corpus is None and not Path(one).exists():
-            fix = "check the path; `visiontune prepare --list` names the known corpora"
+        if corpus is None and not is_hub(one) and not Path(one).exists():
+            fix = "check the path; known corpora: `visiontune prepare --list`; datasets of the hub: hub:OWNER/NAME"
             raise DataError("there is no such folder, file or known corpus", where=str(one), fix=fix)
     fetched = folder.with_name(f"{folder.name}.corpora")
-    sources = [
-        Named(Path(one), columns, repair=repair, format=format)
-        if corpus is None
-        else Named(open_corpus(corpus, fetched, limit=limit), called=corpus)
-        for one, corpus in zip(given, corpora, strict=True)
-    ]
+    sources = []
+    for one, corpus, dataset_id in zip(given, corpora, on_hub, strict=True):
+        if dataset_id is not None:
+            path, commit = fetch_hub(dataset_id, limit)
+            called, hub = commit.name, str(commit)
+            sources.append(Named(path, columns, called=called, repair=repair, format=format, hub=hub))
+        elif corpus is not None:
+            sources.append(Named(open_corpus(corpus, fetched, limit=limit), called=corpus))
+        else:
+            sources.append(Named(Path(one), columns, repair=repair, format=format))
     options: dict[str, Any] = {"seed": seed, "limit": limit, "strict": strict, "workers": workers, "engine": engine}
     options |= {"pages": pages, "fonts": _paths(fonts), "max_pages": max_pages, "fit": fit, "materialise": materialise}
     options |= {"messages": messages}

@@ -204,12 +204,13 @@ def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
     """
     from visiontune.data.dataset import Dataset
     from visiontune.data.dataset_info import INFO_NAME
+    from visiontune.data.hub_source import is_hub
     from visiontune.data.remote import fetch, is_url
 
     if is_url(source):
         source = fetch(str(source), prepared)
-    source = Path(source)
-    dataset = Dataset.open(source) if (source / INFO_NAME).is_file() else prepare(source, prepared, limit=limit)
+    ready = not is_hub(source) and (Path(source) / INFO_NAME).is_file()
+    dataset = Dataset.open(Path(source)) if ready else prepare(source, prepared, limit=limit)
     if errors := [fault for fault in dataset.info.faults if fault.severity == "error"]:
         first = errors[0]
         raise DataError(

@@ -46,8 +46,8 @@ def inspect(
     data
         a folder of images, a table of images and texts (messages, LLaVA's conversations, Roboflow's pairs,
         prompts and answers; JSONL, JSON, CSV, Parquet), a table of long texts, annotations of objects (COCO,
-        YOLO, Pascal VOC), recordings of neurons (a session or a folder of them), or a prepared dataset, also at
-        a URL
+        YOLO, Pascal VOC), recordings of neurons (a session or a folder of them), a dataset of the hub
+        (hub:OWNER/NAME, hub:OWNER/NAME:CONFIG@REVISION), or a prepared dataset, also at a URL
     """
     from visiontune.data.recordings.inspect import RecordingsInspection
 
@@ -203,8 +203,9 @@ def prepare(
     ----------
     data
         a folder of images, a table of images and texts or one of long texts (JSONL, JSON, CSV, Parquet; a file
-        or a folder of them), annotations of objects (COCO, YOLO, Pascal VOC), or the name of a known corpus,
-        such as mlsum:fr or cnn_dailymail (needs the extra [corpora] and a connection); or several of them; or
+        or a folder of them), annotations of objects (COCO, YOLO, Pascal VOC), a dataset of the hub
+        (hub:OWNER/NAME, hub:OWNER/NAME:CONFIG@REVISION), or the name of a known corpus, such as mlsum:fr or
+        cnn_dailymail (both need the extra [corpora] and a connection); or several of them; or
         recordings of neurons (sessions, or folders of them), which become a dataset each inside --out
     out
         folder of the dataset, or a URL such as s3://bucket/data (not for recordings); an earlier one there is extended,

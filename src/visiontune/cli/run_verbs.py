@@ -58,7 +58,8 @@ def train(
     Parameters
     ----------
     data
-        prepared datasets, also at a URL, folders of images, or recordings of neurons
+        prepared datasets, also at a URL, folders of images, tables of images and texts, datasets of the hub
+        (hub:OWNER/NAME, hub:OWNER/NAME:CONFIG@REVISION), or recordings of neurons
     model
         hub id, folder of a checkpoint, or a tiny one to try: tiny/smolvlm, tiny/deepseek-ocr, tiny/deepseek-ocr2 for
         texts; tiny/rf-detr, tiny/grounding-dino, tiny/mm-grounding-dino, tiny/sam, tiny/sam2 for objects. Objects need

@@ -26,12 +26,13 @@ class Provenance(_Model):
     """Where a dataset came from. `source` is the folder's name alone; `fingerprint` covers names, sizes and times.
 
     `sources` has the rows that each of them gave; of several, `source` lists the names. `corpora` are those among them
-    that are known corpora.
+    that are known corpora, `hub` datasets of the hub: hub:OWNER/NAME:CONFIG@COMMIT.
     """
 
     source: str
     sources: dict[str, int] = {}
     corpora: tuple[str, ...] = ()
+    hub: tuple[str, ...] = ()
     format: str
     created_by: str
     fingerprint: str

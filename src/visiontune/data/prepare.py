@@ -136,7 +136,8 @@ def prepare(
             provenance = Provenance(
                 source=", ".join(sorted(names(sources))),
                 sources=_rows_of_each(found, names(sources)),
-                corpora=tuple(sorted(one.called for one in sources if one.called is not None)),
+                corpora=tuple(sorted(one.called for one in sources if one.called is not None and one.hub is None)),
+                hub=tuple(sorted(one.hub for one in sources if one.hub is not None)),
                 format=listing.format,
                 created_by=f"visiontune {version('visiontune')}",
                 fingerprint=fingerprint,

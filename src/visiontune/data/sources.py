@@ -15,7 +15,7 @@ class Source:
     """A folder or file to read, and the names of its columns where the user gave some.
 
     `called` is what people call it, such as the name of a corpus; else it is called as its file or folder is.
-    `format`: read it as that.
+    `format`: read it as that. `hub` names the dataset of the hub that was fetched there, with its commit.
     """
 
     path: Path
@@ -23,6 +23,7 @@ class Source:
     called: str | None = None
     repair: bool = False
     format: Format | None = None
+    hub: str | None = None
 
 
 def names(sources: Sequence[Source]) -> list[str]:

@@ -315,6 +315,7 @@ def _provenance(keep: _Keep, source: str, kind: str, origin: Provenance | None =
         source=source,
         sources={} if origin is None else origin.sources,
         corpora=() if origin is None else origin.corpora,
+        hub=() if origin is None else origin.hub,
         format=kind,
         created_by=f"visiontune {version('visiontune')}",
         fingerprint=keep.fingerprint,

@@ -22,7 +22,7 @@ def read(source: Path, columns: Columns | None = None, repair: bool = False, cal
         raise DataError(
             "there is no such folder or file",
             where=str(source),
-            fix="check the path; `visiontune prepare --list` names the known corpora",
+            fix="check the path; known corpora: `visiontune prepare --list`; datasets of the hub: hub:OWNER/NAME",
         )
     annotations = called in ANNOTATIONS
     if annotations or (called is None and columns is None and annotated_images.detect(source)):

@@ -255,7 +255,7 @@ class _Table:
             names=tuple(name for _, name in images),
             prompt=found.prompt,
             answer=found.answer,
-            is_label=names is not None or chosen.get("answer") in _LABELS,
+            is_label=names is not None or self._is_label(values, chosen.get("answer")),
             split=split_written(self._text(values, chosen.get("split"))) or self.split,
             turns=found.turns,
         )
@@ -266,10 +266,16 @@ class _Table:
             if not isinstance(place, int) or not 0 <= place < len(names):
                 raise RowError("empty-answer", f"{column} is {place}, and the classes are 0 to {len(names) - 1}")
             return names[place]
+        listed = values.get(column)
+        if isinstance(listed, list) and len(listed) == 1:  # as sets with several right answers write one
+            values = {column: listed[0]}
         answer = self._text(values, column)
         if answer is None or not answer.strip():
             raise RowError("empty-answer", f"there is no {column}" if answer is None else f"{column} is blank")
         return answer
+
+    def _is_label(self, values: Mapping[str, Any], column: str | None) -> bool:
+        return column in _LABELS and not isinstance(values.get(column), list)
 
     def _text(self, values: Mapping[str, Any], column: str | None) -> str | None:
         """A column's text; numbers are written out, and counted."""
