@@ -86,6 +86,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory, digits_folder: Path) -> Dat
     return visiontune.prepare(digits_folder, tmp_path_factory.mktemp("prepared") / "digits", workers=1)
 
 
+@pytest.fixture(scope="session")
+def three_digits(tmp_path_factory: pytest.TempPathFactory, digit_scans: tuple[np.ndarray, np.ndarray]) -> Dataset:
+    """345 scans of the digits 0, 1 and 3: quickly learned, and enough are held out to tell whether images matter."""
+    folder = tmp_path_factory.mktemp("three") / "photos"
+    for number, (scan, label) in enumerate(zip(*(half[:1150] for half in digit_scans), strict=True)):
+        if label in (0, 1, 3):
+            (folder / str(label)).mkdir(parents=True, exist_ok=True)
+            (folder / str(label) / f"{number:04d}.png").write_bytes(png(scan))
+    return visiontune.prepare(folder, tmp_path_factory.mktemp("prepared") / "three", workers=1)
+
+
 INKS = {"red": (235, 60, 40), "blue": (40, 90, 235)}
 
 
@@ -126,20 +137,25 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def plan(digits: Dataset, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Run]:
-    """Plan a quick run: `plan("name", {"lora.rank": 4})`. Pretrained-like by default: frozen vision, LoRA elsewhere."""
+def planner(dataset: Dataset, checkpoint: Path, folder: Path) -> Callable[..., Run]:
+    """What plans a quick run in a folder: `plan("name", {"lora.rank": 4})`."""
     from visiontune.machine import hardware
     from visiontune.training.plan import derive, plan_run
 
     def make(name: str = "run", overrides: dict[str, Any] | None = None, model: str | None = None) -> Run:
-        recipe = derive([digits], [None], model or str(tiny_checkpoint), hardware("cpu"))
+        recipe = derive([dataset], [None], model or str(checkpoint), hardware("cpu"))
         recipe = recipe.changed({**QUICK, "optimizer.learning_rate": 1e-2, **(overrides or {})})
-        run = Run(tmp_path / name)
-        plan_run(run, recipe, [digits])
+        run = Run(folder / name)
+        plan_run(run, recipe, [dataset])
         return run
 
     return make
+
+
+@pytest.fixture
+def plan(digits: Dataset, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Run]:
+    """Plan a quick run: `plan("name", {"lora.rank": 4})`. Pretrained-like by default: frozen vision, LoRA elsewhere."""
+    return planner(digits, tiny_checkpoint, tmp_path)
 
 
 @pytest.fixture

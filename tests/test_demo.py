@@ -26,8 +26,21 @@ def shown(name: str, out: Path, capsys: pytest.CaptureFixture[str]) -> dict[str,
 def test_the_demo_reads_digits_and_proves_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Fewer steps than `make demo` takes, which requires 0.96 of itself.
-    monkeypatch.setattr(plan, "TINY_STEPS", 140)
+    # Fewer steps, and on three of the digits, than `make demo` takes, which requires 0.96 of itself.
+    write_all = demo.write_digits
+
+    def write_three(folder: Path) -> None:
+        write_all(folder)
+        assert len(list(folder.glob("*/*.png"))) == 1797
+        for scan in folder.glob("*/*.png"):
+            if scan.parent.name not in "013" or scan.stem >= "1150":
+                scan.unlink()
+        for place in folder.iterdir():
+            if not any(place.iterdir()):
+                place.rmdir()
+
+    monkeypatch.setattr(demo, "write_digits", write_three)
+    monkeypatch.setattr(plan, "TINY_STEPS", 60)
     monkeypatch.setattr(demo, "REQUIRED", "accuracy>=0.7")
     result = shown("digits", tmp_path, capsys)
     assert result["accuracy"]["value"] >= 0.7

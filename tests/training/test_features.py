@@ -1,10 +1,6 @@
 """Features of a frozen vision encoder: computed once, the same losses, never another state's."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.killed import Counted, killed
 from tests.training.test_document_runs import documents, planned  # noqa: F401  # a fixture
 from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Images
@@ -167,35 +164,17 @@ def test_a_resumed_run_reads_the_same_features_and_ends_the_same(plan: Plan, mon
     assert losses(train_run(halted)) == losses(whole)
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from visiontune.run import Run
-from visiontune.training import features
-from visiontune.training.loop import train_run
-
-features.CHUNK_ROWS = 4
-write = features._write
-count = 0
-def killed(path, made):
-    global count
-    count += 1
-    if count == 4:
-        import os, signal
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, made)
-features._write = killed
-train_run(Run(Path(sys.argv[1])))
-"""
-
-
 def test_a_killed_computation_goes_on_with_the_chunks_that_are_missing(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = plan("run", {"features.cache": "always"})
-    made = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], env=os.environ, capture_output=True)
-    assert made.returncode == -signal.SIGKILL, made.stderr.decode()
     monkeypatch.setattr(features, "CHUNK_ROWS", 4)
+
+    def work(counted: Counted) -> None:
+        features._write = counted(features._write)
+        train_run(run)
+
+    assert not killed(3, work)
     computed: list[str] = []
     write = features._write
     monkeypatch.setattr(features, "_write", lambda path, made: (computed.append(path.name), write(path, made)))

@@ -1,8 +1,6 @@
 """Runs on recordings of neurons, through every verb, on small simulated sessions."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 import visiontune
 from tests.conftest import SAME_EVERYWHERE
 from tests.paused import paused_at
+from tests.two_ranks import train_on_two_ranks
 from tests.written_recordings import write_npz
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.prepare import prepare_recordings
@@ -127,11 +126,7 @@ def test_two_ranks_equal_one(prepared: Path, finished: Run, tmp_path: Path) -> N
     for file in finished.base_folder.iterdir():
         (run.path / "base" / file.name).write_bytes(file.read_bytes())
     finished.recipe.save(run.recipe_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launch, "-m", "visiontune", "resume", str(run.path), "--json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_two_ranks(run)
     assert losses(run) == pytest.approx(losses(finished), abs=1e-5)
     one, two = weights(finished), weights(run)
     assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-5
@@ -373,7 +368,7 @@ def test_a_curriculum_ends_and_what_was_seen_is_what_it_promised(prepared: Path,
 
 def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:
     few = {name: value for name, value in QUICK.items() if name not in ("evaluation.every", "checkpoints.every")}
-    run: Any = visiontune.train(prepared, out=tmp_path / "run", hours=6 / 3600, overrides=few)
+    run: Any = visiontune.train(prepared, out=tmp_path / "run", hours=2 / 3600, overrides=few)
     recipe = run.recipe
     assert recipe.schedule.hours is None and "hours; a step takes" in recipe.why["schedule.steps"]
     assert run.state["step"] == recipe.schedule.steps != QUICK["schedule.steps"]

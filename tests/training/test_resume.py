@@ -4,11 +4,13 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune.files
+from tests.conftest import planner
+from visiontune.cli import main
+from visiontune.data.dataset import Dataset
 from visiontune.errors import MachineError, PausedError, RunError
 from visiontune.run import Run
 from visiontune.training import checkpoint
@@ -45,10 +50,10 @@ def assert_same_run(one: Run, other: Run) -> None:
     assert one.status == other.status == "finished"
 
 
-@pytest.fixture
-def straight(plan: Plan) -> Run:
+@pytest.fixture(scope="module")
+def straight(digits: Dataset, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The uninterrupted run, with dropout."""
-    return train_run(plan("straight", DROPOUT))
+    return train_run(planner(digits, tiny_checkpoint, tmp_path_factory.mktemp("runs"))("straight", DROPOUT))
 
 
 def finish(run: Run) -> Run:
@@ -188,20 +193,24 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(plan: Plan, straight: Run, m
     assert_same_run(finish(run), straight)
 
 
-def test_a_real_file_size_limit_keeps_the_last_good_checkpoint(plan: Plan) -> None:
+def test_a_real_file_size_limit_keeps_the_last_good_checkpoint(plan: Plan, capfd: pytest.CaptureFixture[str]) -> None:
     run = plan("limited")
     run.ask_to_pause()
     with pytest.raises(PausedError):
         train_run(run)
     size = (run.checkpoint_path(1) / checkpoint.OPTIMIZER).stat().st_size
-    code = (
-        "import resource, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}));"
-        "from visiontune.cli import main; main(['resume', sys.argv[1]])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+        main(["resume", str(run.path)])
+
+    child = multiprocessing.get_context("fork").Process(target=limited)
+    child.start()
+    child.join()
+    err = capfd.readouterr().err
+    assert child.exitcode == 1, err
+    assert "could not be written" in err and "Traceback" not in err
     assert run.checkpoint_steps() == [1]
 
 
@@ -241,8 +250,8 @@ def test_another_base_model_is_refused(plan: Plan) -> None:
         train_run(run)
 
 
-def test_the_resolved_recipe_reruns_to_the_same_losses(plan: Plan, straight: Run) -> None:
-    again = Run(straight.path.with_name("again"))
+def test_the_resolved_recipe_reruns_to_the_same_losses(straight: Run, tmp_path: Path) -> None:
+    again = Run(tmp_path / "again")
     again.path.mkdir()
     straight.recipe.save(again.recipe_path)
     assert_same_run(train_run(again), straight)
