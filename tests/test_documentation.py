@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.exports.onnx_models import shallow_config
 from tests.written_recordings import write_npz
 from visiontune.cli import main
 from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
+from visiontune.models import rf_detr
 from visiontune.models.load import TINY
 from visiontune.recipe import field_names
 from visiontune.recipe_files import reference
@@ -33,6 +35,7 @@ def test_the_commands_and_the_code_of_the_readme_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "TINY_STEPS", 100)  # enough for the accuracy that the README requires of three classes
+    monkeypatch.setattr(rf_detr, "tiny_config", shallow_config)
     for label in "013":
         shutil.copytree(digits_folder / label, tmp_path / "photos" / label)
     _write_articles(tmp_path)

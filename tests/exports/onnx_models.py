@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from visiontune.exports.onnx_ship import contract_of, see_base, see_trained
 from visiontune.files import file_sha256
 from visiontune.models import rf_detr, sam
 from visiontune.models.parts import apply_states
+from visiontune.models.rf_detr_tiny import tiny_config
 from visiontune.recipe import Data, DatasetUse, Lora, ObjectChoices
 from visiontune.training.evaluate_objects import prompts_of
 
@@ -45,11 +47,20 @@ def scattered(network: torch.nn.Module, seed: int = 1) -> None:
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
+def shallow_config(objects: ObjectChoices, image_size: int) -> Any:
+    """That of a tiny RF-DETR with as few layers as show what happens between two: exporters are slow."""
+    config = tiny_config(objects, image_size)
+    backbone = config.backbone_config.to_dict() | {"num_hidden_layers": 2, "out_features": ["stage1", "stage2"]}
+    del backbone["stage_names"], backbone["out_indices"]
+    return type(config)(**config.to_dict() | {"backbone_config": backbone, "decoder_layers": 2})
+
+
 def detector(folder: Path, *, masks: bool = True, lora: bool = False, seed: int = 1) -> Any:
     """RF-DETR with weights that depend on `seed`, with an adapter where `lora` asks for one."""
     objects = ObjectChoices(classes=CLASSES, masks=masks, mirror="none", queries=12, most=20)
     if not folder.exists():
-        rf_detr.build_tiny(folder, objects, 0, image_size=SIDE)
+        with patch.object(rf_detr, "tiny_config", shallow_config):
+            rf_detr.build_tiny(folder, objects, 0, image_size=SIDE)
     data = Data(datasets=(DatasetUse(path="drawn", content_hash="0"),), image_longest_edge=SIDE)
     adapter = rf_detr.load(str(folder), None, data, objects, 0)
     if lora:

@@ -1,6 +1,7 @@
 """An export that is not the trained model fails its certificate, and the certificate says why."""
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -235,14 +236,17 @@ def test_an_export_never_replaces_what_is_no_export(device_run: Run, tmp_path: P
 def test_a_killed_export_goes_on_where_it_was(device_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, aside = tmp_path / "ship", tmp_path / ".ship.exporting"
     answered = aside / "evaluation" / "validation" / "predictions.jsonl"
-    command = [sys.executable, "-m", "visiontune", "export", str(device_run.path), "--to", "gguf", "--out", str(out)]
-    child = subprocess.Popen([*command, "--quant", "f16", "--samples", "6"], stderr=subprocess.DEVNULL)
+    options = {"to": "gguf", "out": out, "quantisation": "f16", "samples": 6}
+    child = multiprocessing.get_context("fork").Process(
+        target=visiontune.export, args=(device_run.path,), kwargs=options
+    )
+    child.start()
     deadline = time.monotonic() + 120
     while not (answered.is_file() and answered.read_bytes().count(b"\n") >= 3):
-        assert child.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        assert child.is_alive() and time.monotonic() < deadline, "ended before it could be killed"
         time.sleep(0.005)
     child.kill()
-    child.wait()
+    child.join()
     assert not out.exists()
     stood = answered.read_text().splitlines()[:3]
     monkeypatch.setattr(ship, "references", lambda *_: pytest.fail("reference answers were made again"))

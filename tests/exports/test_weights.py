@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune
+from tests.conftest import planner
 from visiontune.data.dataset import Dataset
 from visiontune.errors import CertificateError, RunError, VisiontuneError
 from visiontune.run import Run
@@ -17,6 +18,7 @@ from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained
 
 Plan = Callable[..., Run]
+Trained = Callable[[dict[str, Any]], Run]
 MIXED = {"parts.vision_encoder": "full", "parts.embeddings": "full", "lora.rank": 4}
 VARIANTS = {
     "lora.decomposed": True,
@@ -26,6 +28,21 @@ VARIANTS = {
 OVERRIDES = pytest.mark.parametrize(
     "overrides", [{}, MIXED, VARIANTS], ids=["lora", "lora beside full parts", "DoRA of some layers, rsLoRA"]
 )
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Dataset, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """`trained({"lora.rank": 4})`: a finished run, the same one wherever it is asked for with these choices."""
+    plan = planner(digits, tiny_checkpoint, tmp_path_factory.mktemp("runs"))
+    runs: dict[str, Run] = {}
+
+    def make(overrides: dict[str, Any]) -> Run:
+        name = json.dumps(overrides)
+        if name not in runs:
+            runs[name] = train_run(plan(f"run-{len(runs)}", overrides))
+        return runs[name]
+
+    return make
 
 
 def inputs_and_logits(run: Run, digits: Dataset) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -38,12 +55,12 @@ def inputs_and_logits(run: Run, digits: Dataset) -> tuple[dict[str, torch.Tensor
 
 @OVERRIDES
 def test_the_adapter_in_plain_peft_is_the_trained_model_bit_for_bit(
-    plan: Plan, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
+    trained: Trained, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    run = train_run(plan("run", overrides))
+    run = trained(overrides)
     folder = visiontune.export(run.path, to="adapter", out=tmp_path / "ship")["adapter"]
     inputs, logits = inputs_and_logits(run, digits)
     base = AutoModelForImageTextToText.from_pretrained(run.recipe.model.name, dtype=torch.float32)
@@ -59,11 +76,11 @@ def test_the_adapter_in_plain_peft_is_the_trained_model_bit_for_bit(
 
 @OVERRIDES
 def test_the_merged_folder_in_plain_transformers_is_the_trained_model(
-    plan: Plan, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
+    trained: Trained, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    run = train_run(plan("run", overrides))
+    run = trained(overrides)
     folder = visiontune.export(run.path, to=["merged"], out=tmp_path / "ship")["merged"]
     inputs, logits = inputs_and_logits(run, digits)
     plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
@@ -101,8 +118,8 @@ def test_a_run_without_a_checkpoint_says_so(plan: Plan, tmp_path: Path) -> None:
         visiontune.export(plan("planned").path, to="merged", out=tmp_path / "ship")
 
 
-def test_another_step_is_another_model(plan: Plan, tmp_path: Path) -> None:
-    run = train_run(plan("steps", {"checkpoints.keep": 4}))
+def test_another_step_is_another_model(trained: Trained, tmp_path: Path) -> None:
+    run = trained({})
     folders = [
         visiontune.export(run.path, to="merged", out=tmp_path / str(step), step=step)["merged"]
         for step in run.checkpoint_steps()[:2]
@@ -111,8 +128,8 @@ def test_another_step_is_another_model(plan: Plan, tmp_path: Path) -> None:
     assert one != two
 
 
-def test_each_folder_carries_how_it_compares_with_the_trained_model(plan: Plan, tmp_path: Path) -> None:
-    run = train_run(plan("run", {"machine.precision": "bf16"}))
+def test_each_folder_carries_how_it_compares_with_the_trained_model(trained: Trained, tmp_path: Path) -> None:
+    run = trained({"machine.precision": "bf16"})
     folders = visiontune.export(run.path, to="adapter,merged", out=tmp_path, dtype="float16")
     assert folders == {"adapter": tmp_path / "adapter", "merged": tmp_path / "merged"}
     for form, dtype in (("adapter", "float32"), ("merged", "float16")):
@@ -124,8 +141,8 @@ def test_each_folder_carries_how_it_compares_with_the_trained_model(plan: Plan, 
     assert load_file(folders["merged"] / "model.safetensors")["lm_head.weight"].dtype == torch.float16
 
 
-def test_merged_weights_are_rounded_once(plan: Plan, tmp_path: Path) -> None:
-    run = train_run(plan("run", {"lora.rank": 4}))
+def test_merged_weights_are_rounded_once(trained: Trained, tmp_path: Path) -> None:
+    run = trained({})
     exact = load_file(visiontune.export(run.path, to="merged", out=tmp_path / "a")["merged"] / "model.safetensors")
     once = visiontune.export(run.path, to="merged", out=tmp_path / "b", dtype="bfloat16")["merged"]
     for name, tensor in load_file(once / "model.safetensors").items():
@@ -134,11 +151,11 @@ def test_merged_weights_are_rounded_once(plan: Plan, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["adapter", "merged"])
 def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     from visiontune.exports import weights
 
-    run = train_run(plan("run", {"evaluation.answers": "generated"}))
+    run = trained({"evaluation.answers": "generated"})
     name = f"_save_{form}"
     original = getattr(weights, name)
 
@@ -157,7 +174,7 @@ def test_a_folder_that_is_not_the_trained_model_is_kept_aside(
 
 
 def test_weights_merged_upon_the_full_base_are_measured_against_the_rounded_base_that_was_trained_on(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with QLoRA: training holds the frozen weights in four bits, the export merges upon the full ones."""
     from visiontune.training import model, session
@@ -188,7 +205,7 @@ def test_weights_merged_upon_the_full_base_are_measured_against_the_rounded_base
         if check["name"] == "log-probabilities"
     ]
     monkeypatch.undo()
-    plain = train_run(plan("sixteen bits", {"machine.precision": "bf16"}))
+    plain = trained({"machine.precision": "bf16"})
     beside = visiontune.export(plain.path, to="merged", out=tmp_path / "plain")["merged"]
     checks = json.loads((beside / "certificate.json").read_text())["checks"]
     assert distance > 3 * checks[0]["numbers"]["mean"]

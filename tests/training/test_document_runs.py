@@ -184,7 +184,7 @@ def test_each_baseline_asks_about_what_its_name_says(
 
 
 def test_documents_can_be_learned_by_heart_and_a_blank_page_cannot(tmp_path: Path) -> None:
-    """Seven paragraphs of English, each with its French as what is to be written: nothing to copy, all to remember."""
+    """Of seven paragraphs of English the first words in French are to be written: nothing to copy, all to remember."""
     from visiontune.metrics.text import score_texts
     from visiontune.training.baselines import BLANK, EXCHANGED, compare
     from visiontune.training.evaluate import predict_split
@@ -194,7 +194,7 @@ def test_documents_can_be_learned_by_heart_and_a_blank_page_cannot(tmp_path: Pat
     english, french = ((UDHR / f"{name}.txt").read_text("utf-8").split("\n\n")[2:9] for name in ("en", "fr"))
     assert all(text.startswith("Whereas") for text in english) and all(text.startswith("Cons") for text in french)
     rows = [
-        {"id": text, "text": text, "summary": same, "split": "train"}
+        {"id": text, "text": text, "summary": " ".join(same.split()[:10]), "split": "train"}
         for text, same in zip(english, french, strict=True)
     ]
     rows += [{"text": "None of them.", "summary": "Aucun.", "split": split} for split in ("validation", "test")]
@@ -202,7 +202,7 @@ def test_documents_can_be_learned_by_heart_and_a_blank_page_cannot(tmp_path: Pat
     spec = PageSpec(width=256, height=256, margins=(8, 8, 8, 8), font_size=14, fonts=load_fonts([DEFAULT_FONT]).refs)
     dataset = prepare(tmp_path / "texts.jsonl", tmp_path / "data", pages=spec, workers=1)
     assert dataset.count("train") == 7 and set(dataset.index("train").pages) == {1}
-    steps = 100
+    steps = 60
     learning = {
         "optimizer.learning_rate": 2e-3,
         "optimizer.weight_decay": 0.0,
@@ -213,7 +213,7 @@ def test_documents_can_be_learned_by_heart_and_a_blank_page_cannot(tmp_path: Pat
         "schedule.steps": steps,
         "evaluation.every": steps,
         "checkpoints.every": steps,
-        "evaluation.max_new_tokens": 200,  # the longest answer takes fewer
+        "evaluation.max_new_tokens": 80,  # the longest answer takes fewer
     }
     run = train_run(planned(dataset, tmp_path / "run", **learning))
     cpu = torch.device("cpu")

@@ -283,13 +283,20 @@ def test_a_paused_run_is_free_for_another_process_at_once(plan: Plan) -> None:
     assert child.exitcode == 0 and run.status == "finished" and kept.value is not None
 
 
-def test_a_signal_to_the_whole_process_group_pauses_too(plan: Plan) -> None:
+def test_a_signal_to_the_whole_process_group_pauses_too(plan: Plan, capfd: pytest.CaptureFixture[str]) -> None:
     run = plan("group", {"machine.workers": 2, "schedule.steps": 500, "evaluation.every": 500})
-    command = [sys.executable, "-m", "visiontune", "resume", str(run.path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(run.metrics("step")) < 3 and process.poll() is None:
+
+    def grouped() -> None:
+        os.setsid()
+        main(["resume", str(run.path)])
+
+    child = multiprocessing.get_context("fork").Process(target=grouped)
+    child.start()
+    while len(run.metrics("step")) < 3 and child.is_alive():
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
+    assert child.pid
+    os.killpg(child.pid, signal.SIGTERM)
+    child.join(60)
+    err = capfd.readouterr().err
+    assert child.exitcode == 75, err
     assert run.status == "paused" and "Traceback" not in err
