@@ -137,7 +137,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def planner(dataset: Dataset, checkpoint: Path, folder: Path) -> Callable[..., Run]:
+def planner(dataset: Dataset, checkpoint: Path | str, folder: Path) -> Callable[..., Run]:
     """What plans a quick run in a folder: `plan("name", {"lora.rank": 4})`."""
     from visiontune.machine import hardware
     from visiontune.training.plan import derive, plan_run

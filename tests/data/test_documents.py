@@ -340,7 +340,7 @@ def killed_preparing(moment, source, out):
 
 
 def test_killed_at_every_moment_and_run_again_it_ends_the_same(write, tmp_path):
-    source = write([row(i) for i in range(24)])
+    source = write([row(i) for i in range(12)])
     expected = prepare(source, tmp_path / "expected", **SMALL, fonts=[DEFAULT_FONT, CJK])
     for moment in range(1000):
         out = tmp_path / f"out {moment}"

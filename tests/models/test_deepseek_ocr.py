@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import png
+from tests.conftest import planner, png
 from visiontune.contract import contract_for
-from visiontune.data.dataset import Index
+from visiontune.data.dataset import Dataset, Index
 from visiontune.data.sample import ImageFile, Images, Sample, Text
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.labels import LabelTree
@@ -335,10 +335,10 @@ def test_a_run_with_lora_on_the_experts_passes_its_receipts(name: str, plan: Cal
     assert "failed" not in status.values()
 
 
-def test_a_longer_run_reads_digits_from_the_image(plan: Callable[..., Run]) -> None:
-    changes = {"data.limit": None, "batch.samples": 16, "batch.tokens": 4096, "schedule.steps": 80}
-    seldom = {"evaluation.every": 80, "checkpoints.every": 80, "optimizer.learning_rate": 2e-3, "data.augment": 0.0}
-    run = train_run(plan("run", {**changes, **seldom}, TINY[0]))
+def test_a_longer_run_reads_digits_from_the_image(three_digits: Dataset, tmp_path: Path) -> None:
+    changes = {"data.limit": None, "batch.samples": 16, "batch.tokens": 4096, "schedule.steps": 35}
+    seldom = {"evaluation.every": 35, "checkpoints.every": 35, "optimizer.learning_rate": 2e-3, "data.augment": 0.0}
+    run = train_run(planner(three_digits, TINY[0], tmp_path)("run", {**changes, **seldom}))
     (matters,) = [receipt for receipt in run.receipts if receipt["name"] == "image matters"]
     assert matters["status"] == "passed", matters["reason"]
 

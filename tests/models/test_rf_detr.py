@@ -226,7 +226,7 @@ def test_what_is_found_is_what_the_librarys_post_processing_finds(masks_folder: 
 
 def test_a_tiny_model_learns_to_find_drawn_shapes(boxes_folder: Path):
     model = adapter(boxes_folder, choices())
-    samples = [drawn(number) for number in range(8)]
+    samples = [drawn(number) for number in range(3)]
     batch = batch_of(model, samples)
     train(model, batch, 80, 2e-3)
     assert average_precision(model.find(batch), samples) > 0.9
@@ -244,7 +244,7 @@ def test_a_tiny_model_learns_masks(masks_folder: Path):
     samples = [drawn(number) for number in range(2)]
     batch, before = batch_of(model, samples), terms(model, samples)
     overlap = mean_overlap(model.find(batch), samples)
-    train(model, batch, 60, 2e-3)
+    train(model, batch, 40, 2e-3)
     after = terms(model, samples)
     assert 0 < after["dice"] < 0.8 * before["dice"] and 0 < after["mask"] < 0.8 * before["mask"]
     assert mean_overlap(model.find(batch), samples) > overlap + 0.2
