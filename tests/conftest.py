@@ -177,8 +177,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, half of them for each of two processes: the first takes the first half of the list."""
-    longest = ("test_demo.py", "test_documentation.py", "test_certificate.py", "test_receipts.py", "test_resume.py")
+    """The longest tests first, half of them for each of two processes: the first takes the first half of the list.
+
+    Before them those that fork often: a fork takes the longer the more memory the process has come to hold.
+    """
+    forking = ("test_prepare.py", "test_remote.py", "test_pseudo_labels.py", "test_documents.py")
+    longest = (
+        *forking,
+        *("test_demo.py", "test_documentation.py", "test_certificate.py", "test_receipts.py", "test_resume.py"),
+    )
     long = sorted((item for item in items if item.path.name in longest), key=lambda i: longest.index(i.path.name))
     rest = [item for item in items if item.path.name not in longest]
     first = [item for item in long if longest.index(item.path.name) % 2 == 0]

@@ -1,5 +1,6 @@
 """Work that is killed at a chosen moment, for tests of what stands then and what a second try makes of it."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -18,6 +19,7 @@ def killed(moment: int, work: Callable[[Counted], None]) -> bool:
     """
 
     def child() -> None:
+        gc.disable()  # it would copy all that the parent holds
         left = moment
 
         def counted(function: Callable[..., Any]) -> Callable[..., Any]:

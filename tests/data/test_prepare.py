@@ -77,7 +77,7 @@ def killed_preparing(moment: int, source: Path, out: Path) -> bool:
 
 
 def test_killed_at_every_moment_and_run_again_it_ends_the_same(classes, tmp_path):
-    source = classes({"cat": 20, "dog": 20})
+    source = classes({"cat": 12, "dog": 12})
     expected = prepare(source, tmp_path / "expected", **SMALL)
     for moment in range(1000):
         out = tmp_path / f"out {moment}"
