@@ -74,7 +74,8 @@ def test_a_model_whose_samples_would_see_each_other_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="see each other"):
         adapter.pack()
     plain = adapter.losses(batch_of(adapter, samples()))["text"]
-    adapter.packing = True  # what is refused would indeed be wrong
+    adapter.packs = True  # what is refused would indeed be wrong
+    adapter.pack()
     assert not torch.allclose(adapter.losses(batch_of(adapter, samples()))["text"], plain, atol=1e-2)
 
 

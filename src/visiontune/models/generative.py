@@ -30,6 +30,7 @@ from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch, Features, Layout, Supervision
 from visiontune.models.chat_tokens import Tokens, tokenise
 from visiontune.models.labels import LabelTree
+from visiontune.models.segments import attend_within, bounds
 from visiontune.models.text import Encoded, TextAdapter, TextEncoder, Trace
 from visiontune.models.token_loss import token_losses
 from visiontune.recipe import Data
@@ -360,18 +361,14 @@ class GenerativeAdapter(TextAdapter):
         return network.model(**inputs, use_cache=False).last_hidden_state
 
     def _packed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a right-padded batch as one row without padding.
-
-        Places begin anew with each sample, from which transformers' masks tell the samples apart: no token sees one of
-        another sample.
+        """The inputs of a right-padded batch as one row without padding, in which no token sees one of another sample.
         """
         places, _ = self.places(inputs)
         stands = inputs["attention_mask"].bool()
-        if places.ndim == 3:  # transformers tells samples apart by the places in the text, which then come first
-            places = torch.cat([GenerativeAdapter.places(self, inputs)[0][None], places])
         row = {name: inputs[name][stands][None] for name in self.token_tensors if name in inputs}
         whole = {name: value for name, value in inputs.items() if name not in (*row, "attention_mask")}
-        return row | whole | {"position_ids": places[..., stands].unsqueeze(-2)}
+        within = bounds(inputs["attention_mask"].sum(-1))
+        return row | whole | {"position_ids": places[..., stands].unsqueeze(-2), "attention_mask": within}
 
     def pack(self) -> None:
         if not self.packs:
@@ -380,6 +377,8 @@ class GenerativeAdapter(TextAdapter):
                 where="batch.packing",
                 fix="set batch.packing to false",
             )
+        network: Any = self.network
+        attend_within(network.config.text_config)
         self.packing = self._encoder.packing = True
 
     @torch.no_grad()
