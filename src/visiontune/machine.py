@@ -17,6 +17,7 @@ Device = Literal["cpu", "cuda", "mps"]
 
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "pyarrow", "pillow", "numpy", "safetensors")
 OPTIONAL = {
+    "bitsandbytes": ("bitsandbytes", "weights in four bits on CUDA: pip install 'visiontune[qlora]'"),
     "datasets": ("datasets", "known corpora and datasets of the hub: pip install 'visiontune[corpora]'"),
     "gguf": ("gguf", "GGUF exports: pip install 'visiontune[gguf]'"),
     "ray": ("ray", "preparing on a Ray cluster: pip install 'visiontune[ray]'"),

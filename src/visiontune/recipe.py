@@ -46,6 +46,11 @@ class ModelChoice(Section):
 
     name: str = Field(description="hub id, local folder, or tiny/<family>")
     revision: str | None = Field(default=None, description="hub revision")
+    four_bit: tuple[str, ...] = Field(
+        default=(),
+        description="parts, frozen or adapted, whose linear layers keep their base weights in four bits (QLoRA, "
+        "Dettmers et al. 2023); on CUDA alone, of texts alone",
+    )
     allow_missing: tuple[str, ...] = Field(
         default=(),
         description="tensors of the core, or patterns of their names, that a Lightning checkpoint need not fill: they "
@@ -211,6 +216,11 @@ class Machine(Section):
         default=False,
         description="compute each layer again for its backward instead of keeping it: less memory, slower",
     )
+    attention: Literal["sdpa", "flash"] = Field(
+        default="sdpa",
+        description="torch's own attention, or the package flash-attn, on CUDA in bf16 or fp16; of texts alone. Packed "
+        "samples are attended to by torch's own",
+    )
 
 
 class Recipe(Section):
@@ -283,6 +293,13 @@ class Recipe(Section):
         """The recipe as YAML text, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
+    def computing_on(self, device: str, precision: str) -> "Recipe":
+        """The recipe on another device; off CUDA with whole weights and torch's own attention."""
+        machine: dict[str, Any] = {"device": device, "precision": precision}
+        changed = {} if device == "cuda" else {"model": self.model.model_copy(update={"four_bit": ()})}
+        machine |= {} if device == "cuda" else {"attention": "sdpa"}
+        return self.model_copy(update={"machine": self.machine.model_copy(update=machine), **changed})
+
     @property
     def sha256(self) -> str:
         """A hash of all choices; the reasons for them are not among these."""
@@ -327,7 +344,7 @@ FIELDS_OF = {
     ("text",): (
         *(f"data.{name}" for name in ("prompt", "image_splitting", "pages", "augmented_views", "least_x_height")),
         *("data.max_tokens", "evaluation.answers", "evaluation.wanted_accuracy", "evaluation.max_new_tokens"),
-        *("device", "moe_dropout", "batch.packing"),
+        *("device", "moe_dropout", "batch.packing", "model.four_bit", "machine.attention"),
     ),
     ("text", "objects"): ("data.image_longest_edge", "data.augment"),
     ("responses",): ("data.curriculum", "model.allow_missing"),

@@ -12,6 +12,7 @@ from PIL import Image
 
 import visiontune
 from tests.conftest import QUICK
+from tests.models import test_four_bit
 from tests.training import (
     test_document_recipes,
     test_document_runs,
@@ -271,6 +272,8 @@ def test_the_wanted_accuracy_decides_where_to_abstain(plan: Plan) -> None:
 def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
     by_name = {
         "model.revision": test_revision_is_handed_to_the_hub,
+        "model.four_bit": test_four_bit.test_a_run_on_four_bits_learns_resumes_and_keeps_its_base,
+        "machine.attention": test_flash_attention_is_asked_of_the_model_and_refused_where_it_cannot_compute,
         "model.allow_missing": test_lightning_runs.test_what_a_checkpoint_lacks_has_to_be_allowed_and_is_trained,
         "data.pages": test_document_runs.test_other_pages_than_those_of_the_dataset_are_refused,
         "data.datasets": test_datasets_and_weights_decide_what_is_drawn,
@@ -432,6 +435,34 @@ def test_recomputing_layers_keeps_less_and_leaves_the_losses(plan: Plan) -> None
         predicted.append(opened.predicted_bytes)
     assert predicted[1] < predicted[0]
     assert losses(train_run(again)) == losses(kept)
+
+
+def test_flash_attention_is_asked_of_the_model_and_refused_where_it_cannot_compute(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    from transformers import PreTrainedModel
+
+    from visiontune.training import model
+
+    with pytest.raises(MachineError, match="computes on CUDA"):
+        train_run(plan("cpu", {"machine.attention": "flash"}))
+    machine = plan("other").recipe.machine.model_copy(update={"device": "cuda"})
+    with pytest.raises(RecipeError, match="bf16 or fp16"):
+        model.refuse_flash(machine)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MachineError, match="package flash-attn is missing"):
+        model.refuse_flash(machine.model_copy(update={"precision": "bf16"}))
+    monkeypatch.undo()
+
+    asked: list[str] = []
+    monkeypatch.setattr(model, "refuse_flash", lambda _: None)
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda _, name: asked.append(name))
+    for name in ("sdpa", "flash"):
+        run = plan(name, {"machine.attention": name})
+        model.load_base(run, run.recipe, torch.device("cpu"))
+    assert asked == ["flash_attention_2"]
 
 
 def test_an_absent_device_is_an_error_before_anything_is_loaded(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

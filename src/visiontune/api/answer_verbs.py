@@ -274,5 +274,6 @@ def _on_device(run: Run, device: Device | None) -> Any:
     chosen = hardware(device or recipe.machine.device)
     torch.set_num_threads(recipe.machine.threads)
     precision = recipe.machine.precision if chosen.device == recipe.machine.device else "fp32"
-    machine = recipe.machine.model_copy(update={"device": chosen.device, "precision": precision})
-    return recipe.model_copy(update={"machine": machine})
+    if recipe.model.four_bit and chosen.device != "cuda":
+        warn("the run was trained on weights in four bits; here they are whole, and answers may differ")
+    return recipe.computing_on(chosen.device, precision)

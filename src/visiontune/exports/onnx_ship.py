@@ -65,9 +65,8 @@ def load_finder(run: Run, step: int | None = None) -> TrainedFinder:
     recipe = run.recipe
     if recipe.objects is None:
         raise RunError("This run writes text.", where=str(run.recipe_path), fix="export it --to gguf or --to merged")
-    machine = recipe.machine.model_copy(update={"precision": "fp32", "device": "cpu"})
-    recipe = recipe.model_copy(update={"machine": machine})
-    torch.set_num_threads(machine.threads)
+    recipe = recipe.computing_on("cpu", "fp32")
+    torch.set_num_threads(recipe.machine.threads)
     datasets = open_datasets(recipe)
     loaded, step = load_trained(run, recipe, torch.device("cpu"), step)
     adapter = finds_objects(loaded)

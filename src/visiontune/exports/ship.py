@@ -85,8 +85,7 @@ def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> T
             where=str(run.recipe_path),
             fix="train with --for android-256 or --for desktop-llama; or export it --to merged",
         )
-    machine = recipe.machine.model_copy(update={"precision": "fp32", "device": "cpu"})
-    recipe = recipe.model_copy(update={"machine": machine})
+    recipe = recipe.computing_on("cpu", "fp32")
     torch.set_num_threads(recipe.machine.threads)
     datasets = open_datasets(recipe)
     adapter, step = load_trained(run, recipe, torch.device("cpu"), step)

@@ -58,8 +58,8 @@ def export_weights(
             where=str(run.recipe_path),
             fix="export it merged: --to merged",
         )
-    recipe = _on_cpu(run.recipe, run.recipe.machine.precision)
-    exact, base = _on_cpu(run.recipe, "fp32"), base_name(run, run.recipe)
+    recipe = run.recipe.computing_on("cpu", run.recipe.machine.precision)
+    exact, base = run.recipe.computing_on("cpu", "fp32"), base_name(run, run.recipe)
     adapter, step = load_trained(run, recipe, CPU, step)
     trained = _answered(run, recipe, adapter)
     if recipe != exact:
@@ -92,11 +92,6 @@ def export_weights(
                     fix="do not use it; for merged weights --dtype float32 may pass",
                 )
         note(f"step {step}: {folder}, certificate: {verdict(checks)}")
-
-
-def _on_cpu(recipe: Recipe, precision: str) -> Recipe:
-    machine = recipe.machine.model_copy(update={"device": "cpu", "precision": precision})
-    return recipe.model_copy(update={"machine": machine})
 
 
 @dataclass(frozen=True)

@@ -361,8 +361,7 @@ class GenerativeAdapter(TextAdapter):
         return network.model(**inputs, use_cache=False).last_hidden_state
 
     def _packed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a right-padded batch as one row without padding, in which no token sees one of another sample.
-        """
+        """The inputs of a right-padded batch as one row without padding; no token sees one of another sample."""
         places, _ = self.places(inputs)
         stands = inputs["attention_mask"].bool()
         row = {name: inputs[name][stands][None] for name in self.token_tensors if name in inputs}

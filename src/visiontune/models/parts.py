@@ -302,8 +302,13 @@ def summarise(module: nn.Module, parts: tuple[Part, ...], states: Mapping[str, P
             part=part.name,
             state=states[part.name],
             modules=len(part.modules),
-            parameters=sum(p.numel() for name, p in named if name == part.name),
+            parameters=sum(_weights(p) for name, p in named if name == part.name),
             trainable=sum(p.numel() for name, p in named if name == part.name and p.requires_grad),
         )
         for part in parts
     ]
+
+
+def _weights(parameter: nn.Parameter) -> int:
+    """How many weights a tensor holds; of those in four bits a byte holds two."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)

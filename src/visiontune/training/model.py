@@ -1,5 +1,6 @@
 """A run's model put together: base weights, parts as the recipe says, trained weights of a checkpoint."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.order import key
 from visiontune.data.pages import load_fonts
 from visiontune.data.recordings.clips import ClipDataset
-from visiontune.errors import DataError, RecipeError, RunError
+from visiontune.errors import DataError, MachineError, RecipeError, RunError
 from visiontune.models.adapter import ModelAdapter
+from visiontune.models.four_bit import quantise, refuse_four_bit
 from visiontune.models.load import is_tiny, load_adapter
 from visiontune.models.moe_dropout import attach
 from visiontune.models.parts import apply_states, train_in_float32
-from visiontune.recipe import Recipe, ResponseChoices
+from visiontune.recipe import Machine, Recipe, ResponseChoices
 from visiontune.run import Run
 from visiontune.training.checkpoint import load, put_tensors
 from visiontune.training.precision import DTYPES
@@ -62,6 +64,9 @@ def new_weights_seed(recipe: Recipe) -> int:
 
 def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
     """The model that the run starts from, as it computes in the run: in its precision, on its device, in eval mode."""
+    refuse_four_bit(recipe.model.four_bit, recipe.parts, recipe.machine.device)
+    if recipe.machine.attention == "flash":
+        refuse_flash(recipe.machine)
     adapter = load_adapter(
         base_name(run, recipe),
         recipe.model.revision,
@@ -76,10 +81,35 @@ def load_base(run: Run, recipe: Recipe, device: torch.device) -> ModelAdapter:
         spec.check(adapter.encoder.fonts)
     for parameter in adapter.network.parameters():  # buffers, such as rotary frequencies, keep their float32
         parameter.data = parameter.data.to(DTYPES[recipe.machine.precision])
-    adapter.network.to(device).eval()
+    if recipe.model.four_bit:
+        chosen = [part for part in adapter.parts if part.name in recipe.model.four_bit]
+        quantise(adapter.network, chosen, DTYPES[recipe.machine.precision])
+    network: Any = adapter.network.to(device).eval()
+    if recipe.machine.attention == "flash":
+        network.set_attn_implementation("flash_attention_2")
     if recipe.batch.packing:
         adapter.pack()
     return adapter
+
+
+def refuse_flash(machine: Machine) -> None:
+    """Raise MachineError or RecipeError where the package flash-attn cannot compute."""
+    if machine.device != "cuda":
+        raise MachineError(
+            f"FlashAttention computes on CUDA; this run is on {machine.device}.",
+            where="machine.attention",
+            fix="--machine.attention sdpa",
+        )
+    if machine.precision == "fp32":
+        raise RecipeError(
+            "FlashAttention computes in bf16 or fp16.", where="machine.attention", fix="--machine.precision bf16"
+        )
+    if importlib.util.find_spec("flash_attn") is None:
+        raise MachineError(
+            "The package flash-attn is missing.",
+            where="machine.attention",
+            fix="pip install flash-attn, or --machine.attention sdpa",
+        )
 
 
 def adapt(adapter: ModelAdapter, recipe: Recipe) -> None:
