@@ -33,3 +33,14 @@ def test_a_resumed_run_on_cuda_goes_on_where_it_was(plan: Plan) -> None:
     train_run(run)
     ours, theirs = ([entry["loss"] for entry in r.metrics("step")] for r in (run, straight))
     assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_weights_in_four_bits_learn_and_rest(plan: Plan) -> None:
+    pytest.importorskip("bitsandbytes")
+    whole = train_run(plan("whole", {"machine.device": "cuda", "machine.precision": "bf16"}))
+    changes = {"machine.device": "cuda", "machine.precision": "bf16", "model.four_bit": ["language_model"]}
+    run = train_run(plan("four", changes))
+    first, its = (one.metrics("step")[0]["loss"] for one in (run, whole))
+    assert first != its and first == pytest.approx(its, rel=0.1)
+    statuses = {receipt["name"]: receipt["status"] for receipt in run.receipts}
+    assert statuses["frozen stayed frozen"] == statuses["trained moved"] == "passed"

@@ -245,9 +245,10 @@ def test_exchanged_images_come_from_samples_with_other_answers(digits: Any) -> N
 
 
 def test_memory_is_held_to_ten_percent_on_cuda_and_not_claimed_elsewhere() -> None:
-    assert receipts.memory("cuda", 1000, 1090).status == "passed"
-    assert receipts.memory("cuda", 1000, 1200).status == "failed"
-    assert receipts.memory("cpu", 1000, 5000).status == "not applicable"
+    assert receipts.memory("cuda", 1000, 1090, {}).status == "passed"
+    assert receipts.memory("cuda", 1000, 1200, {}).status == "failed"
+    assert receipts.memory("cpu", 1000, 5000, {}).status == "not applicable"
+    assert receipts.memory("cuda", 0, 1000, {}).status == "not applicable", "the largest micro-batch did not fit"
 
 
 def test_part_counts_are_saved_with_the_run(plan: Plan) -> None:

@@ -64,16 +64,17 @@ def predicted_peak(
     `several`: steps have more than one micro-batch, so that gradients live already when the largest one runs.
     """
     parameters = list(adapter.trained_module.parameters())
-    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = sum(p.numel() * p.element_size() for p in learning)
     batch = largest.to(device)
     live = LiveBytes([*parameters, *adapter.trained_module.buffers(), *batch.tensors.values()])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), live:
-        for parameter in parameters if several else ():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        for parameter in learning if several else ():
+            parameter.grad = torch.zeros_like(parameter)
         with autocast(device, machine.precision):
             loss = torch.stack([losses.sum() for losses in adapter.losses(batch).values()]).sum()
         if loss.requires_grad:
             loss.backward()
-    for parameter in parameters:
+    for parameter in learning:  # a gradient of a frozen weight stays: a receipt looks for it
         parameter.grad = None
     return live.peak + 2 * trained
