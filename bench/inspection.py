@@ -4,7 +4,7 @@
 
 Each row has an image of its own (a part of one of scikit-learn's photographs, 96 pixels a side, JPEG) and a
 conversation of two turns; once as JSON lines beside image files, once as a Parquet file with the images inside.
-The peak is the most that the process and its workers held at a time, shared pages counted in each.
+The peak is the most that the process and its workers held at a time; on Linux a page that they share counts once.
 """
 
 import argparse
@@ -81,6 +81,11 @@ def measured(source: Path) -> dict[str, Any]:
     return {"samples": found.samples, "faults": sorted({fault.code for fault in found.faults}), "seconds": took}
 
 
+def held(process: psutil.Process) -> int:
+    """Bytes of a process; of pages that several share its part."""
+    return process.memory_full_info().pss if sys.platform == "linux" else process.memory_info().rss
+
+
 def watched(source: Path) -> tuple[dict[str, Any], float]:
     """`measured` in a process of its own, and the most memory that it and its workers held at a time, in MiB."""
     command = [sys.executable, __file__, "--source", str(source)]
@@ -88,10 +93,10 @@ def watched(source: Path) -> tuple[dict[str, Any], float]:
     root, peak = psutil.Process(process.pid), 0
     while process.poll() is None:
         try:
-            peak = max(peak, sum(one.memory_info().rss for one in (root, *root.children(recursive=True))))
-        except psutil.NoSuchProcess:  # one of them has just ended
+            peak = max(peak, sum(held(one) for one in (root, *root.children(recursive=True))))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # one of them has just ended
             continue
-        time.sleep(0.05)
+        time.sleep(0.1)
     assert process.stdout is not None
     return json.loads(process.stdout.read()), peak / 2**20
 

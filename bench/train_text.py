@@ -1,6 +1,6 @@
 """Training on texts beside `transformers.Trainer`: real (non-padding) tokens a second and the loss at the end.
 
-    python bench/train_text.py [--steps 60] [--samples 32] [--device cpu]
+    python bench/train_text.py [--steps 60] [--samples 32] [--device cpu] [--compile]
 
 The same model (a SmolVLM of the real classes, random weights), samples encoded by the same processor, AdamW, schedule,
 precision and samples a step for both; on answers of one length, and of very mixed lengths (log-normal). Trainer runs as
@@ -38,7 +38,7 @@ from visiontune.training.plan import derive, plan_run
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.mixed_lengths import WORDS, write_mixed
 
-WARM = 5  # steps that are not timed
+WARM = 10  # steps that are not timed
 HELD_OUT = 64
 # As much of a decoder's work as SmolVLM-256M's vocabulary is of its own.
 WIDTH, LAYERS, VOCABULARY = 192, 4, 2560
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="and with compiled layers, whose first steps are slow")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,6 +185,7 @@ def main() -> None:
             dataset = visiontune.prepare(source, folder / kind)
             assert isinstance(dataset, Dataset)
             runs = {"visiontune": {}, "visiontune, packed": {"batch.packing": True}}
+            runs |= {"visiontune, compiled": {"machine.compile": True}} if given.compile else {}
             options = (dataset, folder / "model", given.steps, given.samples, given.device)
             found = {
                 title: ours(dataset, recipe_of(*options, changes), folder / f"{kind}-{title}")

@@ -216,6 +216,11 @@ class Machine(Section):
         default=False,
         description="compute each layer again for its backward instead of keeping it: less memory, slower",
     )
+    compile: bool = Field(
+        default=False,
+        description="compile the layers by torch.compile for the steps, one graph for all shapes: slow to begin, then "
+        "faster on GPUs; of texts alone",
+    )
     attention: Literal["sdpa", "flash"] = Field(
         default="sdpa",
         description="torch's own attention, or the package flash-attn, on CUDA in bf16 or fp16; of texts alone. Packed "
@@ -344,7 +349,8 @@ FIELDS_OF = {
     ("text",): (
         *(f"data.{name}" for name in ("prompt", "image_splitting", "pages", "augmented_views", "least_x_height")),
         *("data.max_tokens", "evaluation.answers", "evaluation.wanted_accuracy", "evaluation.max_new_tokens"),
-        *("device", "moe_dropout", "batch.packing", "model.four_bit", "machine.attention"),
+        *("device", "moe_dropout", "batch.packing", "model.four_bit"),
+        *("machine.attention", "machine.compile"),
     ),
     ("text", "objects"): ("data.image_longest_edge", "data.augment"),
     ("responses",): ("data.curriculum", "model.allow_missing"),

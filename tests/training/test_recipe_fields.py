@@ -310,6 +310,7 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "responses.rate": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "responses.behaviour": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "schedule.hours": test_response_runs.test_hours_become_a_recorded_number_of_steps,
+        "machine.compile": test_compiled_layers_leave_the_losses_and_answer_uncompiled,
         "machine.recompute": test_recomputing_layers_keeps_less_and_leaves_the_losses,
     }
     tables = [*CHANGES_LOSSES, *CHANGES_DEVICE_LOSSES, *ONE_VALUE, *TOLD_TO_THE_APP]
@@ -463,6 +464,21 @@ def test_flash_attention_is_asked_of_the_model_and_refused_where_it_cannot_compu
         run = plan(name, {"machine.attention": name})
         model.load_base(run, run.recipe, torch.device("cpu"))
     assert asked == ["flash_attention_2"]
+
+
+def test_compiled_layers_leave_the_losses_and_answer_uncompiled(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for any backend; what the traced graphs are made into is torch's affair, and would take a minute."""
+    from torch._dynamo.testing import CompileCounter
+
+    graphs = CompileCounter()
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend=graphs, **options))
+    overrides = {**BASE, "lora.dropout": 0.0, "batch.tokens": 200, "machine.recompute": True}
+    plain = train_run(plan("plain", overrides))
+    compiled = train_run(plan("compiled", {**overrides, "machine.compile": True}))
+    assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)
+    assert 0 < graphs.frame_count <= 8, "few graphs for all layers and lengths"
+    torch.compiler.reset()
 
 
 def test_an_absent_device_is_an_error_before_anything_is_loaded(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from visiontune.data.pages import load_fonts
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.errors import DataError, MachineError, RecipeError, RunError
 from visiontune.models.adapter import ModelAdapter
+from visiontune.models.compiled import compile_layers
 from visiontune.models.four_bit import quantise, refuse_four_bit
 from visiontune.models.load import is_tiny, load_adapter
 from visiontune.models.moe_dropout import attach
@@ -126,6 +127,8 @@ def adapt(adapter: ModelAdapter, recipe: Recipe) -> None:
                 fix="leave it off; lower batch.tokens to need less memory",
             )
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if recipe.machine.compile:
+        compile_layers(adapter.network)
 
 
 def load_trained(run: Run, recipe: Recipe, device: torch.device, step: int | None = None) -> tuple[ModelAdapter, int]:
