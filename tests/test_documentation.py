@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from tests.exports.onnx_models import shallow_config
 from tests.written_recordings import write_npz
 from visiontune.cli import main
+from visiontune.data.dataset import Dataset
 from visiontune.exports.certificate import CHECKS, LIMITS, RUN_CHECKS
 from visiontune.models import rf_detr
 from visiontune.models.load import TINY
@@ -26,8 +27,8 @@ from visiontune.training.receipts import NAMES
 ROOT = Path(__file__).parent.parent
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
 
 
 def test_the_commands_and_the_code_of_the_readme_run(
@@ -57,6 +58,17 @@ def test_the_commands_and_the_code_of_the_readme_run(
     assert (tmp_path / "detector/model.onnx").is_file() and (tmp_path / "runs/student/distilled").is_dir()
     ratios = json.loads((tmp_path / "runs/s/evaluations/test/ratios.json").read_text())
     assert len(ratios["points"]) + len(ratios["unreachable"]) == 3  # two asked for, and the run's own pages
+
+
+def test_the_example_of_the_page_on_callbacks_runs(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits.path, tmp_path / "data")
+    (code,) = blocks("python", "docs/callbacks.md")
+    exec(compile(code, "docs/callbacks.md", "exec"), {"__name__": "docs"})
+    assert capsys.readouterr().out.startswith("step 5: loss ")
+    assert (tmp_path / "copies/e/step-10/trained.safetensors").is_file()
 
 
 def _simulate_sessions(folder: Path) -> None:

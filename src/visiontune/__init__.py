@@ -17,8 +17,10 @@ from visiontune.api import (
     verify,
 )
 from visiontune.errors import VisiontuneError
+from visiontune.training.callbacks import Callback
 
 __all__ = [
+    "Callback",
     "VisiontuneError",
     "compare",
     "doctor",

@@ -22,6 +22,9 @@ OPTIONAL = {
     "gguf": ("gguf", "GGUF exports: pip install 'visiontune[gguf]'"),
     "ray": ("ray", "preparing on a Ray cluster: pip install 'visiontune[ray]'"),
     "scikit-learn": ("sklearn", "the demo: pip install 'visiontune[demo]'"),
+    "tensorboard": ("tensorboard", "curves in TensorBoard: pip install 'visiontune[tensorboard]'"),
+    "trackio": ("trackio", "runs in trackio: pip install 'visiontune[trackio]'"),
+    "wandb": ("wandb", "runs in W&B: pip install 'visiontune[wandb]'"),
     "xllamacpp": ("xllamacpp", "running and certifying GGUF exports: pip install 'visiontune[gguf]'"),
 }
 

@@ -228,6 +228,15 @@ class Machine(Section):
     )
 
 
+class Tracking(Section):
+    """Trackers that are told of a run, beside its own `metrics.jsonl`; they change nothing in it."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        default=(), description="tensorboard, wandb, trackio: each is an extra that has to be installed"
+    )
+    project: str = Field(default="visiontune", min_length=1, description="project of the run in wandb and trackio")
+
+
 class Recipe(Section):
     """Every choice of a run."""
 
@@ -250,6 +259,7 @@ class Recipe(Section):
     batch: Batch
     evaluation: Evaluation
     checkpoints: Checkpoints
+    tracking: Tracking = Tracking()
     machine: Machine
     device: DeviceContract | None = Field(
         default=None, description="what the app will do with pictures and prompts; none: not trained for a device"
@@ -307,8 +317,9 @@ class Recipe(Section):
 
     @property
     def sha256(self) -> str:
-        """A hash of all choices; the reasons for them are not among these."""
-        return hashlib.sha256(self.model_copy(update={"why": {}}).to_yaml().encode()).hexdigest()
+        """A hash of all choices that change the run: not of their reasons, nor of who is told of it."""
+        plain = self.model_copy(update={"why": {}, "tracking": Tracking()})
+        return hashlib.sha256(plain.to_yaml().encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the recipe whole."""

@@ -28,6 +28,7 @@ class Run:
     receipts.json    what the run proves about itself
     checkpoints/     step-N/, whole or absent; best.json names the best one
     evaluations/     SPLIT/metrics.json and SPLIT/predictions.jsonl
+    tracking/        what trackers (TensorBoard, W&B) keep here, and the ids of the run in them
     control.json     {"request": "pause"} asks the trainer to pause at the next step
     report.html      all of it for a person
     """

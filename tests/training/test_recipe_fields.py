@@ -20,6 +20,7 @@ from tests.training import (
     test_lightning_runs,
     test_object_runs,
     test_response_runs,
+    test_trackers,
 )
 from visiontune.data.dataset import Dataset
 from visiontune.data.turns import question
@@ -311,6 +312,8 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "responses.behaviour": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "schedule.hours": test_response_runs.test_hours_become_a_recorded_number_of_steps,
         "machine.compile": test_compiled_layers_leave_the_losses_and_answer_uncompiled,
+        "tracking.trackers": test_trackers.test_tensorboard_shows_each_step_once_with_the_numbers_of_the_metrics,
+        "tracking.project": test_trackers.test_wandb_goes_on_in_one_run_of_the_project,
         "machine.recompute": test_recomputing_layers_keeps_less_and_leaves_the_losses,
     }
     tables = [*CHANGES_LOSSES, *CHANGES_DEVICE_LOSSES, *ONE_VALUE, *TOLD_TO_THE_APP]

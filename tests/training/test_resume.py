@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import visiontune.files
 from tests.conftest import planner
@@ -223,7 +224,7 @@ def test_two_trainers_cannot_use_one_folder(plan: Plan) -> None:
 def test_two_ranks_equal_one_with_dropout(plan: Plan) -> None:
     overrides = {**DROPOUT, "batch.tokens": 200, "schedule.steps": 6}
     one = train_run(plan("one", overrides))
-    two = plan("two", overrides)
+    two = plan("two", {**overrides, "tracking.trackers": ["tensorboard"]})
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [*launch, "-m", "visiontune", "resume", str(two.path), "--json"], capture_output=True, text=True, check=False
@@ -235,6 +236,8 @@ def test_two_ranks_equal_one_with_dropout(plan: Plan) -> None:
     a, b = last_weights(one), last_weights(two)
     assert max(float((a[name] - b[name]).abs().max()) for name in a) <= 1e-5
     assert {r["name"]: r["status"] for r in one.receipts} == {r["name"]: r["status"] for r in two.receipts}
+    told = EventAccumulator(str(two.path / "tracking/tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in told] == [1, 2, 3, 4, 5, 6], "only the first rank tells"
 
 
 def test_another_base_model_is_refused(plan: Plan) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from visiontune.machine import Device
     from visiontune.run import Run
     from visiontune.run_group import RunGroup
+    from visiontune.training.callbacks import Callback
     from visiontune.training.forecast import Forecast
 
 
@@ -36,6 +37,7 @@ def train(
     limit: int | None = None,
     device_profile: str | None = None,
     overrides: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run | RunGroup:
     """Train on one or several datasets (folders that are not prepared yet are prepared inside `out`).
 
@@ -50,12 +52,13 @@ def train(
     is derived from data, model and machine; `preset` (quick, standard, quality, low-memory), `recipe` (a YAML file,
     whole or partial) and `overrides` (`{"lora.rank": 8}`) change its fields, in this order. `device_profile` names the
     device that the model is for ("android-256"): training then sees the very pixels and prompts that the device will.
-    Raises VisiontuneError.
+    `callbacks` are told of steps, evaluations and checkpoints. Raises VisiontuneError.
     """
     from visiontune.api.object_verbs import runs_of
     from visiontune.run_group import open_run
-    from visiontune.training.loop import train_run
+    from visiontune.training.callbacks import refuse_others
 
+    refuse_others(callbacks)
     _plan(
         data,
         Path(out),
@@ -75,7 +78,7 @@ def train(
         overrides=overrides,
     )
     for one in runs_of(Path(out)):
-        _trained(train_run, one)
+        _trained(one, callbacks)
     return open_run(out)
 
 
@@ -129,12 +132,13 @@ def _plan(
     from visiontune.api.response_verbs import plan_responses, recordings_of
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
-    from visiontune.recipe import check_names, fragment_names
+    from visiontune.recipe import Tracking, check_names, fragment_names, validated
     from visiontune.recipe_files import read_fragment, read_preset
     from visiontune.run import Run
     from visiontune.training.mixtures import shares as mixed
     from visiontune.training.plan import derive, plan_run, refuse_taken
     from visiontune.training.ranks import Ranks
+    from visiontune.training.trackers import refuse_missing
 
     run, prepared = Run(at), Path(out) / "data"
     changes = dict(overrides or {}) | ({} if hours is None else {"schedule.hours": hours})
@@ -148,6 +152,8 @@ def _plan(
         if not data:
             raise DataError("No data were given.", fix="visiontune train DATA --model NAME --out RUN")
         check_names([*changes, *fragment_names(fragment)])
+        told = {name: changes[f"tracking.{name}"] for name in Tracking.model_fields if f"tracking.{name}" in changes}
+        refuse_missing(validated(Tracking, {**(fragment.get("tracking") or {}), **told}, "tracking"))
         refuse_taken(Run(out))
         for name in [] if model is None else model.split(","):
             if not is_tiny(name):
@@ -219,28 +225,30 @@ def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
     return dataset
 
 
-def _trained(train_run: Any, run: Run) -> Run:
+def _trained(run: Run, callbacks: Sequence[Callback]) -> Run:
     from visiontune.machine import is_first_process
     from visiontune.report import write_report
+    from visiontune.training.loop import train_run
 
     try:
-        return train_run(run)
+        return train_run(run, callbacks)
     finally:
         if is_first_process() and run.recipe_path.exists():
             note(f"report: {write_report(run)}")
 
 
-def resume(run: Source) -> Run | RunGroup:
+def resume(run: Source, *, callbacks: Sequence[Callback] = ()) -> Run | RunGroup:
     """Go on with a run, or with each run of a group, from its latest checkpoint; only the folder is needed.
 
-    Raises VisiontuneError.
+    `callbacks` are told of what comes. Raises VisiontuneError.
     """
     from visiontune.api.object_verbs import runs_of
     from visiontune.run_group import open_run
-    from visiontune.training.loop import train_run
+    from visiontune.training.callbacks import refuse_others
 
+    refuse_others(callbacks)
     for one in runs_of(Path(run)):
-        _trained(train_run, one)
+        _trained(one, callbacks)
     return open_run(run)
 
 

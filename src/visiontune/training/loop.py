@@ -6,6 +6,7 @@ the ranks, clip, update. Then, where due: evaluate, checkpoint, pause.
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from visiontune.run import Run
 from visiontune.training import checkpoint, memory, receipts
 from visiontune.training import optimizer as optimizers
 from visiontune.training.batches import load_steps, plan_steps
+from visiontune.training.callbacks import Callback, CallbackList
 from visiontune.training.finish import finish
 from visiontune.training.forecast import Forecast
 from visiontune.training.pause import PauseRequests
@@ -33,9 +35,10 @@ from visiontune.training.ranks import Ranks
 from visiontune.training.scoring import score_some
 from visiontune.training.session import Session, foresee, set_up
 from visiontune.training.time_limit import resolve_hours, timed
+from visiontune.training.trackers import refuse_missing, tracked
 
 
-def train_run(run: Run) -> Run:
+def train_run(run: Run, callbacks: Sequence[Callback] = ()) -> Run:
     """Train the run that is planned in this folder, from its latest checkpoint where one stands, to its end.
 
     Raises PausedError when it was asked to pause, ReceiptError when a receipt fails, and what its parts raise. Whatever
@@ -43,13 +46,14 @@ def train_run(run: Run) -> Run:
     """
     recipe = run.recipe
     hardware(recipe.machine.device)  # an absent device is an error before anything is loaded
+    refuse_missing(recipe.tracking)
     torch.set_num_threads(recipe.machine.threads)
     ranks = Ranks(recipe.machine.device)
     if not ranks.is_first:
-        return _train(run, recipe, ranks)
+        return _train(run, recipe, ranks, ())
     with run.locked():
         try:
-            return _train(run, recipe, ranks)
+            return _train(run, recipe, ranks, callbacks)
         except PausedError:
             run.set_state("paused")
             raise
@@ -74,7 +78,7 @@ def dry_run(run: Run) -> Forecast:
     return replace(found, step_seconds=step, evaluation_seconds=evaluation, seconds=seconds)
 
 
-def _train(run: Run, recipe: Recipe, ranks: Ranks) -> Run:
+def _train(run: Run, recipe: Recipe, ranks: Ranks, callbacks: Sequence[Callback]) -> Run:
     if ranks.from_first(run.status) == "finished":
         if ranks.is_first:
             note(f"{run.path} is finished; nothing to do")
@@ -82,9 +86,12 @@ def _train(run: Run, recipe: Recipe, ranks: Ranks) -> Run:
     session = set_up(run, recipe, ranks)
     resolve_hours(session, lambda step, batches: _computed(session, step, batches))
     foresee(session)
-    with PauseRequests(run) as pauses:
-        _run_steps(session, pauses)
-    finish(session)
+    trackers = tracked(run, session.recipe, session.progress.step) if ranks.is_first else nullcontext([])
+    with trackers as own:
+        session.callbacks = CallbackList([*own, *callbacks])
+        with PauseRequests(run) as pauses:
+            _run_steps(session, pauses)
+        finish(session)
     return run
 
 
@@ -112,9 +119,11 @@ def _run_steps(session: Session, pauses: PauseRequests) -> None:
             at.seconds += total
             spent = {name: round(s, 6) for name, s in session.seconds.items()}
             spent["other"] = round(total - sum(session.seconds.values()), 6)
-            if log:
-                log.write({**entry, "attempt": session.attempt, "seconds": {**spent, "total": round(total, 6)}})
             advance(1, f"loss {entry['loss']:.4f}")
+            if log:
+                entry |= {"attempt": session.attempt, "seconds": {**spent, "total": round(total, 6)}}
+                log.write(entry)
+                session.callbacks.on_step(session.run, entry)
             _after_step(session, pauses, log)
             if at.stopped_early:
                 break
@@ -318,9 +327,11 @@ def _evaluate(session: Session, log: Any) -> None:
     if log:
         metrics = scores.to_json()["metrics"] if scores else {}
         entry = {"kind": "evaluation", "attempt": session.attempt, "step": at.step, "split": "validation"}
-        log.write({**entry, "metrics": metrics, "seconds": round(time.perf_counter() - started, 4)})
+        entry |= {"metrics": metrics, "seconds": round(time.perf_counter() - started, 4)}
+        log.write(entry)
         shown = f"{recipe.evaluation.metric} {value:.3f}" if value is not None else "no validation samples"
         note(f"step {at.step}: {shown}" + (", stopping early" if at.stopped_early else ""))
+        session.callbacks.on_evaluate(session.run, entry)
 
 
 def _save(session: Session) -> None:
@@ -330,9 +341,10 @@ def _save(session: Session) -> None:
         trained = trained_tensors(session.module, adapter.parts, recipe.parts)
         moments = optimizers.state_tensors(session.optimizer, session.module)
         average = None if session.average is None else session.average.tensors
-        checkpoint.save(session.run, at, trained, moments, recipe.checkpoints.keep, average)
+        path = checkpoint.save(session.run, at, trained, moments, recipe.checkpoints.keep, average)
         if at.best_value is not None:
             best = {"step": at.best_step, "metric": recipe.evaluation.metric, "value": at.best_value}
             write_json(session.run.checkpoints_folder / "best.json", best)
         session.run.set_state("running", step=at.step)
+        session.callbacks.on_checkpoint(session.run, path, at.step)
     session.ranks.wait()

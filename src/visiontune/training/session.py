@@ -23,6 +23,7 @@ from visiontune.training import checkpoint, receipts
 from visiontune.training import optimizer as optimizers
 from visiontune.training.average import WeightAverage
 from visiontune.training.batches import Reading, plan_window
+from visiontune.training.callbacks import Callback
 from visiontune.training.checkpoint import Progress
 from visiontune.training.features import FeatureStore, features_of, fill
 from visiontune.training.forecast import FORECAST_NAME, Forecast, forecast, refuse_full_disk
@@ -38,7 +39,7 @@ PROBE_SAMPLES = 4
 
 @dataclass
 class Session:
-    """What a training process holds in memory; all of it can be made again from the run folder."""
+    """What a training process holds in memory; all but the callbacks can be made again from the run folder."""
 
     run: Run
     recipe: Recipe
@@ -58,6 +59,7 @@ class Session:
     peak_bytes: int = 0
     features: FeatureStore | None = None
     average: WeightAverage | None = None
+    callbacks: Callback = field(default_factory=Callback)  # called in the first process alone
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
