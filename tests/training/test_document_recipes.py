@@ -135,7 +135,7 @@ def test_a_preset_changes_the_derived_recipe_and_is_changed_by_what_is_asked(
 ) -> None:
     from visiontune.training import loop
 
-    monkeypatch.setattr(loop, "train_run", lambda run: run)  # planned, not trained
+    monkeypatch.setattr(loop, "train_run", lambda run, callbacks: run)  # planned, not trained
 
     def recipe(folder: str, **options: Any) -> Any:
         return visiontune.train(documents.path, model="tiny/deepseek-ocr", out=tmp_path / folder, **options).recipe
