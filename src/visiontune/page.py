@@ -104,7 +104,8 @@ def fact(value: Any, name: str = "") -> str:
         text = thousands(round(value)) if isfinite(value) and abs(value) >= 1e4 else f"{value:.4g}"
         return text.replace("-", "\u2212")
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {fact(inner, key)}" for key, inner in value.items())
+        kind = name if name.endswith("bytes") else ""
+        return ", ".join(f"{key}: {fact(inner, kind or key)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(fact(inner) for inner in value)
     return "–" if value is None else str(value)

@@ -82,7 +82,7 @@ def _memory_receipt(session: Session) -> receipts.Receipt:
         "measured_checkpoint_bytes": sum(file.stat().st_size for file in files),
         "measured_step_seconds": round(at.seconds / max(1, at.step), 6),
     }
-    foreseen = run.read_json(FORECAST_NAME) or {}
+    foreseen = {name: value for name, value in (run.read_json(FORECAST_NAME) or {}).items() if name != "recipe_sha256"}
     return receipts.memory(
         session.ranks.device.type, session.predicted_bytes, session.peak_bytes, {**foreseen, **measured}
     )
