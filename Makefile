@@ -16,8 +16,8 @@ demo: install
 	$(BIN)/visiontune demo
 
 check: install
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

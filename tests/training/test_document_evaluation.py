@@ -321,7 +321,8 @@ def test_the_commands_of_the_page_on_documents_run(copied: Run, tmp_path: Path) 
             main(arguments)
         assert program == "visiontune" and stopped.value.code == 0, arguments
     metrics = json.loads((copied.path / "evaluations/test/metrics.json").read_text())["metrics"]
-    named = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in section.splitlines() if row.startswith("| `")))
+    listed = (ROOT / "docs/evaluate.md").read_text(encoding="utf-8").split("## Metrics of texts")[1].split("\n\n")[1]
+    named = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in listed.splitlines() if row.startswith("| `")))
     assert set(named) == set(metrics)
     found = json.loads((copied.path / "evaluations/test/baselines.json").read_text())["baselines"]
     assert [one["name"] for one in found] == [

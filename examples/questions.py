@@ -1,0 +1,60 @@
+"""Questions about images, each with its answer: train two runs, and ask which one is better.
+
+    python examples/questions.py [TABLE [OUT]]
+
+TABLE is a .jsonl, .json, .csv or .parquet file with the columns image, prompt and answer, or a folder of them. Without
+it scikit-learn's scanned digits are shown in red or blue, with questions about the digit and about its colour.
+The same at the command line: visiontune train TABLE --model tiny/smolvlm --recipe examples/questions.yaml --out OUT/a
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import visiontune
+
+MODEL = "tiny/smolvlm"  # small and random; a published one: "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+LIMIT: int | None = None  # take so many samples, for a first look at large data
+ROWS = 800
+
+
+def write_questions(folder: Path) -> Path:
+    """Write `folder`/questions.jsonl, its images beside it."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for number, (scan, digit) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
+        if number == ROWS:
+            break
+        colour, light = [("red", (255, 60, 40)), ("blue", (40, 90, 255))][number // 10 % 2]
+        pixels = (scan.reshape(8, 8, 1) / 16 * np.array(light)).round().astype("uint8")
+        Image.fromarray(pixels).save(folder / f"images/{number}.png")
+        asked, answer = [("Which digit is it?", str(digit)), ("Which colour has it?", colour)][number // 20 % 2]
+        lines.append(json.dumps({"image": f"images/{number}.png", "prompt": asked, "answer": answer}))
+    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "questions.jsonl"
+
+
+def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+    """`overrides` are fields of the recipe, on top of those in questions.yaml."""
+    out = out or Path(tempfile.mkdtemp(prefix="questions-"))
+    dataset = visiontune.prepare(data or write_questions(out / "source"), out / "data", limit=LIMIT)
+    recipe = Path(__file__).with_suffix(".yaml")
+    for name, changed in (("a", {"optimizer.learning_rate": 1e-4}), ("b", {"optimizer.learning_rate": 2e-3})):
+        run = visiontune.train(
+            dataset.path, model=MODEL, out=out / name, recipe=recipe, overrides={**(overrides or {}), **changed}
+        )
+        visiontune.evaluate(run.path, split="test")
+    found = visiontune.compare(out / "a", out / "b", split="test")
+    for one in found.metrics:
+        print(f"{one.name}: {one.first.value}, {one.second.value}: the second run is {one.verdict}")
+    print(f"all of it on one page each: {out / 'a/report.html'}, {out / 'b/report.html'}")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:3]))
