@@ -18,7 +18,7 @@ MODEL = "tiny/smolvlm"  # small and random; a published one: "HuggingFaceTB/Smol
 LIMIT: int | None = None  # take so many samples, for a first look at large data
 
 
-def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in classify.yaml."""
     out = out or Path(tempfile.mkdtemp(prefix="classify-"))
     if data is None:

@@ -27,7 +27,7 @@ def write_conversations(folder: Path) -> Path:
     from visiontune.demo import write_digits
 
     write_digits(folder / "digits")
-    digits = load_digits().target.tolist()
+    digits = load_digits(return_X_y=True)[1].tolist()
     lines = []
     for row in range(ROWS):
         pair = digits[2 * row : 2 * row + 2]
@@ -44,7 +44,7 @@ def write_conversations(folder: Path) -> Path:
     return folder / "conversations.jsonl"
 
 
-def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in conversations.yaml."""
     out = out or Path(tempfile.mkdtemp(prefix="conversations-"))
     dataset = visiontune.prepare(data or write_conversations(out / "source"), out / "data", limit=LIMIT)

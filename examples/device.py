@@ -21,7 +21,7 @@ DEVICE = "desktop-llama"  # or "android-256"
 COMPARED = 16  # inputs on which model and file are held to each other; 64 where nothing is said
 
 
-def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in device.yaml."""
     out = out or Path(tempfile.mkdtemp(prefix="device-"))
     if data is None:

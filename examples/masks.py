@@ -20,7 +20,7 @@ LIMIT: int | None = None  # take so many samples, for a first look at large data
 IMAGES = 240
 
 
-def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in masks.yaml."""
     out = out or Path(tempfile.mkdtemp(prefix="masks-"))
     data = data or draw_source(out / "source", IMAGES, grounds=photographs())

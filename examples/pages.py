@@ -37,7 +37,7 @@ def write_topics(folder: Path) -> Path:
     return folder / "topics.jsonl"
 
 
-def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in pages.yaml."""
     out = out or Path(tempfile.mkdtemp(prefix="pages-"))
     dataset = visiontune.prepare(

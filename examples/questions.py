@@ -40,7 +40,7 @@ def write_questions(folder: Path) -> Path:
     return folder / "questions.jsonl"
 
 
-def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in questions.yaml."""
     out = out or Path(tempfile.mkdtemp(prefix="questions-"))
     dataset = visiontune.prepare(data or write_questions(out / "source"), out / "data", limit=LIMIT)

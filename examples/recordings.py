@@ -39,7 +39,7 @@ def write_sessions(folder: Path) -> Path:
     return folder
 
 
-def main(data: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None) -> None:
+def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in recordings.yaml."""
     import numpy as np
 
