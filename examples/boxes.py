@@ -23,7 +23,7 @@ IMAGES = 240
 def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[str, Any] | None = None) -> None:
     """`overrides` are fields of the recipe, on top of those in boxes.yaml."""
     out = out or Path(tempfile.mkdtemp(prefix="boxes-"))
-    data = data or draw_source(out / "source", IMAGES, masks=False, grounds=photographs())
+    data = data or draw_source(out / "source", IMAGES, most=6, masks=False, grounds=photographs())
     # `repair` mends what is wrong for certain, and lists each change in repairs.jsonl.
     dataset = visiontune.prepare(data, out / "data", limit=LIMIT, repair=True)
     run = visiontune.train(

@@ -1,4 +1,4 @@
-"""Questions about images, each with its answer: train two runs, and ask which one is better.
+"""Questions about images, each with its answer: train with and without augmentation, and ask which run is better.
 
     python examples/questions.py [TABLE [OUT]]
 
@@ -17,7 +17,7 @@ import visiontune
 
 MODEL = "tiny/smolvlm"  # small and random; a published one: "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 LIMIT: int | None = None  # take so many samples, for a first look at large data
-ROWS = 800
+ROWS = 1600
 
 
 def write_questions(folder: Path) -> Path:
@@ -45,14 +45,15 @@ def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[s
     out = out or Path(tempfile.mkdtemp(prefix="questions-"))
     dataset = visiontune.prepare(data or write_questions(out / "source"), out / "data", limit=LIMIT)
     recipe = Path(__file__).with_suffix(".yaml")
-    for name, changed in (("a", {"optimizer.learning_rate": 1e-4}), ("b", {"optimizer.learning_rate": 2e-3})):
+    for name, changed in (("a", {"data.augment": 0.0}), ("b", {"data.augment": 0.5})):
         run = visiontune.train(
             dataset.path, model=MODEL, out=out / name, recipe=recipe, overrides={**(overrides or {}), **changed}
         )
         visiontune.evaluate(run.path, split="test")
     found = visiontune.compare(out / "a", out / "b", split="test")
     for one in found.metrics:
-        print(f"{one.name}: {one.first.value}, {one.second.value}: the second run is {one.verdict}")
+        if one.first.value is not None and one.second.value is not None:
+            print(f"{one.name}: {one.first.value:.3f}, {one.second.value:.3f}: the second run is {one.verdict}")
     print(f"all of it on one page each: {out / 'a/report.html'}, {out / 'b/report.html'}")
 
 

@@ -153,7 +153,7 @@ def test_the_certificate_page_names_every_check() -> None:
 
 def test_every_path_that_a_page_names_exists() -> None:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for path in re.findall(r"`((?:docs|bench|tests|src)/[\w/.]+)`", page.read_text(encoding="utf-8")):
+        for path in re.findall(r"`((?:docs|bench|tests|src|examples)/[\w/.]+)`", page.read_text(encoding="utf-8")):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
         for path in re.findall(
             r"`((?:data|models|training|exports|metrics)/\w+\.py)`", page.read_text(encoding="utf-8")
