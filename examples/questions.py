@@ -3,7 +3,7 @@
     python examples/questions.py [TABLE [OUT]]
 
 TABLE is a .jsonl, .json, .csv or .parquet file with the columns image, prompt and answer, or a folder of them. Without
-it scikit-learn's scanned digits are shown in red or blue, with questions about the digit and about its colour.
+it scikit-learn's scanned digits are shown: which one is it, is it odd?
 The same at the command line: visiontune train TABLE --model tiny/smolvlm --recipe examples/questions.yaml --out OUT/a
 """
 
@@ -17,25 +17,21 @@ import visiontune
 
 MODEL = "tiny/smolvlm"  # small and random; a published one: "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 LIMIT: int | None = None  # take so many samples, for a first look at large data
-ROWS = 1600
 
 
 def write_questions(folder: Path) -> Path:
     """Write `folder`/questions.jsonl, its images beside it."""
-    import numpy as np
-    from PIL import Image
     from sklearn.datasets import load_digits
 
-    (folder / "images").mkdir(parents=True)
+    from visiontune.demo import write_digits
+
+    write_digits(folder / "digits")
     lines = []
-    for number, (scan, digit) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
-        if number == ROWS:
-            break
-        colour, light = [("red", (255, 60, 40)), ("blue", (40, 90, 255))][number // 10 % 2]
-        pixels = (scan.reshape(8, 8, 1) / 16 * np.array(light)).round().astype("uint8")
-        Image.fromarray(pixels).save(folder / f"images/{number}.png")
-        asked, answer = [("Which digit is it?", str(digit)), ("Which colour has it?", colour)][number // 20 % 2]
-        lines.append(json.dumps({"image": f"images/{number}.png", "prompt": asked, "answer": answer}))
+    for number, digit in enumerate(load_digits(return_X_y=True)[1].tolist()):
+        asked, answer = [("Which digit is it?", str(digit)), ("Is it odd?", "yes" if digit % 2 else "no")][
+            number // 10 % 2
+        ]
+        lines.append(json.dumps({"image": f"digits/{digit}/{number:04d}.png", "prompt": asked, "answer": answer}))
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "questions.jsonl"
 
@@ -45,7 +41,7 @@ def main(data: Path | None = None, out: Path | None = None, *, overrides: dict[s
     out = out or Path(tempfile.mkdtemp(prefix="questions-"))
     dataset = visiontune.prepare(data or write_questions(out / "source"), out / "data", limit=LIMIT)
     recipe = Path(__file__).with_suffix(".yaml")
-    for name, changed in (("a", {"data.augment": 0.0}), ("b", {"data.augment": 0.5})):
+    for name, changed in (("a", {"data.augment": 0.0}), ("b", {"data.augment": 0.25})):
         run = visiontune.train(
             dataset.path, model=MODEL, out=out / name, recipe=recipe, overrides={**(overrides or {}), **changed}
         )
