@@ -11,6 +11,8 @@ import pytest
 
 from tests.conftest import SAME_EVERYWHERE
 from visiontune.cli.command_line import app, recipe_options
+from visiontune.data.dataset import Dataset
+from visiontune.demo_shapes import draw_source
 from visiontune.recipe import check_names, fragment_names
 from visiontune.recipe_files import read_fragment
 from visiontune.run import Run
@@ -53,6 +55,13 @@ def test_an_example_runs_from_its_own_data_to_its_last_line(
         for name, value in values.items():
             if f"{section}.{name}" not in QUICK:
                 assert [run.recipe.model_dump(mode="json")[section][name] for run in runs] == [value] * len(runs)
+
+
+def test_an_example_learns_from_the_data_of_a_person(tmp_path: Path) -> None:
+    drawn = draw_source(tmp_path / "mine", 24, size=(64, 64), classes=("cross",), seed=1)
+    loaded(EXAMPLES / "masks.py").main(drawn, tmp_path / "out", overrides=QUICK)
+    assert Run(tmp_path / "out/run").recipe.objects is not None
+    assert Dataset.open(tmp_path / "out/data").index("train").classes == ("cross",)
 
 
 def test_every_script_has_a_recipe_and_every_recipe_a_script() -> None:
