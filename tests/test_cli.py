@@ -116,7 +116,13 @@ def test_pause_asks_through_the_folder(call: Call, plan: Callable[..., Run]) -> 
     assert call("pause", run.path)[0] == 0
     code, _, err = call("resume", run.path)
     assert code == 75 and "resume" in err and run.status == "paused"
+    code, _, err = call("pause", run.path)
+    assert code == 1 and "Nothing is trained here: paused" in err and not (run.path / "control.json").exists()
     assert call("resume", run.path)[0] == 0
+    code, _, err = call("predict", run.path)
+    assert code == 1 and "No files were given" in err
+    code, _, err = call("predict", run.path, "--no-such-option", 3)
+    assert code == 2 and "visiontune predict --help" in err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import visiontune
 from tests.conftest import planner
 from visiontune.data.dataset import Dataset
-from visiontune.errors import CertificateError, RunError, VisiontuneError
+from visiontune.errors import CertificateError, DataError, RecipeError, RunError, VisiontuneError
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained
@@ -139,6 +139,50 @@ def test_each_folder_carries_how_it_compares_with_the_trained_model(trained: Tra
         assert {check["name"] for check in value["checks"]} == {"log-probabilities", "tokens", "labels"}
         assert value["checks"][0]["numbers"]["mean"] > 0
     assert load_file(folders["merged"] / "model.safetensors")["lm_head.weight"].dtype == torch.float16
+
+
+def test_exported_weights_are_verified_by_their_files_and_beside_the_run(trained: Trained, tmp_path: Path) -> None:
+    run = trained({})
+    for form, folder in visiontune.export(run.path, to="adapter,merged", out=tmp_path).items():
+        assert [check.name for check in visiontune.verify(folder)] == ["files"]
+        checks = visiontune.verify(folder, run=run.path)
+        assert {check.status for check in checks} == {"passed"} and len(checks) > 1
+        name = "adapter_model.safetensors" if form == "adapter" else "model.safetensors"
+        changed = bytearray((folder / name).read_bytes())
+        changed[-1] ^= 1
+        (folder / name).write_bytes(changed)
+        with pytest.raises(CertificateError, match=name):
+            visiontune.verify(folder)
+    with pytest.raises(RecipeError, match="no --data"):
+        visiontune.verify(folder, data=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("forms", "options", "named"),
+    [
+        ("merged", {"quantisation": "q8_0"}, "--quant"),
+        ("merged", {"samples": 3}, "--samples"),
+        ("adapter", {"limit": 3}, "--limit"),
+        ("adapter", {"dtype": "float32"}, "--dtype"),
+        ("onnx", {"with_inputs": True}, "--with-inputs"),
+        ("merged", {"public": True}, "--public"),
+    ],
+)
+def test_an_option_of_another_form_is_refused(
+    trained: Trained, tmp_path: Path, forms: str, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        visiontune.export(trained({}).path, to=forms, out=tmp_path / "out", **options)
+    assert caught.value.where == named and not (tmp_path / "out").exists()
+
+
+def test_a_path_that_does_not_exist_and_options_of_a_shipped_folder_are_refused(
+    trained: Trained, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        visiontune.verify(tmp_path / "nowhere")
+    with pytest.raises(RecipeError, match="no --data"):
+        visiontune.verify(trained({}).path, data=tmp_path)
 
 
 def test_merged_weights_are_rounded_once(trained: Trained, tmp_path: Path) -> None:

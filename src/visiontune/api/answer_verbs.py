@@ -178,6 +178,8 @@ def predict(
     from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment, predict_shipped
 
+    if not images:
+        raise DataError("No files were given.", fix="visiontune predict RUN FILE_OR_FOLDER ...")
     if absent := [source for source in images if not Path(source).exists()]:
         raise DataError("There is no such file or folder.", where=str(absent[0]), fix="check the path")
     if is_onnx_shipment(Path(run)):
@@ -243,6 +245,8 @@ def predict_movies(
     from visiontune.run import Run
     from visiontune.training.ranks import Ranks
 
+    if not movies:
+        raise DataError("No files were given.", fix="visiontune predict RUN movie.npy ...")
     if absent := [source for source in movies if not Path(source).exists()]:
         raise DataError("There is no such file.", where=str(absent[0]), fix="check the path")
     opened = Run(run)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visiontune.api.answer_verbs import refuse
 from visiontune.api.data_verbs import Source
-from visiontune.errors import CertificateError, VisiontuneError
+from visiontune.errors import CertificateError, DataError, RecipeError, RunError, VisiontuneError
 from visiontune.progress import note
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from visiontune.exports.weights import DataType
 
 
+COMPARED = 64  # inputs
 FORMS = ("adapter", "merged", "gguf", "onnx")
 
 
@@ -26,7 +28,7 @@ def export(
     quantisation: str | None = None,
     dtype: DataType | None = None,
     step: int | None = None,
-    samples: int = 64,
+    samples: int | None = None,
     limit: int | None = None,
     with_inputs: bool = False,
     push: str | None = None,
@@ -37,9 +39,9 @@ def export(
 
     `quantisation` is the type of a GGUF (q8_0 where not given), or int8 for ONNX (float32 where not given). One form
     goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder `exports`.
-    GGUF and ONNX exports run `samples` inputs through model and file and write the certificate; CertificateError where
-    they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads to a
-    hub repository, private unless `public`. Returns the folders.
+    GGUF and ONNX exports run `samples` inputs (64) through model and file and write the certificate; CertificateError
+    where they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads
+    to a hub repository, private unless `public`. Returns the folders. Raises RecipeError for an option of other forms.
     """
     from visiontune.run_group import RunGroup, open_run
 
@@ -63,8 +65,17 @@ def export(
         raise VisiontuneError(
             f"'{quantisation}' is no type of an ONNX graph.", where="--quant", fix="int8, or leave it out"
         )
-    if with_inputs and "gguf" not in forms:
-        raise VisiontuneError("Only a GGUF export has inputs to put beside.", where="--with-inputs", fix="leave it out")
+    refuse_unused(forms, {"quant": quantisation, "samples": samples, "limit": limit}, ("gguf", "onnx"))
+    refuse_unused(forms, {"with-inputs": with_inputs or None}, ("gguf",))
+    refuse_unused(forms, {"dtype": dtype}, ("merged",))
+    refuse_unused(["push"] if push else [], {"public": public or None}, ("push",))
+    if opened.recipe.responses is not None:
+        raise RunError(
+            "A run on recordings has no form for other software.",
+            where=str(opened.recipe_path),
+            fix=f"visiontune predict {opened.path} movie.npy, or train --from {opened.path}",
+        )
+    samples = COMPARED if samples is None else samples
     if plain := [form for form in forms if form in ("adapter", "merged")]:
         from visiontune.exports.weights import export_weights
 
@@ -93,6 +104,15 @@ def export(
     return folders
 
 
+def refuse_unused(forms: Sequence[str], options: dict[str, Any], of: Sequence[str]) -> None:
+    """Raise RecipeError for an option that is given and is of none of these forms."""
+    given = [name for name, value in options.items() if value is not None]
+    if given and not set(forms) & set(of):
+        raise RecipeError(
+            f"--{given[0]} is of {' and '.join(of)}.", where=f"--{given[0]}", fix="leave it out, or ask for that form"
+        )
+
+
 def verify(path: Source, *, run: Source | None = None, data: Source | None = None) -> list[Check]:
     """Run the certificate of a shipped folder again, or check that a run is what its folder says.
 
@@ -100,13 +120,20 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
     CertificateError where a check fails.
     """
     from visiontune.data.dataset import Dataset
-    from visiontune.exports.certificate import failures
+    from visiontune.exports.certificate import failures, is_weights
     from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment
     from visiontune.run import Run
 
     path = Path(path)
-    if is_onnx_shipment(path):
+    if not path.exists():
+        raise DataError("There is no such folder.", where=str(path), fix="check the path")
+    if is_weights(path):
+        from visiontune.exports.weights import verify_weights
+
+        refuse({"data": data}, "Weights are held to the run, --run, and take")
+        checks = verify_weights(path, None if run is None else Run.open(run))
+    elif is_onnx_shipment(path):
         from visiontune.exports.onnx_verify import verify_onnx
 
         opened = None if run is None else Run.open(run)
@@ -119,6 +146,7 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
     else:
         from visiontune.exports.verify_run import verify_run
 
+        refuse({"run": run, "data": data}, "A run knows its data, and takes")
         checks = verify_run(Run.open(path))
     if failed := failures(checks):
         for check in checks:

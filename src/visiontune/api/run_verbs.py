@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from visiontune.api.answer_verbs import refuse
 from visiontune.api.data_verbs import Source, prepare
-from visiontune.errors import DataError, ModelError, RecipeError
+from visiontune.errors import DataError, ModelError, RecipeError, RunError
 from visiontune.progress import note
 
 if TYPE_CHECKING:
@@ -253,11 +253,20 @@ def resume(run: Source, *, callbacks: Sequence[Callback] = ()) -> Run | RunGroup
 
 
 def pause(run: Source) -> Run | RunGroup:
-    """Ask the trainer of a run (of a group: of each that is running) to checkpoint and stop at its next step."""
+    """Ask the trainer of a run (of a group: of each that is running) to checkpoint and stop at its next step.
+
+    Raises RunError where nothing is being trained.
+    """
     from visiontune.run_group import RunGroup, open_run
 
     opened = open_run(run)
-    running = [r for r in opened.runs.values() if r.status == "running"] if isinstance(opened, RunGroup) else [opened]
-    for one in running:
+    members = list(opened.runs.values()) if isinstance(opened, RunGroup) else [opened]
+    # A run that is only planned may be about to begin.
+    waiting = ("running",) if isinstance(opened, RunGroup) else ("running", "planned")
+    asked = [one for one in members if one.status in waiting]
+    if not asked:
+        said = ", ".join(sorted({one.status for one in members}))
+        raise RunError(f"Nothing is trained here: {said}.", where=str(opened.path), fix="pause a run that is running")
+    for one in asked:
         one.ask_to_pause()
     return opened

@@ -25,7 +25,11 @@ app = App(
     help_format="plaintext",
     result_action="return_value",
 )
-for verb in (inspect, prepare, train, resume, pause, evaluate, compare, predict, export, verify, demo, doctor):
+VERBS = {
+    verb.__name__: verb
+    for verb in (inspect, prepare, train, resume, pause, evaluate, compare, predict, export, verify, demo, doctor)
+}
+for verb in VERBS.values():
     app.command(verb)
 
 
@@ -77,7 +81,10 @@ def _run(given: list[str], as_json: bool, debug: bool) -> int:
             bound.arguments["overrides"] = overrides
         answer = command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
-        _complain({"found": str(error), "where": None, "fix": "visiontune --help"}, as_json)
+        verb = next((name for name in given[:1] if name in VERBS), None)
+        _complain(
+            {"found": str(error), "where": None, "fix": f"visiontune {verb + ' ' if verb else ''}--help"}, as_json
+        )
         return USAGE_ERROR
     except VisiontuneError as error:
         if debug:

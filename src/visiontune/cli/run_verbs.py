@@ -17,7 +17,8 @@ def train(
         str | None, Parameter(help="a run (or a detector asked by names) that a small student of objects learns from")
     ] = None,
     unlabelled: Annotated[
-        list[Path] | None, Parameter(help="folder of images that the teacher labels for the student; may be repeated")
+        list[Path] | None,
+        Parameter(negative=(), help="folder of images that the teacher labels for the student; may be repeated"),
     ] = None,
     start: Annotated[
         Path | None,
@@ -28,7 +29,8 @@ def train(
     allow_missing: Annotated[
         list[str] | None,
         Parameter(
-            help="tensor of the core, or pattern, that a checkpoint need not fill and starts new; may be repeated"
+            negative=(),
+            help="tensor of the core, or pattern, that a checkpoint need not fill and starts new; may be repeated",
         ),
     ] = None,
     weights: Annotated[str | None, Parameter(help="share of the draws of each dataset, as 2,1")] = None,
@@ -61,9 +63,10 @@ def train(
         prepared datasets, also at a URL, folders of images, tables of images and texts, datasets of the hub
         (hub:OWNER/NAME, hub:OWNER/NAME:CONFIG@REVISION), or recordings of neurons
     model
-        hub id, folder of a checkpoint, or a tiny one to try: tiny/smolvlm, tiny/deepseek-ocr, tiny/deepseek-ocr2 for
-        texts; tiny/rf-detr, tiny/grounding-dino, tiny/mm-grounding-dino, tiny/sam, tiny/sam2 for objects. Objects need
-        none: boxes train a detector, masks a segmenter, both both; two names are separated by a comma
+        hub id, folder of a checkpoint, or a tiny one to try: tiny/smolvlm, tiny/qwen-vl, tiny/qwen3-vl, tiny/gemma3,
+        tiny/deepseek-ocr, tiny/deepseek-ocr2 for texts; tiny/rf-detr, tiny/grounding-dino, tiny/mm-grounding-dino,
+        tiny/sam, tiny/sam2 for objects. Objects need none: boxes train a detector, masks a segmenter, both both; two
+        names are separated by a comma
     out
         the new run folder; of two models one folder each inside
     """
@@ -132,7 +135,9 @@ def export(
         Literal["float32", "bfloat16", "float16"] | None, Parameter(help="of merged weights; else the base model's own")
     ] = None,
     step: AtStep = None,
-    samples: Annotated[int, Parameter(help="inputs that the shipped file and the trained model are compared on")] = 64,
+    samples: Annotated[
+        int | None, Parameter(help="inputs that the shipped file and the trained model are compared on; 64")
+    ] = None,
     limit: Annotated[int | None, Parameter(help="let the shipped file see the first N validation samples only")] = None,
     with_inputs: Annotated[bool, Parameter(help="put the compared pictures beside the certificate")] = False,
     push: Annotated[str | None, Parameter(help="hub repository ORG/NAME to upload to, private")] = None,

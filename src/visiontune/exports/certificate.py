@@ -4,10 +4,12 @@ Each check is *passed*, *failed* or *not checked*, with what was found. What lla
 trained model answered is `Reference`.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import floor, isnan
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -287,6 +289,14 @@ def compare_metric(name: str, trained: Sequence[bool], shipped: Sequence[bool], 
         f"{lost} fewer right ({allowed} allowed)"
     )
     return Check("metric", "failed" if lost > allowed else "passed", found, compared.to_json())
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a folder holds exported weights, an adapter or merged, with their certificate."""
+    certificate = path / CERTIFICATE_NAME
+    if not certificate.is_file():
+        return False
+    return json.loads(certificate.read_text(encoding="utf-8")).get("form") in ("adapter", "merged")
 
 
 def verdict(checks: Sequence[Check]) -> Status:

@@ -34,7 +34,7 @@ def verify_run(run: Run) -> list[Check]:
         _receipts(run),
     ]
     recipe = run.recipe
-    recipe = recipe.model_copy(update={"machine": recipe.machine.model_copy(update={"device": "cpu"})})
+    recipe = recipe.computing_on("cpu", recipe.machine.precision)
     try:
         datasets = open_datasets(recipe)
         for dataset in datasets:

@@ -1,5 +1,6 @@
 """The trained model as others load it: a PEFT adapter, or one merged folder for plain transformers."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from visiontune.exports.certificate import CERTIFICATE_NAME, LIMITS, SCHEMA_VERS
 from visiontune.exports.object_agreement import ObjectLimits
 from visiontune.exports.objects_reloaded import RELOADED_LIMITS, check_reloaded_objects, found_by
 from visiontune.exports.reference import Reference, chosen
-from visiontune.files import folder_written_whole, write_json
+from visiontune.files import file_sha256, folder_written_whole, write_json
 from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.labels import LabelTree
@@ -58,28 +59,20 @@ def export_weights(
             where=str(run.recipe_path),
             fix="export it merged: --to merged",
         )
-    recipe = run.recipe.computing_on("cpu", run.recipe.machine.precision)
-    exact, base = run.recipe.computing_on("cpu", "fp32"), base_name(run, run.recipe)
-    adapter, step = load_trained(run, recipe, CPU, step)
-    trained = _answered(run, recipe, adapter)
-    if recipe != exact:
-        adapter, step = load_trained(run, exact, CPU, step)
-    own = str(read_config(base, recipe.model.revision).dtype or "float32").removeprefix("torch.")
+    trained, adapter, step = _loaded(run, step)
+    base = base_name(run, run.recipe)
+    own = str(read_config(base, run.recipe.model.revision).dtype or "float32").removeprefix("torch.")
     for form, folder in sorted(zip(forms, folders, strict=True)):  # the adapter before it is merged
         stored = "float32" if form == "adapter" else dtype or own
-        rounded = max(PRECISION[stored], PRECISION[recipe.machine.precision], key=lambda name: LIMITS[name].near_tie)
         with folder_written_whole(folder) as aside:
             if form == "adapter":
                 _save_adapter(adapter, base, aside)
             else:
                 _save_merged(adapter, aside, stored)
             adapter.encoder.save(aside)
-            if recipe.device is not None:  # what the device does, which the processor does not do by itself
-                write_json(aside / "device.json", recipe.device.model_dump(mode="json"))
-            checks = []
-            if trained is not None:
-                checks = trained.held_to(aside, base if form == "adapter" else None, adapter, exact, rounded)
-            limits = (LIMITS if run.recipe.objects is None else RELOADED_LIMITS)[rounded]
+            if run.recipe.device is not None:  # what the device does, which the processor does not do by itself
+                write_json(aside / "device.json", run.recipe.device.model_dump(mode="json"))
+            checks, limits = _held_to(run, aside, form, stored, trained, adapter)
             _write_certificate(aside, form, stored, step, checks, limits)
             write_card(run, aside, form, step, None)
             if verdict(checks) == "failed":
@@ -92,6 +85,47 @@ def export_weights(
                     fix="do not use it; for merged weights --dtype float32 may pass",
                 )
         note(f"step {step}: {folder}, certificate: {verdict(checks)}")
+
+
+def verify_weights(folder: Path, run: Run | None) -> list[Check]:
+    """The certificate of an `adapter` or `merged` folder again: its files are those that were certified, and with the
+    run the folder is loaded and compared with the trained model anew."""
+    value = json.loads((folder / CERTIFICATE_NAME).read_text(encoding="utf-8"))
+    changed = [name for name, sha256 in value["files"].items() if not _is_file(folder / name, sha256)]
+    if changed:
+        return [Check("files", "failed", f"missing, or not as certified: {', '.join(changed)}")]
+    files = Check("files", "passed", f"{', '.join(value['files'])} as certified")
+    if run is None:
+        return [files]
+    trained, adapter, _ = _loaded(run, value["step"])
+    return [files, *_held_to(run, folder, value["form"], value["dtype"], trained, adapter)[0]]
+
+
+def _is_file(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
+
+
+def _loaded(run: Run, step: int | None) -> "tuple[_Answered | _Found | None, ModelAdapter, int]":
+    """What the trained model makes of validation samples in the run's own precision, the model in float32, its step."""
+    recipe, exact = (run.recipe.computing_on("cpu", name) for name in (run.recipe.machine.precision, "fp32"))
+    adapter, step = load_trained(run, recipe, CPU, step)
+    trained = _answered(run, recipe, adapter)
+    if recipe != exact:
+        adapter, step = load_trained(run, exact, CPU, step)
+    return trained, adapter, step
+
+
+def _held_to(
+    run: Run, folder: Path, form: str, stored: str, trained: "_Answered | _Found | None", adapter: ModelAdapter
+) -> tuple[list[Check], Limits | ObjectLimits]:
+    """The checks of a folder beside the trained model, and their limits."""
+    precisions = PRECISION[stored], PRECISION[run.recipe.machine.precision]
+    rounded = max(precisions, key=lambda name: LIMITS[name].near_tie)
+    limits = (LIMITS if run.recipe.objects is None else RELOADED_LIMITS)[rounded]
+    if trained is None:
+        return [], limits
+    base = base_name(run, run.recipe) if form == "adapter" else None
+    return trained.held_to(folder, base, adapter, run.recipe.computing_on("cpu", "fp32"), rounded), limits
 
 
 @dataclass(frozen=True)
@@ -150,6 +184,7 @@ def _write_certificate(
         "step": step,
         "limits": asdict(limits),
         "checks": [check.to_json() for check in checks],
+        "files": {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))},
         "versions": versions(),
     }
     write_json(folder / CERTIFICATE_NAME, value)
