@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from visiontune.errors import ModelError, RecipeError
 
@@ -175,16 +175,3 @@ def contract_for(profile: str, *, image_size: int, chat_prompt: str) -> DeviceCo
             f"There is no device profile '{profile}'.", where="--for", fix=f"profiles: {', '.join(PROFILES)}"
         )
     return DeviceContract(profile=profile, **{"image_size": image_size, "prompt": chat_prompt} | PROFILES[profile])
-
-
-def read_contract(values: dict[str, Any], where: str) -> DeviceContract:
-    """The contract in plain values; ModelError with the field that is wrong."""
-    try:
-        return DeviceContract.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (found {fault['input']!r})" for fault in error.errors()
-        )
-        raise ModelError(
-            f"The device contract is not valid: {faults}", where=where, fix="see docs/device.md"
-        ) from error

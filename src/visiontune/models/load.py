@@ -59,11 +59,6 @@ def is_tiny(name: str) -> bool:
     return name in known
 
 
-def model_finds_objects(name: str, revision: str | None = None) -> bool:
-    """Whether a model finds objects in images; it writes text otherwise. Raises ModelError as `read_config`."""
-    return name in TINY_OBJECTS if is_tiny(name) else read_config(name, revision).model_type in OBJECT_FAMILIES
-
-
 def family_of(name: str) -> str:
     """The name of the family file of a model. Raises ModelError as `read_config`."""
     module = (
