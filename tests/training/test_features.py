@@ -1,9 +1,11 @@
 """Features of a frozen vision encoder: computed once, the same losses, never another state's."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,8 +80,8 @@ def test_arithmetic_decides_whether_features_pay(plan: Plan, monkeypatch: pytest
     often = train_run(plan("often", {"schedule.steps": 12}))
     assert not decided(once)["kept"] and "does not pay" in decided(once)["reason"]
     assert decided(often)["kept"] and decided(often)["reads"] == pytest.approx(96 / 30)
-    full = features.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda place: full)
+    full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000), rmtree=shutil.rmtree)
+    monkeypatch.setattr(features, "shutil", full)
     assert "has 0 MiB" in decided(train_run(plan("full", {"schedule.steps": 12})))["reason"]
 
 
