@@ -167,4 +167,9 @@ def test_responses_are_held_to_each_other_over_the_same_stimuli() -> None:
         assert (found[name].first.value, found[name].second.value) == tuple(s.metric(name).value for s in scores)
     assert found["bits_per_spike"].verdict == "better"
     assert found["correlation"].first.value is None and found["correlation"].difference.value is None
-    assert all(one.verdict == "undecided" for one in paired_responses(true, true))
+    bits = found["bits_per_spike"].difference
+    assert bits.low is not None and bits.high is not None and bits.value is not None
+    assert 0 < bits.low < bits.value < bits.high < 2 * bits.value
+    for one in paired_responses(true, true):
+        assert one.verdict == "undecided"
+        assert {one.difference.low, one.difference.high} <= {0.0, None}, "every resample is the same for both"

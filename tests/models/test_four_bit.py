@@ -12,7 +12,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.errors import MachineError, PausedError, RecipeError
 from visiontune.models.four_bit import quantise, refuse_four_bit
 from visiontune.models.load import load_adapter
-from visiontune.models.parts import trained_tensors
+from visiontune.models.parts import Part, trained_tensors
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training import model
@@ -59,6 +59,13 @@ def test_linear_layers_of_the_part_shrink_and_others_stay_whole(tiny_checkpoint:
     assert all(part.holds(name) and before[name].numel() == 2 * p.numel() for name, p in packed.items())
     for name, parameter in adapter.network.named_parameters():
         assert name in packed or torch.equal(parameter, before[name])
+
+
+def test_weights_that_another_layer_shares_stay_whole() -> None:
+    network = torch.nn.ModuleDict({"embed": torch.nn.Embedding(64, 64), "head": torch.nn.Linear(64, 64, bias=False)})
+    network["head"].weight = network["embed"].weight
+    assert quantise(network, [Part("all", ("embed", "head"))], torch.float32) == 0
+    assert type(network["head"]) is torch.nn.Linear
 
 
 @pytest.fixture

@@ -26,10 +26,12 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.turns import question
 from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
+from visiontune.models.compiled import compile_layers
 from visiontune.recipe import Recipe, field_names
 from visiontune.run import Run
 from visiontune.training import loop, scoring
 from visiontune.training.loop import train_run
+from visiontune.training.model import load_base
 from visiontune.training.plan import derive, plan_run
 
 Plan = Callable[..., Run]
@@ -476,6 +478,16 @@ def test_compiled_layers_leave_the_losses_and_answer_uncompiled(plan: Plan, monk
     graphs = CompileCounter()
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend=graphs, **options))
+    run = plan("answers")
+    adapter: Any = load_base(run, run.recipe, torch.device("cpu"))
+    assert compile_layers(adapter.network) == 4
+    batch = adapter.encoder.collate(
+        [adapter.encoder.encode(Dataset.open(run.recipe.data.datasets[0].path).sample("train", 0))]
+    )
+    with torch.no_grad():
+        adapter.losses(batch)
+    assert graphs.frame_count == 0, "what learns nothing is not compiled"
+
     overrides = {**BASE, "lora.dropout": 0.0, "batch.tokens": 200, "machine.recompute": True}
     plain = train_run(plan("plain", overrides))
     compiled = train_run(plan("compiled", {**overrides, "machine.compile": True}))

@@ -13,6 +13,7 @@ from visiontune.cli import main
 from visiontune.data.sample import Prediction, Text
 from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.metrics.predicted_session import PredictedSession
+from visiontune.metrics.response_scores import score_responses
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
@@ -109,12 +110,16 @@ def test_recordings_are_compared_by_the_bins_that_both_runs_predicted(
     kept = np.flatnonzero(true.places > 1)  # the second run has a longer burn-in
     cut = replace(flat, **{name: getattr(flat, name)[kept] for name in ("rates", "counts", "valid", "trials")},
                   conditions=flat.conditions[kept], places=flat.places[kept])  # fmt: skip
+    cut = replace(cut, valid=cut.valid & (cut.places[:, None] % 5 != 3))
     runs = [_with(tmp_path / name, sessions) for name, sessions in (("true", [true]), ("flat", [cut]))]
     found = visiontune.compare(runs[0], runs[1])
     assert found.n == len(kept) and found.only_second == ()
     assert found.only_first == (f"{len(true.trials) - len(kept)} bins of session a",)
     bits = next(metric for metric in found.metrics if metric.name == "bits_per_spike")
     assert bits.verdict == "worse"
+    counted = replace(cut, rates=true.rates[kept])  # what is valid in both counts for both
+    assert bits.first.value == pytest.approx(score_responses([counted]).metric("bits_per_spike").value, rel=1e-5)
+    assert bits.second.value == pytest.approx(score_responses([cut]).metric("bits_per_spike").value, rel=1e-5)
     other = _with(tmp_path / "other", [replace(true, counts=true.counts + 1)])
     with pytest.raises(DataError, match="different responses"):
         visiontune.compare(runs[0], other)
