@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,19 +92,26 @@ def forecast(*data: Source, out: Source, **options: Any) -> dict[str, Forecast]:
     """
     from visiontune.api.object_verbs import runs_of
     from visiontune.files import write_json
+    from visiontune.machine import is_first_process
     from visiontune.training.forecast import FORECAST_NAME
     from visiontune.training.loop import dry_run
 
     refuse({"teacher": options.get("teacher")}, "A dry run is of training alone and takes")
-    with tempfile.TemporaryDirectory() as folder:
-        planned = Path(folder, "run")
+    planned, first = Path(out, ".dry-run"), is_first_process()
+    if first:
+        shutil.rmtree(planned, ignore_errors=True)  # of one that was killed
+    found = {}
+    try:
         _plan(data, Path(out), planned, **options)
-        found = {}
         for run in runs_of(planned):
             role = str(run.path.relative_to(planned)) if run.path != planned else ""
             found[role] = dry_run(run)
-            kept = {"recipe_sha256": run.recipe.sha256, **found[role].to_json()}
-            write_json(Path(out, role) / FORECAST_NAME, kept)
+            if first:
+                kept = {"recipe_sha256": run.recipe.sha256, **found[role].to_json()}
+                write_json(Path(out, role) / FORECAST_NAME, kept)
+    finally:
+        if first:
+            shutil.rmtree(planned, ignore_errors=True)
     return found
 
 
