@@ -19,16 +19,15 @@ import visiontune
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
 from visiontune.machine import hardware
-from visiontune.models.parts import set_training_mode
 from visiontune.run import Run
 from visiontune.training import loop
-from visiontune.training.batches import load_steps, plan_steps
 from visiontune.training.plan import derive, plan_run
 from visiontune.training.plan_objects import derive_objects
 from visiontune.training.ranks import Ranks
-from visiontune.training.session import Session, set_up
+from visiontune.training.session import set_up
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.allocated import peak_of_steps
 from tests.mixed_lengths import write_mixed
 
 LORA = {
@@ -66,31 +65,6 @@ def planned(name: str, folder: Path, texts: Dataset, shapes: Dataset, steps: int
     return run
 
 
-def peak(session: Session) -> int:
-    """Bytes that some steps take at most."""
-    recipe, module = session.recipe, session.module
-    set_training_mode(module, session.adapter.network, session.adapter.parts, recipe.parts)
-    on_cuda = session.ranks.device.type == "cuda"
-    held = sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
-    highest = 0
-    plan = plan_steps(session.order, session.lengths, recipe.batch, 0, MEASURED)
-    for step, batches in load_steps(plan, session.reading):
-        if on_cuda:
-            loop._step(session, step, batches, check=False)
-            highest = max(highest, torch.cuda.max_memory_allocated())
-            continue
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-            loop._step(session, step, batches, check=False)
-        results: Any = profiled.profiler
-        events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
-        now = held + sum(t.numel() * t.element_size() for _, batch in batches for t in batch.tensors.values())
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            now += event.nbytes()
-            highest = max(highest, now)
-        held += sum(event.nbytes() for event in events)
-    return highest
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=24)
@@ -108,7 +82,7 @@ def main() -> None:
         for title in RECIPES:
             run = planned(title, folder, texts, shapes, steps)
             found = loop.dry_run(run)
-            measured = peak(set_up(run, run.recipe, Ranks(run.recipe.machine.device)))
+            measured = peak_of_steps(set_up(run, run.recipe, Ranks(run.recipe.machine.device)), MEASURED)
             try:
                 loop.train_run(run)
             except visiontune.VisiontuneError as error:

@@ -9,16 +9,15 @@ import pytest
 import torch
 
 import visiontune
+from tests.allocated import peak_of_steps
 from tests.conftest import QUICK
 from tests.mixed_lengths import write_mixed
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.errors import MachineError, RecipeError
 from visiontune.machine import hardware
-from visiontune.models.parts import set_training_mode
 from visiontune.run import Run
 from visiontune.training import forecast, loop
-from visiontune.training.batches import load_steps, plan_steps
 from visiontune.training.loop import train_run
 from visiontune.training.memory import LiveBytes
 from visiontune.training.plan import derive, plan_run
@@ -64,21 +63,7 @@ def test_tokens_padding_and_checkpoints_are_those_that_were_foreseen(mixed: Data
 @pytest.mark.parametrize("changes", [{}, LORA, {**LORA, "machine.recompute": True}, {"batch.packing": True}])
 def test_the_memory_of_a_step_is_that_of_the_allocator(mixed: Dataset, tmp_path: Path, changes: dict[str, Any]) -> None:
     session = set_up(run := planned(mixed, tmp_path / "run", **changes), run.recipe, Ranks("cpu"))
-    recipe, module = session.recipe, session.module
-    set_training_mode(module, session.adapter.network, session.adapter.parts, recipe.parts)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
-    highest = 0
-    for step, batches in load_steps(plan_steps(session.order, session.lengths, recipe.batch, 0, 4), session.reading):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-            loop._step(session, step, batches, check=False)
-        results: Any = profiled.profiler
-        events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
-        now = held + sum(t.numel() * t.element_size() for _, batch in batches for t in batch.tensors.values())
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            now += event.nbytes()
-            highest = max(highest, now)
-        held += sum(event.nbytes() for event in events)
-    assert session.predicted_bytes == pytest.approx(highest, rel=0.05)
+    assert session.predicted_bytes == pytest.approx(peak_of_steps(session, 4), rel=0.05)
 
 
 def test_live_bytes_count_each_storage_once_and_until_nobody_holds_it() -> None:
