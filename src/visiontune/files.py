@@ -91,3 +91,13 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, int | str]:
+    """What a file is known again by: {"bytes", "sha256"}."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def is_same_file(path: Path, known: Mapping[str, Any]) -> bool:
+    """Whether a file is there and has that fingerprint; its size is looked at first."""
+    return path.is_file() and path.stat().st_size == known["bytes"] and file_sha256(path) == known["sha256"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from visiontune.api.answer_verbs import refuse
 from visiontune.api.data_verbs import Source
-from visiontune.errors import CertificateError, DataError, RecipeError, RunError, VisiontuneError
+from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
 from visiontune.progress import note
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from visiontune.exports.weights import DataType
 
 
-COMPARED = 64  # inputs
 FORMS = ("adapter", "merged", "gguf", "onnx")
 
 
@@ -65,17 +64,22 @@ def export(
         raise VisiontuneError(
             f"'{quantisation}' is no type of an ONNX graph.", where="--quant", fix="int8, or leave it out"
         )
-    refuse_unused(forms, {"quant": quantisation, "samples": samples, "limit": limit}, ("gguf", "onnx"))
-    refuse_unused(forms, {"with-inputs": with_inputs or None}, ("gguf",))
-    refuse_unused(forms, {"dtype": dtype}, ("merged",))
-    refuse_unused(["push"] if push else [], {"public": public or None}, ("push",))
+    these = f"An export to {', '.join(forms)} takes"
+    if not {"gguf", "onnx"} & set(forms):
+        refuse({"quant": quantisation, "samples": samples, "limit": limit}, these)
+    if "gguf" not in forms:
+        refuse({"with_inputs": with_inputs or None}, these)
+    if "merged" not in forms:
+        refuse({"dtype": dtype}, these)
+    if push is None:
+        refuse({"public": public or None}, "An export that is not pushed takes")
     if opened.recipe.responses is not None:
         raise RunError(
             "A run on recordings has no form for other software.",
             where=str(opened.recipe_path),
             fix=f"visiontune predict {opened.path} movie.npy, or train --from {opened.path}",
         )
-    samples = COMPARED if samples is None else samples
+    compared: dict[str, Any] = {"limit": limit} | ({} if samples is None else {"samples": samples})
     if plain := [form for form in forms if form in ("adapter", "merged")]:
         from visiontune.exports.weights import export_weights
 
@@ -84,9 +88,8 @@ def export(
         from visiontune.exports.ship import ship
         from visiontune.report import write_report
 
-        options: dict[str, Any] = {"samples": samples, "limit": limit, "with_inputs": with_inputs}
         try:
-            ship(opened, folders["gguf"], quantisation or "q8_0", step=step, **options)
+            ship(opened, folders["gguf"], quantisation or "q8_0", step=step, with_inputs=with_inputs, **compared)
         finally:
             write_report(opened)
     if "onnx" in forms:
@@ -94,7 +97,7 @@ def export(
         from visiontune.report import write_report
 
         try:
-            ship_onnx(opened, folders["onnx"], step=step, int8=quantisation == "int8", samples=samples, limit=limit)
+            ship_onnx(opened, folders["onnx"], step=step, int8=quantisation == "int8", **compared)
         finally:
             write_report(opened)
     if push is not None:
@@ -102,15 +105,6 @@ def export(
 
         push_folders(folders, push, private=not public)
     return folders
-
-
-def refuse_unused(forms: Sequence[str], options: dict[str, Any], of: Sequence[str]) -> None:
-    """Raise RecipeError for an option that is given and is of none of these forms."""
-    given = [name for name, value in options.items() if value is not None]
-    if given and not set(forms) & set(of):
-        raise RecipeError(
-            f"--{given[0]} is of {' and '.join(of)}.", where=f"--{given[0]}", fix="leave it out, or ask for that form"
-        )
 
 
 def verify(path: Source, *, run: Source | None = None, data: Source | None = None) -> list[Check]:

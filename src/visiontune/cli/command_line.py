@@ -81,10 +81,8 @@ def _run(given: list[str], as_json: bool, debug: bool) -> int:
             bound.arguments["overrides"] = overrides
         answer = command(*bound.args, **bound.kwargs)
     except CycloptsError as error:
-        verb = next((name for name in given[:1] if name in VERBS), None)
-        _complain(
-            {"found": str(error), "where": None, "fix": f"visiontune {verb + ' ' if verb else ''}--help"}, as_json
-        )
+        verb = f"{given[0]} " if given and given[0] in VERBS else ""
+        _complain({"found": str(error), "where": None, "fix": f"visiontune {verb}--help"}, as_json)
         return USAGE_ERROR
     except VisiontuneError as error:
         if debug:

@@ -19,7 +19,7 @@ from visiontune.exports.gguf_check import check_layout
 from visiontune.exports.reference import Reference, image_of
 from visiontune.exports.runtime import MARKER, Runtime
 from visiontune.exports.shipment import Shipment, answer, open_runtime, png, prediction, read_shipment
-from visiontune.files import file_sha256, write_json
+from visiontune.files import is_same_file, write_json
 from visiontune.machine import cores, processor
 from visiontune.metrics.text import score_texts
 from visiontune.progress import progress
@@ -130,7 +130,7 @@ def check_files(folder: Path, shipment: Shipment, certified: Mapping[str, Any] |
             entry = certified.get(name)
             if entry is None:
                 return Check("files", "failed", f"{name} is not in the certificate")
-            if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+            if not is_same_file(path, entry):
                 return Check("files", "failed", f"{name} is not the file that was certified")
     return Check("files", "passed", f"{shipment.text_model} and {shipment.projector}")
 

@@ -41,7 +41,7 @@ from visiontune.training.rows import first_rows
 from visiontune.training.teacher_targets import overall_threshold
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
-COMPARED = 32
+COMPARED = 64
 CALIBRATION_IMAGES = 64
 NOTHING_RIGHT = 0.5  # the score from which on to show objects, of a model that finds none right
 BILINEAR = 2  # Pillow's number of the filter

@@ -46,7 +46,7 @@ from visiontune.exports.reference import (
 from visiontune.exports.shipment import LabelTokens, Shipment
 from visiontune.exports.unfinished import Unfinished
 from visiontune.exports.weights import trained_names, write_merged
-from visiontune.files import file_sha256, write_json, written_whole
+from visiontune.files import file_sha256, fingerprint, write_json, written_whole
 from visiontune.machine import versions
 from visiontune.models.text import TextAdapter, writes_text
 from visiontune.progress import note, progress
@@ -253,9 +253,7 @@ def _write_files(trained: Trained, folder: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(merged, ignore_errors=True)
     shipment.write(folder)
-    files = {
-        file.path.name: {"bytes": file.bytes, "sha256": file_sha256(file.path), "types": file.types} for file in written
-    }
+    files = {file.path.name: {**fingerprint(file.path), "types": file.types} for file in written}
     predicted = dict(zip(files, (size for size in expected if size is not None), strict=True))
     return {"files": files, "predicted": predicted, "weights": asdict(weights)}
 

@@ -19,7 +19,7 @@ from visiontune.exports.certificate import CERTIFICATE_NAME, LIMITS, SCHEMA_VERS
 from visiontune.exports.object_agreement import ObjectLimits
 from visiontune.exports.objects_reloaded import RELOADED_LIMITS, check_reloaded_objects, found_by
 from visiontune.exports.reference import Reference, chosen
-from visiontune.files import file_sha256, folder_written_whole, write_json
+from visiontune.files import fingerprint, folder_written_whole, is_same_file, write_json
 from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.labels import LabelTree
@@ -91,18 +91,15 @@ def verify_weights(folder: Path, run: Run | None) -> list[Check]:
     """The certificate of an `adapter` or `merged` folder again: its files are those that were certified, and with the
     run the folder is loaded and compared with the trained model anew."""
     value = json.loads((folder / CERTIFICATE_NAME).read_text(encoding="utf-8"))
-    changed = [name for name, sha256 in value["files"].items() if not _is_file(folder / name, sha256)]
-    if changed:
+    if "files" not in value:
+        raise CertificateError("This certificate names no files.", where=str(folder), fix="export the run again")
+    if changed := [name for name, known in value["files"].items() if not is_same_file(folder / name, known)]:
         return [Check("files", "failed", f"missing, or not as certified: {', '.join(changed)}")]
     files = Check("files", "passed", f"{', '.join(value['files'])} as certified")
     if run is None:
         return [files]
     trained, adapter, _ = _loaded(run, value["step"])
     return [files, *_held_to(run, folder, value["form"], value["dtype"], trained, adapter)[0]]
-
-
-def _is_file(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_sha256(path) == sha256
 
 
 def _loaded(run: Run, step: int | None) -> "tuple[_Answered | _Found | None, ModelAdapter, int]":
@@ -184,7 +181,7 @@ def _write_certificate(
         "step": step,
         "limits": asdict(limits),
         "checks": [check.to_json() for check in checks],
-        "files": {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+        "files": {path.name: fingerprint(path) for path in sorted(folder.glob("*.safetensors"))},
         "versions": versions(),
     }
     write_json(folder / CERTIFICATE_NAME, value)

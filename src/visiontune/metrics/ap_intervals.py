@@ -107,12 +107,10 @@ def difference_of_halves(value: float, of_halves: Floats, images: int) -> Metric
 
     What either gains from luck is left alone: it is of the same size in both.
     """
-    of_halves = of_halves[~np.isnan(of_halves)]
-    if len(of_halves) < 2 or np.ptp(of_halves) < 1e-12:
+    reach = _reach(of_halves, images)
+    if reach is None:
         share = widest_error_rate(images)
         return Metric(value, value - share * (value + 1), value + share * (1 - value), images)
-    half = images // 2
-    reach = DEVIATIONS * float(of_halves.std(ddof=1)) * (half / (images - half)) ** 0.5
     return Metric(value, max(-1.0, value - reach), min(1.0, value + reach), images)
 
 
@@ -143,13 +141,21 @@ def _mean_over_classes(of_class: Floats) -> Floats:
 def _metric(value: float | None, of_halves: Floats, images: int) -> Metric:
     if value is None:
         return NOTHING_COUNTED
-    of_halves = of_halves[~np.isnan(of_halves)]
-    if len(of_halves) < 2 or np.ptp(of_halves) < 1e-12:
+    reach = _reach(of_halves, images)
+    if reach is None:
         # Halves that never vary claim no certainty: a share of the images could still be anything (intervals.mean).
         share = widest_error_rate(images)
         return Metric(value, value - share * value, value + share * (1 - value), images)
     half = images // 2
-    reach = DEVIATIONS * float(of_halves.std(ddof=1)) * (half / (images - half)) ** 0.5
-    gain = (float(of_halves.mean()) - value) / ((images / half) ** GAIN_FALLS - 1)
+    gain = (float(np.nanmean(of_halves)) - value) / ((images / half) ** GAIN_FALLS - 1)
     low, high = min(value, value - gain - reach), max(value, value - gain + reach)
     return Metric(value, max(0.0, low), min(1.0, high), images)
+
+
+def _reach(of_halves: Floats, images: int) -> float | None:
+    """How far an interval reaches to either side of a figure, from that of halves; None where those never vary."""
+    of_halves = of_halves[~np.isnan(of_halves)]
+    if len(of_halves) < 2 or np.ptp(of_halves) < 1e-12:
+        return None
+    half = images // 2
+    return DEVIATIONS * float(of_halves.std(ddof=1)) * (half / (images - half)) ** 0.5

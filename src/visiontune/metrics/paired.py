@@ -53,15 +53,15 @@ def paired_texts(
     first: Sequence[Prediction], second: Sequence[Prediction], labels: Sequence[str] | None, seed: int = 0
 ) -> list[Paired]:
     """Every metric of two models' answers to the same samples, in the same order, all with their truth."""
-    scored = [score_texts(predictions, labels, seed) for predictions in (first, second)]
     counting = free_text if labels is None else matches
     tables: list[Mapping[str, Counted]] = [counting(predictions) for predictions in (first, second)]
     found = [
-        Paired(name, scored[0].metrics[name], scored[1].metrics[name], _difference(one, tables[1][name], seed))
+        Paired(name, one.metric(seed), tables[1][name].metric(seed), _difference(one, tables[1][name], seed))
         for name, one in tables[0].items()
         if name in tables[1]
     ]
     if labels is not None:
+        scored = [score_texts(predictions, labels, seed) for predictions in (first, second)]
         places = [label_places(predictions, labels) for predictions in (first, second)]
         outside = [Counted((place[:, 1] == len(labels)).astype(np.float64)) for place in places]
         differences = {
@@ -93,9 +93,10 @@ def paired_objects(
     made = []
     for kind, prefix in kinds:
         pairs = [coco_pair(truths, targets, sizes, classes, kind) for targets in found]
+        figures = [curves(pair).figures() for pair in pairs]
         halves = [halved(pair, HALVES, seed)[0] for pair in pairs]
         for name, of_halves in (("ap", [h.mean(axis=1) for h in halves]), ("ap50", [h[:, 0] for h in halves])):
-            values = [curves(pair).figures()[name] for pair in pairs]
+            values = [one[name] for one in figures]
             one, other = (Metric(value, None, None, len(truths)) for value in values)
             made.append(Paired(f"{prefix}_{name}", one, other, _of_halves(values, of_halves, len(truths))))
     return made

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from visiontune.data.order import Draws
 from visiontune.errors import MachineError, RunError
-from visiontune.files import file_sha256, folder_written_whole, write_json
+from visiontune.files import fingerprint, folder_written_whole, is_same_file, write_json
 from visiontune.progress import warn
 from visiontune.run import Run
 
@@ -69,10 +69,7 @@ def save(
             if average is not None:
                 save_file(_on_cpu(average), folder / AVERAGE)
             names = (WEIGHTS, OPTIMIZER, STATE, *(() if average is None else (AVERAGE,)))
-            sizes = {
-                name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in names
-            }
-            write_json(folder / MANIFEST, sizes)
+            write_json(folder / MANIFEST, {name: fingerprint(folder / name) for name in names})
     except (OSError, SafetensorError) as error:
         steps = run.checkpoint_steps()
         raise MachineError(
@@ -126,7 +123,7 @@ def load(run: Run, step: int, *, with_optimizer: bool = True) -> Checkpoint:
         )
     for name, written in manifest.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != written["bytes"] or file_sha256(path) != written["sha256"]:
+        if not is_same_file(path, written):
             raise RunError(
                 f"The checkpoint of step {step} is damaged: {name} is not what was written.",
                 where=str(path),

@@ -34,9 +34,9 @@ COMPARED = 32  # documents that baselines are asked about
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One answer: its text, its scores (confidence, and whether it was cut where it was generated), and the
-    probabilities of the labels where these were scored."""
+class Written:
+    """What the model wrote about one question: the text, its scores (confidence, and of generated text whether it was
+    cut), and the probabilities of the labels where these were scored."""
 
     text: str
     scores: dict[str, float]
@@ -101,7 +101,7 @@ def predict_split(
     indexes = [dataset.index(split) for dataset in datasets]
     how: dict[str, Any] = {"limit": limit, "rows": rows, "extra": recipe.evaluation.max_new_tokens}
     total, batches = split_batches(adapter.encoder, datasets, indexes, split, recipe, ranks, with_answer=False, **how)
-    answers: list[tuple[tuple[int, int], Answered]] = []
+    answers: list[tuple[tuple[int, int], Written]] = []
     tree = tree_to_score(adapter, closed_labels(datasets), recipe)
     adapter.trained_module.eval()
     with progress(f"answering {split}", total, "samples", show=show and ranks.is_first) as advance:
@@ -121,18 +121,18 @@ def predict_split(
 
 def _answer(
     adapter: TextAdapter, batch: Batch, tree: LabelTree | None, recipe: Recipe, device: torch.device
-) -> list[Answered]:
+) -> list[Written]:
     with autocast(device, recipe.machine.precision):
         if tree is None:
             made = adapter.trace(batch.to(device), recipe.evaluation.max_new_tokens)
             return [
-                Answered(one.text, {"confidence": one.probability, AT_LENGTH_LIMIT: float(not one.ended)})
+                Written(one.text, {"confidence": one.probability, AT_LENGTH_LIMIT: float(not one.ended)})
                 for one in made
             ]
         probabilities = np.exp(adapter.score_labels(batch.to(device), tree))
     best = probabilities.argmax(axis=1)
     return [
-        Answered(tree.labels[c], {"confidence": float(row[c])}, LabelProbabilities(tree.labels, row))
+        Written(tree.labels[c], {"confidence": float(row[c])}, LabelProbabilities(tree.labels, row))
         for c, row in zip(best, probabilities, strict=True)
     ]
 

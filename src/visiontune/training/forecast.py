@@ -14,10 +14,9 @@ from visiontune.models.adapter import ModelAdapter
 from visiontune.models.parts import trained_tensors
 from visiontune.models.text import TextEncoder
 from visiontune.recipe import Recipe
-from visiontune.training.batches import plan_window
+from visiontune.training.batches import DRAWN_AT_ONCE, plan_window
 
 FORECAST_NAME = "forecast.json"
-DRAWN_AT_ONCE = 65536
 WINDOWS_PLANNED = 32  # of these the padding is counted
 ADAM_MOMENTS = 2
 BESIDE_THEM = 64 * 1024  # bytes of a checkpoint's other files and of the headers of its tensors
@@ -96,9 +95,8 @@ def forecast(
             tokens += int(length[rows].sum())
             image_tokens += 0 if images is None else int(images[dataset][rows].sum())
     rows = sum(min(len(one), recipe.data.limit or len(one)) for one in lengths)
-    disk = {
-        "checkpoints": _checkpoint_bytes(recipe, adapter) * (recipe.checkpoints.keep + 2)
-    }  # the best, and a new one
+    checkpoints = recipe.checkpoints.keep + 2  # the best one too, and one that is being written
+    disk = {"checkpoints": checkpoints * _checkpoint_bytes(recipe, adapter)}
     if features_bytes:
         disk["features"] = features_bytes
     return Forecast(

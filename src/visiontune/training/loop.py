@@ -70,9 +70,12 @@ def dry_run(run: Run) -> Forecast:
     hardware(recipe.machine.device)
     torch.set_num_threads(recipe.machine.threads)
     session = set_up(run, recipe, Ranks(recipe.machine.device), dry=True)
-    resolve_hours(session, lambda step, batches: _computed(session, step, batches))
-    found = foresee(session)
-    step, evaluation = timed(session, lambda step, batches: _computed(session, step, batches))
+
+    def computed(step: int, batches: list[tuple[int, Batch]]) -> None:
+        _computed(session, step, batches)
+
+    clock = resolve_hours(session, computed) or timed(session, computed)
+    found, (step, evaluation) = foresee(session), clock
     evaluations = -(-found.steps // session.recipe.evaluation.every)
     seconds = found.steps * step + evaluations * evaluation
     return replace(found, step_seconds=step, evaluation_seconds=evaluation, seconds=seconds)

@@ -20,17 +20,17 @@ TIMES = 10  # evaluations and checkpoints of a run
 Computed = Callable[[int, list[tuple[int, Batch]]], None]
 
 
-def resolve_hours(session: Session, computed: Computed) -> None:
+def resolve_hours(session: Session, computed: Computed) -> tuple[float, float] | None:
     """Give the session, and the run folder, a recipe in which `schedule.hours` has become `schedule.steps`.
 
     `computed` does all of a step (its number, its micro-batches) but the update. Nothing is learned here. All ranks
-    agree on the slowest. A resumed run finds the steps that were recorded. Raises RecipeError where the time is not
-    enough for a step.
+    agree on the slowest. A resumed run finds the steps that were recorded. Returns what was `timed`; None where the
+    recipe has no hours. Raises RecipeError where the time is not enough for a step.
     """
     recipe, ranks = session.recipe, session.ranks
     hours = recipe.schedule.hours
     if hours is None:
-        return
+        return None
     step_seconds, evaluation_seconds = timed(session, computed)
     left = hours * 3600 * KEPT - TIMES * evaluation_seconds
     steps = int(left / step_seconds)
@@ -48,6 +48,7 @@ def resolve_hours(session: Session, computed: Computed) -> None:
         session.recipe.save(session.run.recipe_path)
         note(f"{steps} steps: {reason}")
     ranks.wait()
+    return step_seconds, evaluation_seconds
 
 
 def timed(session: Session, computed: Computed) -> tuple[float, float]:
