@@ -32,7 +32,8 @@ from visiontune.errors import ReceiptError
 from visiontune.machine import hardware
 from visiontune.models.deepseek_ocr_tiny import build_first, build_second
 from visiontune.models.sam import SamAdapter, SamEncoder
-from visiontune.recipe import Data, DatasetUse, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data, DatasetUse
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 from visiontune.training.plan import derive, plan_run

@@ -11,7 +11,7 @@ from PIL import Image
 
 from visiontune.data.objects import Objects, Rle
 from visiontune.data.sample import ImageFile, Images, Sample
-from visiontune.recipe import Data, DatasetUse
+from visiontune.recipe_sections import Data, DatasetUse
 
 
 def data(side: int) -> Data:

@@ -14,7 +14,8 @@ from visiontune.data.annotations.masks import from_pixels
 from visiontune.data.objects import Objects
 from visiontune.models.adapter import Batch
 from visiontune.models.objects import ObjectAdapter, ObjectEncoder
-from visiontune.recipe import Data, DatasetUse, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data, DatasetUse
 from visiontune.training.teacher import Finder, Teacher
 
 CLASSES = ("cat", "dog", "owl")

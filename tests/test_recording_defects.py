@@ -22,7 +22,8 @@ from visiontune.data.split import SPLITS
 from visiontune.errors import RecipeError, RunError
 from visiontune.models.cortex import ClipEncoder, CortexAdapter
 from visiontune.models.cortex_network import Cortex, CortexConfig
-from visiontune.recipe import Optimizer, ResponseChoices, check_names
+from visiontune.recipe import ResponseChoices, check_names
+from visiontune.recipe_sections import Optimizer
 from visiontune.training import optimizer
 
 SHAPE = {"channels": (4,), "kernels": (3,), "temporal_kernels": (1,), "strides": (1,), "pools": (1,)}

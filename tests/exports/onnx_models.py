@@ -20,7 +20,8 @@ from visiontune.files import file_sha256
 from visiontune.models import rf_detr, sam
 from visiontune.models.parts import apply_states
 from visiontune.models.rf_detr_tiny import tiny_config
-from visiontune.recipe import Data, DatasetUse, Lora, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data, DatasetUse, Lora
 from visiontune.training.evaluate_objects import prompts_of
 
 SIDE = 64

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from visiontune.models.load import build_tiny, load_adapter
 from visiontune.models.parts import apply_states, save_adapter
-from visiontune.recipe import Data, DatasetUse, Lora
+from visiontune.recipe_sections import Data, DatasetUse, Lora
 
 TEXTS = ("What is it?", "A cat.", "Be brief.")
 LAYERS = {"self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"}, "mlp": {"gate_proj", "up_proj", "down_proj"}}

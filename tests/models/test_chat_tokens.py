@@ -10,7 +10,7 @@ from visiontune.data.sample import Images, Sample, Text
 from visiontune.data.turns import Turn, to_messages
 from visiontune.errors import DataError, ModelError
 from visiontune.models.load import load_adapter
-from visiontune.recipe import Data, DatasetUse
+from visiontune.recipe_sections import Data, DatasetUse
 
 TURNS = (
     Turn("system", ("Be brief.",)),

@@ -19,7 +19,8 @@ from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.labels import LabelTree
 from visiontune.models.load import build_tiny, chat_prompt, load_adapter
 from visiontune.models.parts import check_parts
-from visiontune.recipe import Data, Recipe
+from visiontune.recipe import Recipe
+from visiontune.recipe_sections import Data
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 

@@ -26,7 +26,8 @@ from visiontune.models.grounding_dino import GroundingDinoAdapter, build_tiny, b
 from visiontune.models.load import native_image_size
 from visiontune.models.parts import apply_states, check_parts, save_adapter
 from visiontune.models.set_loss import targets_of
-from visiontune.recipe import Lora, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Lora
 
 CLASSES = ("red square", "blue disc")
 KINDS = {"mm": build_tiny, "original": build_tiny_original}

@@ -15,7 +15,7 @@ from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch
 from visiontune.models.labels import LabelTree
 from visiontune.models.load import build_tiny, load_adapter, native_image_size, page_tokens
-from visiontune.recipe import Data, DatasetUse
+from visiontune.recipe_sections import Data, DatasetUse
 
 NAMES = ("tiny/qwen-vl", "tiny/qwen3-vl", "tiny/gemma3")
 TEXTS = ("What is it?", "Which is larger, and why?", "A cat.", "The second one, because it is nearer.", "Be brief.")

@@ -16,7 +16,8 @@ from visiontune.models.deepseek_ocr import load
 from visiontune.models.load import build_tiny
 from visiontune.models.moe_dropout import attach
 from visiontune.models.parts import apply_states
-from visiontune.recipe import Data, Lora, MoeDropout, PartState, Recipe
+from visiontune.recipe import MoeDropout, Recipe
+from visiontune.recipe_sections import Data, Lora, PartState
 
 
 @pytest.fixture(scope="module", params=["tiny/deepseek-ocr", "tiny/deepseek-ocr2"])

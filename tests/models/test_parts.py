@@ -25,7 +25,8 @@ from visiontune.models.parts import (
     tensors_sha256,
     trained_tensors,
 )
-from visiontune.recipe import Lora, PartState, Recipe
+from visiontune.recipe import Recipe
+from visiontune.recipe_sections import Lora, PartState
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0)
 NAMES = ("vision_encoder", "projector", "language_model", "embeddings")

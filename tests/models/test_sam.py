@@ -20,7 +20,8 @@ from visiontune.models.adapter import Features
 from visiontune.models.load import is_segmenter, native_image_size
 from visiontune.models.parts import apply_states, check_parts
 from visiontune.models.sam_loss import object_losses
-from visiontune.recipe import Lora, ObjectChoices, PartState
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Lora, PartState
 
 SIDE = 64
 CLASSES = ("light", "dark")

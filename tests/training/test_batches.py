@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from visiontune.data.dataset import Dataset
 from visiontune.data.order import Order
 from visiontune.models.load import load_adapter
-from visiontune.recipe import Batch, Recipe
+from visiontune.recipe import Recipe
+from visiontune.recipe_sections import Batch
 from visiontune.training.batches import MicroBatch, Reading, load_steps, plan_steps, plan_window, promised
 
 

@@ -20,7 +20,8 @@ from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.load import build_tiny_finder, load_adapter
 from visiontune.models.objects import nothing
-from visiontune.recipe import Data, DatasetUse, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data, DatasetUse
 from visiontune.training import distil as module
 from visiontune.training.batches import Reading
 from visiontune.training.distil import distil

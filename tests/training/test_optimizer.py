@@ -6,7 +6,7 @@ from torch import nn
 
 from visiontune.errors import RecipeError
 from visiontune.models.parts import Part
-from visiontune.recipe import Optimizer, Schedule
+from visiontune.recipe_sections import Optimizer, Schedule
 from visiontune.training import optimizer as optimizers
 
 PARTS = (Part("a", ("0",)), Part("b", ("1",)))

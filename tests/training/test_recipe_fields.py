@@ -12,8 +12,9 @@ from PIL import Image
 
 import visiontune
 from tests.conftest import QUICK
-from tests.models import test_four_bit
+from tests.models import test_compiled, test_four_bit
 from tests.training import (
+    test_attention,
     test_document_recipes,
     test_document_runs,
     test_features,
@@ -26,7 +27,6 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.turns import question
 from visiontune.errors import DataError, MachineError, ModelError, RecipeError
 from visiontune.machine import hardware
-from visiontune.models.compiled import compile_layers
 from visiontune.recipe import Recipe, field_names
 from visiontune.run import Run
 from visiontune.training import loop, scoring
@@ -147,7 +147,6 @@ def test_the_field_of_a_device_changes_the_losses(field: str, plan_for_device: P
 
 
 def test_the_marker_is_what_the_app_writes_and_no_question_may_hold_it(plan_for_device: Plan) -> None:
-    from visiontune.training.model import load_base
 
     usual, other = plan_for_device("usual", {}), plan_for_device("other", {"device.marker": "<img>"})
     prompts = [run.recipe.device.prompt_for("Who?") for run in (usual, other) if run.recipe.device]
@@ -241,7 +240,6 @@ def test_scored_answers_are_labels_and_generated_ones_what_the_model_says(plan: 
 
 def test_labels_are_scored_where_there_are_labels_and_nothing_else_can_be(recipe_of: Recipe, plan: Plan) -> None:
     from visiontune.training.evaluate import tree_to_score
-    from visiontune.training.model import load_base
 
     assert recipe_of.evaluation.answers == "scored"
     run = plan("scored")
@@ -254,7 +252,6 @@ def test_labels_are_scored_where_there_are_labels_and_nothing_else_can_be(recipe
 
 def test_a_label_longer_than_an_answer_may_be_is_refused_by_name(plan: Plan) -> None:
     from visiontune.training.evaluate import label_tree
-    from visiontune.training.model import load_base
 
     run = plan("short", {"evaluation.max_new_tokens": 3})
     with pytest.raises(DataError, match=r"takes \d+ tokens; 3 are allowed") as caught:
@@ -276,7 +273,7 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
     by_name = {
         "model.revision": test_revision_is_handed_to_the_hub,
         "model.four_bit": test_four_bit.test_a_run_on_four_bits_learns_resumes_and_keeps_its_base,
-        "machine.attention": test_flash_attention_is_asked_of_the_model_and_refused_where_it_cannot_compute,
+        "machine.attention": test_attention.test_flash_attention_is_asked_of_the_model_or_refused,
         "model.allow_missing": test_lightning_runs.test_what_a_checkpoint_lacks_has_to_be_allowed_and_is_trained,
         "data.pages": test_document_runs.test_other_pages_than_those_of_the_dataset_are_refused,
         "data.datasets": test_datasets_and_weights_decide_what_is_drawn,
@@ -313,7 +310,7 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "responses.rate": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "responses.behaviour": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "schedule.hours": test_response_runs.test_hours_become_a_recorded_number_of_steps,
-        "machine.compile": test_compiled_layers_leave_the_losses_and_answer_uncompiled,
+        "machine.compile": test_compiled.test_compiled_layers_leave_the_losses_and_answer_uncompiled,
         "tracking.trackers": test_trackers.test_tensorboard_shows_each_step_once_with_the_numbers_of_the_metrics,
         "tracking.project": test_trackers.test_wandb_goes_on_in_one_run_of_the_project,
         "machine.recompute": test_recomputing_layers_keeps_less_and_leaves_the_losses,
@@ -419,7 +416,6 @@ def test_tokens_cut_micro_batches_and_leave_the_result(plan: Plan) -> None:
 
 
 def test_packing_leaves_no_padding_and_the_result(plan: Plan) -> None:
-    from visiontune.training.model import load_base
 
     overrides = {**BASE, "lora.dropout": 0.0}
     padded = train_run(plan("padded", overrides))
@@ -441,59 +437,6 @@ def test_recomputing_layers_keeps_less_and_leaves_the_losses(plan: Plan) -> None
         predicted.append(opened.predicted_bytes)
     assert predicted[1] < predicted[0]
     assert losses(train_run(again)) == losses(kept)
-
-
-def test_flash_attention_is_asked_of_the_model_and_refused_where_it_cannot_compute(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import importlib.util
-
-    from transformers import PreTrainedModel
-
-    from visiontune.training import model
-
-    with pytest.raises(MachineError, match="computes on CUDA"):
-        train_run(plan("cpu", {"machine.attention": "flash"}))
-    machine = plan("other").recipe.machine.model_copy(update={"device": "cuda"})
-    with pytest.raises(RecipeError, match="bf16 or fp16"):
-        model.refuse_flash(machine)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(MachineError, match="package flash-attn is missing"):
-        model.refuse_flash(machine.model_copy(update={"precision": "bf16"}))
-    monkeypatch.undo()
-
-    asked: list[str] = []
-    monkeypatch.setattr(model, "refuse_flash", lambda _: None)
-    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda _, name: asked.append(name))
-    for name in ("sdpa", "flash"):
-        run = plan(name, {"machine.attention": name})
-        model.load_base(run, run.recipe, torch.device("cpu"))
-    assert asked == ["flash_attention_2"]
-
-
-def test_compiled_layers_leave_the_losses_and_answer_uncompiled(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced as for any backend; what the traced graphs are made into is torch's affair, and would take a minute."""
-    from torch._dynamo.testing import CompileCounter
-
-    graphs = CompileCounter()
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, backend=graphs, **options))
-    run = plan("answers")
-    adapter: Any = load_base(run, run.recipe, torch.device("cpu"))
-    assert compile_layers(adapter.network) == 4
-    batch = adapter.encoder.collate(
-        [adapter.encoder.encode(Dataset.open(run.recipe.data.datasets[0].path).sample("train", 0))]
-    )
-    with torch.no_grad():
-        adapter.losses(batch)
-    assert graphs.frame_count == 0, "what learns nothing is not compiled"
-
-    overrides = {**BASE, "lora.dropout": 0.0, "batch.tokens": 200, "machine.recompute": True}
-    plain = train_run(plan("plain", overrides))
-    compiled = train_run(plan("compiled", {**overrides, "machine.compile": True}))
-    assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)
-    assert 0 < graphs.frame_count <= 8, "few graphs for all layers and lengths"
-    torch.compiler.reset()
 
 
 def test_an_absent_device_is_an_error_before_anything_is_loaded(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -602,7 +545,6 @@ def test_epochs_and_limit_decide_the_steps(digits: Dataset, tiny_checkpoint: Pat
 
 
 def test_buffers_keep_float32_in_a_run_of_lower_precision(plan: Plan) -> None:
-    from visiontune.training.model import load_base
 
     run = plan("bf16", {"machine.precision": "bf16"})
     network = load_base(run, run.recipe, torch.device("cpu")).network

@@ -139,8 +139,9 @@ def _plan(
     from visiontune.api.response_verbs import plan_responses, recordings_of
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
-    from visiontune.recipe import Tracking, check_names, fragment_names, validated
+    from visiontune.recipe import check_names, fragment_names, validated
     from visiontune.recipe_files import read_fragment, read_preset
+    from visiontune.recipe_sections import Tracking
     from visiontune.run import Run
     from visiontune.training.mixtures import shares as mixed
     from visiontune.training.plan import derive, plan_run, refuse_taken

@@ -13,9 +13,10 @@ from visiontune.contract import DeviceContract
 from visiontune.errors import RecipeError
 from visiontune.models.adapter import Batch, Layout
 from visiontune.models.deepseek_ocr_tiny import CHAT_TEMPLATE, LONGEST, PATCHES_A_SIDE, build_first, build_second
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, load_network, refuse_device
+from visiontune.models.generative import GenerativeAdapter, load_network, refuse_device
+from visiontune.models.generative_encoder import GenerativeEncoder
 from visiontune.models.parts import Part
-from visiontune.recipe import Data
+from visiontune.recipe_sections import Data
 
 build_tiny, build_tiny_2 = build_first, build_second
 

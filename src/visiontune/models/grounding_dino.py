@@ -34,7 +34,8 @@ from visiontune.models.set_loss import (
     targets_of,
     weight_of,
 )
-from visiontune.recipe import Data, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data
 
 _DECODER = ("layers", "layer_norm", "reference_points_head")
 _COMPARED = ("model.input_proj_vision", "model.text_projection", "class_embed")

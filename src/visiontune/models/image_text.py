@@ -16,7 +16,8 @@ from PIL.Image import Image, fromarray
 from visiontune.contract import DeviceContract
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch, Layout
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, load_network, refuse_device
+from visiontune.models.generative import GenerativeAdapter, load_network, refuse_device
+from visiontune.models.generative_encoder import GenerativeEncoder
 from visiontune.models.image_text_tiny import (
     LONGEST,
     MERGED,
@@ -26,7 +27,7 @@ from visiontune.models.image_text_tiny import (
     build_qwen3_vl,
 )
 from visiontune.models.parts import Part
-from visiontune.recipe import Data
+from visiontune.recipe_sections import Data
 
 build_tiny_qwen2_5_vl, build_tiny_qwen3_vl, build_tiny_gemma3 = build_qwen2_5_vl, build_qwen3_vl, build_gemma3
 

@@ -9,7 +9,8 @@ from visiontune.contract import DeviceContract
 from visiontune.errors import ModelError, RecipeError
 from visiontune.models.adapter import ModelAdapter
 from visiontune.models.text import TextEncoder
-from visiontune.recipe import Data, ObjectChoices, ResponseChoices
+from visiontune.recipe import ObjectChoices, ResponseChoices
+from visiontune.recipe_sections import Data
 
 # config.json's model_type -> the module that adapts it
 FAMILIES = {

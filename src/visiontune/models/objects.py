@@ -23,7 +23,8 @@ from visiontune.data.sample import Images, Sample
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.models.adapter import Batch, Encoder, Features, Layout, ModelAdapter, Supervision
 from visiontune.models.augment_objects import augmented_objects
-from visiontune.recipe import Data, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data
 
 BOXES_AGREE = 1e-3  # pixels, as a share of the image's longer side: float32 and back
 

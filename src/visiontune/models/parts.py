@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from visiontune.errors import ModelError, RecipeError
-from visiontune.recipe import Lora, PartState
+from visiontune.recipe_sections import Lora, PartState
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -26,7 +26,8 @@ from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncod
 from visiontune.models.parts import Part
 from visiontune.models.rf_detr_tiny import tiny_config, tiny_network
 from visiontune.models.set_loss import Targets
-from visiontune.recipe import Data, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data
 
 PARTS = (
     Part("vision_encoder", ("model.backbone.backbone",)),

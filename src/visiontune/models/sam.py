@@ -22,7 +22,8 @@ from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncod
 from visiontune.models.parts import Part
 from visiontune.models.sam_loss import TERMS, object_losses
 from visiontune.models.sam_tiny import build_sam, build_sam2
-from visiontune.recipe import Data, ObjectChoices
+from visiontune.recipe import ObjectChoices
+from visiontune.recipe_sections import Data
 
 CUTS_INTO_TILES = False
 TINY_IMAGE_SIZE = 64

@@ -10,10 +10,11 @@ from PIL.Image import Image
 
 from visiontune.contract import DeviceContract
 from visiontune.models.adapter import Batch, Layout
-from visiontune.models.generative import GenerativeAdapter, GenerativeEncoder, load_network
+from visiontune.models.generative import GenerativeAdapter, load_network
+from visiontune.models.generative_encoder import GenerativeEncoder
 from visiontune.models.parts import Part
 from visiontune.models.tiny_tokenizer import train_byte_level
-from visiontune.recipe import Data
+from visiontune.recipe_sections import Data
 
 PARTS = (
     Part("vision_encoder", ("model.vision_model",)),

@@ -22,7 +22,7 @@ from visiontune.models.adapter import Layout
 from visiontune.models.chat_tokens import Tokens
 from visiontune.models.smolvlm import SmolVLMEncoder, prompt_of
 from visiontune.models.text import Encoded
-from visiontune.recipe import Data
+from visiontune.recipe_sections import Data
 
 TILES = 2
 

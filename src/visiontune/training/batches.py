@@ -22,7 +22,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.order import Draws, Order, key, permute
 from visiontune.errors import VisiontuneError
 from visiontune.models.adapter import Batch, Encoder
-from visiontune.recipe import Batch as BatchRecipe
+from visiontune.recipe_sections import Batch as BatchRecipe
 
 if TYPE_CHECKING:
     from visiontune.training.features import FeatureStore

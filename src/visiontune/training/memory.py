@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from visiontune.models.adapter import Batch, ModelAdapter
-from visiontune.recipe import Machine
+from visiontune.recipe_sections import Machine
 from visiontune.training.precision import autocast
 
 # What the CPU allocator and the MPS backend of torch say in a RuntimeError.

@@ -17,7 +17,8 @@ from visiontune.models.four_bit import quantise, refuse_four_bit
 from visiontune.models.load import is_tiny, load_adapter
 from visiontune.models.moe_dropout import attach
 from visiontune.models.parts import apply_states, train_in_float32
-from visiontune.recipe import Machine, Recipe, ResponseChoices
+from visiontune.recipe import Recipe, ResponseChoices
+from visiontune.recipe_sections import Machine
 from visiontune.run import Run
 from visiontune.training.checkpoint import load, put_tensors
 from visiontune.training.precision import DTYPES

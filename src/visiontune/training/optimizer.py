@@ -8,7 +8,7 @@ from torch import nn
 
 from visiontune.errors import RecipeError
 from visiontune.models.parts import Part, part_of, plain_name
-from visiontune.recipe import Optimizer, Schedule
+from visiontune.recipe_sections import Optimizer, Schedule
 
 
 def build(

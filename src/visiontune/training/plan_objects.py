@@ -12,7 +12,8 @@ from visiontune.errors import DataError, ModelError
 from visiontune.machine import Hardware
 from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
 from visiontune.models.objects import ObjectAdapter, finds_objects
-from visiontune.recipe import Data, DatasetUse, ObjectChoices, PartState, Recipe, parse
+from visiontune.recipe import ObjectChoices, Recipe, parse
+from visiontune.recipe_sections import Data, DatasetUse, PartState
 from visiontune.training.derived import Reasons, datasets_section, machine_section
 from visiontune.training.object_choices import object_choices
 

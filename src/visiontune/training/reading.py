@@ -13,7 +13,7 @@ from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, res
 from visiontune.errors import DataError, ModelError
 from visiontune.models.load import is_tiny, load_encoder, page_tokens
 from visiontune.progress import note
-from visiontune.recipe import Data, DatasetUse
+from visiontune.recipe_sections import Data, DatasetUse
 from visiontune.training.plan import bytes_of, image_choice, longest_sequence, page_side, question
 
 

@@ -20,7 +20,8 @@ from visiontune.files import write_json
 from visiontune.models.adapter import Batch, ModelAdapter
 from visiontune.models.parts import Part, PartSummary, part_of, tensors_sha256
 from visiontune.progress import Advance
-from visiontune.recipe import PartState, Recipe
+from visiontune.recipe import Recipe
+from visiontune.recipe_sections import PartState
 from visiontune.run import Run
 from visiontune.training.batches import Reading, SampleRef
 from visiontune.training.checkpoint import Progress

@@ -14,7 +14,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from visiontune.errors import MachineError
 from visiontune.files import write_json
 from visiontune.progress import warn
-from visiontune.recipe import Recipe, Tracking
+from visiontune.recipe import Recipe
+from visiontune.recipe_sections import Tracking
 from visiontune.run import Run
 from visiontune.training.callbacks import Callback
 
