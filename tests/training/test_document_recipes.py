@@ -12,7 +12,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.pages import DEFAULT_FONT, PageSpec, load_fonts, x_height
 from visiontune.errors import DataError, RecipeError
 from visiontune.machine import hardware
-from visiontune.models import generative
+from visiontune.models import generative_encoder
 from visiontune.models.load import load_adapter
 from visiontune.recipe import field_names
 from visiontune.recipe_files import presets, read_preset
@@ -121,7 +121,7 @@ def test_pages_are_augmented_in_training_alone_and_anew_in_each_epoch(
 
     assert (seen(3) == seen(3)).all() and (seen(3) != seen(4)).any() and (seen(3) != seen(None)).any()
     numbers: list[int] = []
-    monkeypatch.setattr(generative, "augmented_page", lambda page, *draws: (numbers.append(draws[-1]), page)[1])
+    monkeypatch.setattr(generative_encoder, "augmented_page", lambda page, *draws: (numbers.append(draws[-1]), page)[1])
     count = len(seen(3))
     assert count > 1 and len(set(numbers)) == count  # each page in its own way
 
