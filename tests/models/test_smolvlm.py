@@ -202,11 +202,11 @@ def test_a_trace_holds_transformers_own_tokens_and_log_probabilities(
             tokens.append(int(best.indices[0]))
             logs.append(best.values[0].item())
             margins.append((best.values[0] - best.values[1]).item())
-        assert trace.tokens == tuple(tokens)
+        assert trace.tokens == tuple(tokens) and trace.ended == (end in tokens)
         assert trace.log_probabilities == pytest.approx(logs, abs=1e-4)
         assert trace.margins == pytest.approx(margins, abs=1e-4)
         assert trace.text == opinionated.encoder.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    assert not ends or any(len(trace.tokens) < 6 for trace in traces)
+    assert any(trace.ended for trace in traces) == ends
     ((text, confidence), *_) = opinionated.generate(opinionated.encoder.collate(encoded, pad_left=True), 6)
     assert text == traces[0].text and confidence == pytest.approx(np.exp(sum(traces[0].log_probabilities)))
 

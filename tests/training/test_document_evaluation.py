@@ -26,10 +26,11 @@ from visiontune.machine import hardware
 from visiontune.run import Run
 from visiontune.training import baselines, ratios
 from visiontune.training.answers import Reply
-from visiontune.training.evaluate import answered
+from visiontune.training.evaluate import answered, predict_split
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained, open_datasets
 from visiontune.training.plan import derive, plan_run
+from visiontune.training.ranks import Ranks
 
 WORDS = ("river", "stone", "garden", "engine", "letter", "winter", "silver", "market")
 ROOT = Path(__file__).parents[2]
@@ -298,6 +299,24 @@ def test_each_baseline_asks_the_samples_own_question(
     wanted = [sample.target.prompt or "?" for sample in samples]
     assert len(set(wanted)) > 1 and len(asked) == 12
     assert all(question.endswith(wanted[i % 3]) for i, question in enumerate(asked))
+
+
+@pytest.mark.parametrize("limit", [1, 64])
+def test_predictions_say_whether_their_answer_was_cut_at_the_limit(
+    run: Run, questions: Dataset, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    adapter, _ = load_trained(run, run.recipe, CPU)
+    traced, ended = adapter.trace, []
+
+    def trace(*arguments: Any) -> list[Any]:
+        made = traced(*arguments)
+        ended.extend(one.ended for one in made)
+        return made
+
+    monkeypatch.setattr(adapter, "trace", trace)
+    recipe = run.recipe.changed({"evaluation.max_new_tokens": limit})
+    found = predict_split(adapter, [questions], "test", recipe, Ranks("cpu"), limit=3)
+    assert sorted(one.scores["at_length_limit"] for one in found) == sorted(float(not one) for one in ended)
 
 
 def test_predictions_say_how_long_their_document_was(copied: Run, questions: Dataset) -> None:

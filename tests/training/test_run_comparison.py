@@ -2,21 +2,27 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import visiontune
+from tests.coco_scenes import Scene, random_scene
 from tests.metrics.test_response_scores import session
 from visiontune.cli import main
-from visiontune.data.sample import Prediction, Text
+from visiontune.data.objects import Objects
+from visiontune.data.sample import ObjectPrediction, Prediction, Text
 from visiontune.errors import DataError, RecipeError, RunError
+from visiontune.metrics.object_scores import Prompts, score_objects
 from visiontune.metrics.predicted_session import PredictedSession
 from visiontune.metrics.response_scores import score_responses
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
+from visiontune.training.evaluate_objects import evaluate_split_of_objects
 from visiontune.training.evaluate_responses import evaluate_split_of_responses
 from visiontune.training.ranks import Ranks
 
@@ -98,12 +104,59 @@ def test_a_group_of_runs_is_refused_with_one_of_its_runs(evaluated: Evaluated, t
         visiontune.compare(tmp_path / "group", one.path)
 
 
+@pytest.fixture
+def detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs that found these objects in the images of a scene, scored as an evaluation scores them."""
+    monkeypatch.setattr(Run, "recipe", SimpleNamespace(target="objects"))
+
+    def make(name: str, scene: Scene, found: Sequence[Objects], prompts: Prompts = "none") -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("")
+        seen = zip(found, scene.truths, scene.sizes, strict=True)
+        made = [
+            ObjectPrediction(str(i), (), target, tuple(scene.class_names), size, truth)
+            for i, (target, truth, size) in enumerate(seen)
+        ]
+        evaluate_split_of_objects(Run(tmp_path / name), made, "test", Ranks("cpu"), 1, prompts, 0.0)
+        return tmp_path / name
+
+    return make
+
+
+def test_runs_that_find_objects_are_compared_by_ap_over_the_images_that_both_saw(detected: Callable[..., Path]) -> None:
+    scene = random_scene(5, images=30, classes=3, most_objects=5, detections=4, side=120)
+    good = [replace(truth, scores=np.ones(len(truth)), crowd=np.zeros(len(truth), bool)) for truth in scene.truths]
+    fewer = replace(scene, truths=scene.truths[:20], sizes=scene.sizes[:20])
+    found = visiontune.compare(detected("noisy", scene, scene.predictions), detected("good", fewer, good[:20]))
+    assert (found.n, len(found.only_first), found.only_second) == (20, 10, ())
+    assert {one.name: one.verdict for one in found.metrics} == {"box_ap": "better", "box_ap50": "better"}
+    scores = score_objects(fewer.truths, scene.predictions[:20], fewer.sizes, scene.class_names, halves=0)
+    assert found.metrics[0].first.value == pytest.approx(scores.metric("box_ap").value)
+
+
+def test_runs_that_answer_other_questions_are_not_compared(
+    detected: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = random_scene(6, images=4, classes=2, most_objects=3, detections=2, masks=True)
+    one = detected("one", scene, scene.predictions)
+    other = detected("other", replace(scene, class_names=["cell", "dust"]), scene.predictions)
+    with pytest.raises(DataError, match="different classes"):
+        visiontune.compare(one, other)
+    truths = [replace(found, scores=None) for found in scene.predictions]
+    drawn = detected("drawn", replace(scene, truths=truths), scene.predictions, "ground-truth boxes")
+    for pair in ((drawn, one), (one, drawn)):
+        with pytest.raises(RecipeError, match="in boxes that it is given") as caught:
+            visiontune.compare(*pair)
+        assert caught.value.where == str(drawn)
+    targets = {"one": "objects", "other": "text"}
+    monkeypatch.setattr(Run, "recipe", property(lambda run: SimpleNamespace(target=targets[run.path.name])))
+    with pytest.raises(RecipeError, match="One run learns objects, the other text"):
+        visiontune.compare(one, other)
+
+
 def test_recordings_are_compared_by_the_bins_that_both_runs_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-    from types import SimpleNamespace
-
     monkeypatch.setattr(Run, "recipe", SimpleNamespace(target="responses"))
     true = session("a", trials=30)
     flat = replace(true, rates=np.full_like(true.rates, 0.8))

@@ -81,8 +81,7 @@ def _evaluation(run: Run, split: str, name: str) -> Path:
 
 def _read(run: Run, split: str, from_json: Callable[[dict[str, Any]], T]) -> dict[str, T]:
     lines = _evaluation(run, split, "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    made = [from_json(json.loads(line)) for line in lines]
-    return {one.id: one for one in made if one.truth is not None}
+    return {one.id: one for one in (from_json(json.loads(line)) for line in lines)}
 
 
 def _classes(run: Run, split: str) -> tuple[str, ...]:
