@@ -36,7 +36,9 @@ CLIPS_SHOWN = {True: 24_000, False: 48_000}
 EPOCHS = (5, 60)
 READOUT_EPOCHS = 12
 CORE_RATE, READOUT_RATE = 5e-3, 2e-2
-PENALTIES = {"readout_l1": {"weight": 1e-3}, "smoothness": {"weight": 1e-3}}
+# Light, so that they cost little where data are plenty: ten times as much took two of a hundred parts of the oracle's
+# bits per spike from simulated sessions of ten minutes (bench/responses.py --set responses.penalties=...).
+PENALTIES = {"readout_l1": {"weight": 1e-4}, "smoothness": {"weight": 1e-4}}
 READOUT_PENALTIES = {"readout_l1": PENALTIES["readout_l1"]}
 
 
@@ -204,7 +206,7 @@ def _new_core(sessions: Sequence[RecordingSummary], on_cpu: bool, choose: Any) -
             "responses.temporal_taps", _taps(sessions[0].rate), f"{sessions[0].rate:g} bins a second"
         ),
         "core": "resnet",
-        "channels": choose("responses.channels", (64, 32), f"frames of {sessions[0].height} x {sessions[0].width}"),
+        "channels": choose("responses.channels", (64, 64), f"frames of {sessions[0].height} x {sessions[0].width}"),
         "kernels": (11, 3),
         "temporal_kernels": (1, 1),
         "strides": (2, 1),
