@@ -34,7 +34,8 @@ CLIPS_A_STEP = {True: 8, False: 32}
 RECURRENT_BURN_IN = 8  # frames in which a recurrent state comes to where it would be after a longer past
 CLIPS_SHOWN = {True: 24_000, False: 48_000}
 EPOCHS = (5, 60)
-READOUT_EPOCHS = 12
+# Of readouts on a frozen core: 120 units of a ten-minute session are as good after 5,000 clips as after 10,000.
+READOUT_CLIPS_SHOWN, READOUT_EPOCHS = 5_000, (6, 24)
 CORE_RATE, READOUT_RATE = 5e-3, 2e-2
 # Light, so that they cost little where data are plenty: ten times as much took two of a hundred parts of the oracle's
 # bits per spike from simulated sessions of ten minutes (bench/responses.py --set responses.penalties=...).
@@ -138,10 +139,8 @@ def derive_responses(
         because = "the core is kept; new units get readouts of their own"
     core_learns = any(state == "full" for part, state in states.items() if part != "readout")
     if epochs is None:
-        few, many = EPOCHS
-        epochs = float(min(many, max(few, round(CLIPS_SHOWN[on_cpu] / clips))))
-        if not core_learns:
-            epochs = float(READOUT_EPOCHS)
+        shown, (few, many) = (CLIPS_SHOWN[on_cpu], EPOCHS) if core_learns else (READOUT_CLIPS_SHOWN, READOUT_EPOCHS)
+        epochs = float(min(many, max(few, round(shown / clips))))
         why["schedule.steps"] = f"{epochs:g} epochs of {clips} clips"
     else:
         why["schedule.steps"] = f"{epochs:g} epochs, as asked"
