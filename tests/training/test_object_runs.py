@@ -373,9 +373,16 @@ def test_queries_stand_at_objects_where_there_are_many() -> None:
     assert TINY["sam"].queries_at_objects(14)[0] == 0.0
 
 
+def test_masks_are_learned_in_small_steps_where_images_hold_many_objects() -> None:
+    """Measured in 110 s: with 25 objects an image, one image a step gives a box AP50 of 0.32, four of them 0.03."""
+    usual = TINY["rf_detr"]
+    assert [usual.samples_of_masks(4, objects)[0] for objects in (0, 3, 12, 25, 300)] == [4, 4, 2, 1, 1]
+    assert TINY["sam"].samples_of_masks(4, 25)[0] == 4
+
+
 def test_random_rf_detrs_see_small_objects_in_fewer_patches_than_other_models(shapes: Dataset) -> None:
     machine = Hardware("cpu", "cpu", 8 * 2**30, 2, bf16=False)
     for model, patches in (("tiny/rf-detr", 1.5), ("tiny/mm-grounding-dino", 2.0)):
-        recipe, measures = derive_objects([shapes], [None], model, machine)
+        recipe, measures = derive_objects([shapes], [None], model, machine, masks=False)
         wanted = patches * TINY_PATCH / measures.sizes["10%"]
         assert recipe.data.image_longest_edge == max(128, math.ceil(wanted / TINY_MULTIPLE) * TINY_MULTIPLE)

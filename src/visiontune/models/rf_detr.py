@@ -1,6 +1,7 @@
 """RF-DETR (Robinson et al. 2025): boxes, with a mask head masks too, from an image alone; and a tiny one to try.
 
-The loss is RF-DETR's own: each decoder layer and the proposals of the encoder, each group of queries matched by itself.
+The loss is RF-DETR's own but for masks (see `mask_loss`): each decoder layer and the proposals of the encoder, each
+group of queries matched by itself.
 """
 
 import math
@@ -24,6 +25,7 @@ from visiontune.models.adapter import Batch
 from visiontune.models.denoising import inputs_of, noised
 from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, clipped, to_pixels
 from visiontune.models.parts import Part
+from visiontune.models.rf_detr_masks import COST_STRIDE, Drawing, drawings_of, mask_cost, mask_loss
 from visiontune.models.rf_detr_tiny import tiny_config, tiny_network
 from visiontune.models.set_loss import Targets
 from visiontune.recipe import ObjectChoices
@@ -56,8 +58,6 @@ TERMS, MASK_TERMS, DENOISING = ("classes", "l1", "giou"), ("mask", "dice"), "den
 
 QUALITY_ALPHA = 0.25  # a matched query's target is likelihood^alpha * IoU^(1 - alpha)
 LEAST_QUALITY = 0.01
-MASK_COEFFICIENT, DICE_COEFFICIENT = 5.0, 5.0
-MASK_COST_STRIDE = 2  # matching looks at every second pixel of masks, both ways
 FIRST_PROBABILITY = 0.01
 
 CUTS_INTO_TILES = False
@@ -82,6 +82,7 @@ class RfDetrEncoder(ObjectEncoder):
         processor.size = {"height": self.side, "width": self.side}
         self.patches = (self.side // config.backbone_config.patch_size) ** 2
         self.mask_side = self.side // config.mask_downsample_ratio
+        self.cost_stride = max(1, COST_STRIDE // config.mask_downsample_ratio)
         self.groups, self.queries = config.group_detr, config.num_queries
 
     def see(self, image: Image) -> tuple[Tensor, tuple[int, int]]:
@@ -126,13 +127,14 @@ class RfDetrAdapter(ObjectAdapter):
         groups = network.config.group_detr if network.training else 1
         places = batch.tensors.get("noised")
         with inputs_of(self._detector.model.decoder) as inputs:
-            logits, boxes, masks = self._everything(batch.tensors["pixel_values"][:, 0])
+            logits, boxes, drawings = self._everything(batch.tensors["pixel_values"][:, 0])
         near = None if places is None else self._near(places[:, : groups * network.config.num_queries], inputs)
         rows = []
+        layers = [drawing.images(groups) for drawing in drawings]
         for row in range(len(batch.ids)):
             targets = set_loss.targets_of(batch, row)
-            drawn = [values[row].unflatten(0, (groups, -1)) for values in masks]
-            losses = _image_losses(*_sets(logits, boxes, row, groups), drawn, targets)
+            masks = [images[row] for images in layers]
+            losses = _image_losses(*_sets(logits, boxes, row, groups), masks, self.encoder.cost_stride, targets)
             denoising = logits.new_zeros(()) if near is None else _denoising_loss(*_sets(*near, row, groups), targets)
             rows.append(losses | {DENOISING: denoising})
         return {term: torch.stack([row[term] for row in rows]) / groups for term in self.terms}
@@ -152,18 +154,20 @@ class RfDetrAdapter(ObjectAdapter):
     @torch.no_grad()
     def find(self, batch: Batch) -> list[Objects]:
         network: Any = self.network
-        logits, boxes, masks = self._everything(batch.tensors["pixel_values"][:, 0], last=True)
+        logits, boxes, drawings = self._everything(batch.tensors["pixel_values"][:, 0], last=True)
         queries = network.config.num_queries  # of the first group
         likely = logits[0, :, :queries].float().sigmoid()
         classes = likely.shape[-1]
         scores, places = likely.flatten(1).topk(min(self.encoder.choices.most, queries * classes))
         found = []
+        layers = [drawing.images(1) for drawing in drawings]
         for row, size in enumerate(batch.tensors["size"].tolist()):
             query = places[row] // classes
             shapes: dict[int, Any] = {}
-            if masks:
-                for one in query.unique().tolist():
-                    whole = functional.interpolate(masks[0][row, one][None, None].float(), size, mode="bilinear")
+            for images in layers:
+                drawn = query.unique()
+                for one, mask in zip(drawn.tolist(), images[row].of(0, drawn).logits(), strict=True):
+                    whole = functional.interpolate(mask[None, None].float(), size, mode="bilinear")
                     shapes[one] = coco_masks.from_pixels((whole[0, 0] > 0).cpu().numpy())
             found.append(
                 Objects(
@@ -178,44 +182,40 @@ class RfDetrAdapter(ObjectAdapter):
             )
         return found
 
-    def _everything(self, pixels: Tensor, last: bool = False) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Class logits (layers, batch, queries, classes), boxes (layers, batch, queries, 4) and for each layer mask
-        logits (batch, queries, height, width), none without masks: of the decoder's layers and, as the last, of the
-        encoder's proposals. With `last` of the decoder's last layer alone."""
-        network: Any = self.network
+    def _everything(self, pixels: Tensor, last: bool = False) -> tuple[Tensor, Tensor, list[Drawing]]:
+        """Class logits (layers, batch, queries, classes), boxes (layers, batch, queries, 4) and for each layer what
+        masks are drawn from, none without masks: of the decoder's layers and, as the last, of the encoder's proposals.
+        With `last` of the decoder's last layer alone."""
         detector = self._detector
         seen = detector.model(pixels)
         hidden = seen.intermediate_hidden_states
         logits, boxes = detector.predict_class_and_boxes(
             hidden[-1:] if last else hidden, seen.intermediate_reference_points[-1]
         )
-        masks: list[Tensor] = []
+        proposed, drawings = seen.enc_outputs_class, list[Drawing]()
         if self.masks:
-            masks = network.segmentation_head(seen.backbone_features, hidden, pixels.shape[-2:])
+            drawings = drawings_of(self.network, seen.backbone_features, hidden, proposed, pixels.shape[-2:])
         if last:
-            return logits, boxes, masks[-1:]
-        if self.masks:
-            proposed = seen.enc_outputs_class
-            masks.append(
-                network.segmentation_head(seen.backbone_features, proposed, pixels.shape[-2:], skip_blocks=True)
-            )
-        proposals = detector.predict_encoder_class_logits(seen.enc_outputs_class)
+            return logits, boxes, drawings[-2:-1]
         return (
-            torch.cat([logits, proposals[None]]),
+            torch.cat([logits, detector.predict_encoder_class_logits(proposed)[None]]),
             torch.cat([boxes, seen.enc_outputs_coord_logits[None]]),
-            masks,
+            drawings,
         )
 
 
-def _image_losses(logits: Tensor, boxes: Tensor, masks: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+def _image_losses(
+    logits: Tensor, boxes: Tensor, masks: list[Drawing], stride: int, targets: Targets
+) -> dict[str, Tensor]:
     """The sum of each term over one image's objects and sets of queries, times its coefficient.
 
-    logits: (S, queries, classes); boxes: (S, queries, 4); masks: for each layer (groups, queries, height, width).
+    logits: (S, queries, classes); boxes: (S, queries, 4); masks: for each layer, of (groups, queries). stride: between
+    the pixels of masks that matching looks at.
     """
     with torch.no_grad():
         cost = set_loss.class_cost(logits, targets.soft) + set_loss.box_cost(boxes, targets.boxes)
         if masks and targets.masks is not None:
-            cost += _mask_cost(masks, targets.masks) * targets.has_mask
+            cost += mask_cost(masks, stride, targets.masks) * targets.has_mask
         queries, objects = set_loss.match(cost)
     losses = _matched_losses(logits, boxes, queries, objects, targets)
     if masks and targets.masks is not None:
@@ -226,12 +226,11 @@ def _image_losses(logits: Tensor, boxes: Tensor, masks: list[Tensor], targets: T
             # What lies between mask logits and their loss is many times larger than either: made again in the backward.
             sums.append(
                 checkpoint(
-                    _mask_loss, layer, targets.masks, mine, its, weight,
-                    use_reentrant=False, preserve_rng_state=False,
+                    mask_loss, layer, targets.masks, mine, its, weight, use_reentrant=False, preserve_rng_state=False
                 )
-            )  # fmt: skip
+            )
         total = torch.stack(sums).sum(dim=0)
-        losses |= {"mask": MASK_COEFFICIENT * total[0], "dice": DICE_COEFFICIENT * total[1]}
+        losses |= dict(zip(MASK_TERMS, total, strict=True))
     return losses
 
 
@@ -286,26 +285,6 @@ def _class_loss(
     negative = (has - positive) + (1 - has) * likely**2
     loss = -positive * functional.logsigmoid(logits) - negative * functional.logsigmoid(-logits)
     return loss.masked_fill(set_loss.excused(boxes, queries, targets), 0.0).sum()
-
-
-def _mask_cost(masks: list[Tensor], drawn: Tensor) -> Tensor:
-    """What matching costs by masks, (S, queries, n), from every second pixel both ways."""
-    points = (
-        ...,
-        slice(MASK_COST_STRIDE // 2, None, MASK_COST_STRIDE),
-        slice(MASK_COST_STRIDE // 2, None, MASK_COST_STRIDE),
-    )
-    seen = drawn[points].flatten(-2).float() / 255
-    return torch.cat(
-        [set_loss.mask_cost(m[points].flatten(-2).float(), seen, MASK_COEFFICIENT, DICE_COEFFICIENT) for m in masks]
-    )
-
-
-def _mask_loss(masks: Tensor, drawn: Tensor, queries: Tensor, objects: Tensor, weights: Tensor) -> Tensor:
-    """(2,): cross-entropy and dice, summed over the matched masks (groups, m) of one layer that weigh anything."""
-    group, place = weights.nonzero(as_tuple=True)
-    mine, its = masks[group, queries[group, place]], drawn[objects[group, place]]
-    return torch.stack(set_loss.mask_losses(mine.flatten(1), its.flatten(1) / 255, weights[group, place]))
 
 
 def load(folder: str, revision: str | None, data: Data, objects: ObjectChoices, seed: int) -> RfDetrAdapter:

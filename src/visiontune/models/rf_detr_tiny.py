@@ -1,6 +1,7 @@
 """A small RF-DETR of random weights, to try the family on a CPU."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,18 +11,22 @@ from visiontune.recipe import ObjectChoices
 
 PATCH, WINDOWS = 16, 2
 TRAINED_QUERIES = 300  # of all groups together
+# Where masks are learned, patches and the pixels of masks are half as wide, or no mask could say where an object ends;
+# one group of queries pays for it.
+MASK_PATCH, MASK_PIXEL = 8, 2
 
 
 def tiny_config(objects: ObjectChoices, image_size: int) -> Any:
     """The RfDetrConfig of a network of about a million weights for images of `image_size` pixels a side."""
     from transformers import RfDetrConfig
 
-    queries = objects.queries or min((image_size // PATCH) ** 2, TRAINED_QUERIES)
+    patch = MASK_PATCH if objects.masks else PATCH
+    queries = objects.queries or min((image_size // patch) ** 2, TRAINED_QUERIES)
     return RfDetrConfig(
         backbone_config={
             "model_type": "rf_detr_dinov2",
             "image_size": image_size,
-            "patch_size": PATCH,
+            "patch_size": patch,
             "num_windows": WINDOWS,
             "hidden_size": 96,
             "num_hidden_layers": 4,
@@ -36,7 +41,8 @@ def tiny_config(objects: ObjectChoices, image_size: int) -> Any:
         decoder_cross_attention_heads=6,
         intermediate_size=192,
         num_queries=queries,
-        group_detr=max(1, TRAINED_QUERIES // queries),
+        group_detr=1 if objects.masks else max(1, TRAINED_QUERIES // queries),
+        mask_downsample_ratio=MASK_PIXEL if objects.masks else 4,
         dropout=0.0,
         id2label=dict(enumerate(objects.classes)),
         label2id={name: place for place, name in enumerate(objects.classes)},
@@ -51,6 +57,10 @@ def tiny_network(config: Any, seed: int, *, masks: bool) -> Any:
         torch.manual_seed(seed)
         network: Any = (RfDetrForInstanceSegmentation if masks else RfDetrForObjectDetection)(config)
         _initialise(network.model if masks else network)
+        if masks:
+            # Of what turns queries to masks the last layer keeps its small weights: masks start undecided.
+            for part in (network.blocks, network.spatial_features_proj, network.query_features_block):
+                _spread(part.modules())
     return network
 
 
@@ -65,13 +75,17 @@ def _initialise(detector: Any) -> None:
     classifiers = [detector.class_embed, *detector.model.enc_out_class_embed]
     embeddings = detector.model.backbone.backbone.embeddings
     kept = {id(module) for module in (*classifiers, embeddings.patch_embeddings.projection)}
-    for module in detector.modules():
-        # Weights of 0 are meant: boxes start where they are proposed, and are looked at all around.
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and id(module) not in kept and module.weight.any():
-            torch.nn.init.xavier_uniform_(module.weight)
+    _spread(module for module in detector.modules() if id(module) not in kept)
     torch.nn.init.normal_(detector.model.query_feat.weight)
     torch.nn.init.zeros_(detector.model.reference_point_embed.weight)
     embeddings.position_embeddings[0, 1:] = _positions(*embeddings.position_embeddings.shape[1:])
+
+
+def _spread(modules: Iterable[torch.nn.Module]) -> None:
+    for module in modules:
+        # Weights of 0 are meant: boxes start where they are proposed, and are looked at all around.
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and module.weight.any():
+            torch.nn.init.xavier_uniform_(module.weight)
 
 
 def _positions(tokens: int, width: int) -> Tensor:

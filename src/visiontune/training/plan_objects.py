@@ -12,6 +12,7 @@ from visiontune.errors import DataError, ModelError
 from visiontune.machine import Hardware
 from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
 from visiontune.models.objects import ObjectAdapter, finds_objects
+from visiontune.models.rf_detr_tiny import MASK_PATCH
 from visiontune.recipe import ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
 from visiontune.training.derived import Reasons, datasets_section, machine_section
@@ -35,7 +36,8 @@ class Usual:
     warmup: float = 0.1
     samples: int | None = None  # a step; None: as the data call for
     most_epochs: float | None = None
-    largest_side: int | None = None  # pixels of a tiny model's images
+    mask_objects: int | None = None  # in a step where masks are learned, fewer than with `samples`; None: as many
+    largest_mask_side: int | None = None  # pixels of the images that a tiny model learns masks from
     small_object: float = 2.0  # patches a side of the smallest tenth, in a tiny model's images
     rate_objects: int | None = None  # the learning rate is for so many objects in a step; None: for any number
     largest_rate: float = 1.0
@@ -54,6 +56,12 @@ class Usual:
         if self.denoise is None or objects < self.denoise[0]:
             return 0.0, f"{objects:.1f} objects in an image: few are soon told apart without"
         return self.denoise[1], f"{objects:.1f} objects in an image: many are found far sooner with them"
+
+    def samples_of_masks(self, samples: int, objects: float) -> tuple[int, str]:
+        """`batch.samples` where masks are learned, for so many objects in an image, and why: each costs as much."""
+        if self.mask_objects is not None:
+            samples = max(1, min(samples, round(self.mask_objects / max(1.0, objects))))
+        return samples, f"{objects:.1f} objects in an image: more and smaller steps, masks are slow to learn"
 
 
 # family -> published checkpoints
@@ -99,7 +107,8 @@ RANDOM = "random weights: there is nothing worth keeping, every part learns"
 TINY = {
     # With four images a step it learns much more from as many images than with eight. Blood cells, fourteen in an
     # image, are learned better at 192 pixels than at 224, and far sooner with queries near them; not so drawn shapes,
-    # two in an image (bench/bccd.py, bench/shapes.py).
+    # two in an image (bench/bccd.py, bench/shapes.py). Where masks are learned, nuclei, 25 in an image, are found far
+    # sooner with one image a step than with four in the same time (bench/nuclei.py).
     "rf_detr": Usual(
         {},
         3e-4,
@@ -109,6 +118,8 @@ TINY = {
         clip_norm=0.5,
         warmup=0.03,
         samples=4,
+        mask_objects=24,
+        largest_mask_side=256,
         rate_objects=8,
         largest_rate=1e-3,
         small_object=1.5,
@@ -117,7 +128,7 @@ TINY = {
     ),
     "grounding_dino": Usual({}, 5e-4, 1e-2, RANDOM, 0.99, warmup=0.3),
     # Each image teaches up to sixteen masks at once; a token is eight pixels, so that large images cost much.
-    "sam": Usual({}, 2e-3, 1e-2, RANDOM, 0.99, clip_norm=1.0, samples=4, most_epochs=60, largest_side=256),
+    "sam": Usual({}, 2e-3, 1e-2, RANDOM, 0.99, clip_norm=1.0, samples=4, most_epochs=60, largest_mask_side=256),
 }
 
 
@@ -193,23 +204,23 @@ def derive_objects(
     segmenter = is_segmenter(model)
     measures = measure_objects(datasets, limit=limit)
     native = 0 if tiny else native_image_size(model)
+    drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
+    masks = draws_masks(model) and drawn if masks is None else masks
+    patch = MASK_PATCH if family == "rf_detr" and masks else TINY_PATCH
     chosen = object_choices(
         measures,
         tiny=tiny,
         native_side=native,
-        patch=TINY_PATCH,
+        patch=patch,
         multiple=TINY_MULTIPLE,
         patches=usual.small_object,
     )
-    places = (chosen["data.image_longest_edge"][0] // TINY_PATCH) ** 2  # a query starts from a token of its own
     reasons = Reasons()
     choose, why = reasons.choose, reasons.why
 
     def of_data(name: str) -> Any:
         return choose(name, *chosen[name])
 
-    drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
-    masks = draws_masks(model) and drawn if masks is None else masks
     states = dict(USUAL[family].states) | (dict(USUAL[family].mask_states) if masks else {})
     if tiny:
         states = dict.fromkeys(states, "full")
@@ -217,11 +228,14 @@ def derive_objects(
     n = sum(min(dataset.count("train"), limit or dataset.count("train")) for dataset in datasets)
     validation = sum(min(dataset.count("validation"), limit or dataset.count("validation")) for dataset in datasets)
     side = of_data("data.image_longest_edge")
-    if tiny and usual.largest_side is not None and side > usual.largest_side:
-        side = choose("data.image_longest_edge", usual.largest_side, "no larger: its tokens are small")
+    if masks and usual.largest_mask_side is not None and side > usual.largest_mask_side:
+        side = choose("data.image_longest_edge", usual.largest_mask_side, "no larger: tokens are small for masks")
+    places = (side // patch) ** 2  # a query starts from a token of its own
     samples = of_data("batch.samples")
     if usual.samples is not None:
         samples = choose("batch.samples", usual.samples, "small steps teach random weights more from as many images")
+    if masks and usual.mask_objects is not None:
+        samples = choose("batch.samples", *usual.samples_of_masks(samples, measures.objects / max(1, measures.images)))
     if epochs is None:
         epochs, reason = float(chosen["epochs"][0]), chosen["epochs"][1]
         if usual.most_epochs is not None and epochs > usual.most_epochs:
