@@ -301,7 +301,7 @@ def mean_overlap(found: list[Objects], samples: list[Sample]) -> float:
     return float(np.mean(best))
 
 
-def test_heads_for_other_classes_follow_from_the_seed_alone(boxes_folder: Path, masks_folder: Path):
+def test_heads_for_other_classes_follow_from_the_seed_alone(boxes_folder: Path):
     def heads(folder: Path, names: tuple[str, ...], seed: int, masks: bool = False) -> Any:
         model = adapter(folder, choices(classes=names, masks=masks), seed)
         detector = model.network.model if masks else model.network

@@ -25,7 +25,7 @@ from visiontune.models.adapter import Batch
 from visiontune.models.denoising import inputs_of, noised
 from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, clipped, to_pixels
 from visiontune.models.parts import Part
-from visiontune.models.rf_detr_masks import COST_STRIDE, Drawing, drawings_of, mask_cost, mask_loss
+from visiontune.models.rf_detr_masks import Drawing, cost_stride, drawings_of, mask_cost, mask_loss
 from visiontune.models.rf_detr_tiny import tiny_config, tiny_network
 from visiontune.models.set_loss import Targets
 from visiontune.recipe import ObjectChoices
@@ -82,7 +82,6 @@ class RfDetrEncoder(ObjectEncoder):
         processor.size = {"height": self.side, "width": self.side}
         self.patches = (self.side // config.backbone_config.patch_size) ** 2
         self.mask_side = self.side // config.mask_downsample_ratio
-        self.cost_stride = max(1, COST_STRIDE // config.mask_downsample_ratio)
         self.groups, self.queries = config.group_detr, config.num_queries
 
     def see(self, image: Image) -> tuple[Tensor, tuple[int, int]]:
@@ -129,12 +128,12 @@ class RfDetrAdapter(ObjectAdapter):
         with inputs_of(self._detector.model.decoder) as inputs:
             logits, boxes, drawings = self._everything(batch.tensors["pixel_values"][:, 0])
         near = None if places is None else self._near(places[:, : groups * network.config.num_queries], inputs)
+        layers, stride = [drawing.images(groups) for drawing in drawings], cost_stride(network.config)
         rows = []
-        layers = [drawing.images(groups) for drawing in drawings]
         for row in range(len(batch.ids)):
             targets = set_loss.targets_of(batch, row)
             masks = [images[row] for images in layers]
-            losses = _image_losses(*_sets(logits, boxes, row, groups), masks, self.encoder.cost_stride, targets)
+            losses = _image_losses(*_sets(logits, boxes, row, groups), masks, stride, targets)
             denoising = logits.new_zeros(()) if near is None else _denoising_loss(*_sets(*near, row, groups), targets)
             rows.append(losses | {DENOISING: denoising})
         return {term: torch.stack([row[term] for row in rows]) / groups for term in self.terms}

@@ -64,6 +64,11 @@ def drawings_of(network: Any, features: Tensor, hidden: Tensor, proposed: Tensor
     return layers
 
 
+def cost_stride(config: Any) -> int:
+    """Pixels of masks between those that matching looks at, both ways."""
+    return max(1, COST_STRIDE // config.mask_downsample_ratio)
+
+
 def mask_cost(layers: Sequence[Drawing], stride: int, masks: Tensor) -> Tensor:
     """What matching costs by masks, (S, queries, n), for n masks (n, height, width) of one image and each layer's
     (groups, queries): from every `stride`th pixel both ways."""
