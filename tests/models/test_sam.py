@@ -18,8 +18,8 @@ from visiontune.metrics.mask_iou import prompted_mask_iou
 from visiontune.models import sam
 from visiontune.models.adapter import Features
 from visiontune.models.load import is_segmenter, native_image_size
-from visiontune.models.mask_loss import object_losses
 from visiontune.models.parts import apply_states, check_parts
+from visiontune.models.sam_loss import object_losses
 from visiontune.recipe import ObjectChoices
 from visiontune.recipe_sections import Lora, PartState
 

@@ -83,11 +83,14 @@ def test_queries_inside_a_crowd_are_excused_from_its_class_alone():
     assert not set_loss.excused(queries, nobody, targets([], [])).any()
 
 
-def test_the_right_mask_costs_least():
+def test_the_right_mask_costs_and_loses_least():
     masks = torch.rand(3, 64, generator=torch.Generator().manual_seed(0)).round()
     logits = (masks * 2 - 1) * 20
     cost = set_loss.mask_cost(logits, masks, bce=1.0, dice=1.0)
     assert set_loss.match(cost[None])[1].tolist() == [[0, 1, 2]]
+    for row in range(3):
+        entropy, dice = set_loss.mask_losses(logits, masks[[row] * 3], torch.eye(3)[1])
+        assert (entropy + dice).item() == pytest.approx(cost[1, row].item(), abs=1e-5)
     assert np.allclose(cost.diagonal(), 0, atol=1e-5)
 
 

@@ -1,7 +1,6 @@
 """RF-DETR (Robinson et al. 2025): boxes, with a mask head masks too, from an image alone; and a tiny one to try.
 
-The loss is RF-DETR's own but for masks (see `mask_loss`): each decoder layer and the proposals of the encoder, each
-group of queries matched by itself.
+The loss is RF-DETR's own: each decoder layer and the proposals of the encoder, each group of queries matched by itself.
 """
 
 import math

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from visiontune.models import set_loss
-from visiontune.models.mask_loss import DICE_COEFFICIENT, mask_losses
 
+MASK_COEFFICIENT, DICE_COEFFICIENT = 5.0, 5.0
 COST_STRIDE = 8  # pixels of the image between those that matching looks at, both ways
-COST = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,13 @@ def mask_cost(layers: Sequence[Drawing], stride: int, masks: Tensor) -> Tensor:
     points = (..., slice(stride // 2, None, stride), slice(stride // 2, None, stride))
     seen = masks[points].flatten(-2).float() / 255
     found = (replace(layer, features=layer.features[points]).logits().flatten(-2).float() for layer in layers)
-    return torch.cat([set_loss.mask_cost(one, seen, COST, DICE_COEFFICIENT) for one in found])
+    return torch.cat([set_loss.mask_cost(one, seen, MASK_COEFFICIENT, DICE_COEFFICIENT) for one in found])
 
 
 def mask_loss(layer: Drawing, masks: Tensor, queries: Tensor, objects: Tensor, weights: Tensor) -> Tensor:
-    """(2,): cross-entropy and dice, summed over what is matched (groups, m) in one layer and weighs anything."""
+    """(2,): cross-entropy and dice, times their coefficients, summed over what is matched (groups, m) in one layer and
+    weighs anything."""
     group, place = weights.nonzero(as_tuple=True)
-    mine = layer.of(group, queries[group, place]).logits()
-    return mask_losses(mine, masks[objects[group, place]] / 255) @ weights[group, place]
+    mine, its = layer.of(group, queries[group, place]).logits(), masks[objects[group, place]]
+    entropy, dice = set_loss.mask_losses(mine.flatten(1), its.flatten(1) / 255, weights[group, place])
+    return torch.stack([MASK_COEFFICIENT * entropy, DICE_COEFFICIENT * dice])

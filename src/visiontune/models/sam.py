@@ -18,9 +18,9 @@ from visiontune.data.objects import Objects, Rle
 from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.models.adapter import Batch, Features
-from visiontune.models.mask_loss import TERMS, object_losses
 from visiontune.models.objects import EncodedObjects, ObjectAdapter, ObjectEncoder, to_pixels
 from visiontune.models.parts import Part
+from visiontune.models.sam_loss import TERMS, object_losses
 from visiontune.models.sam_tiny import build_sam, build_sam2
 from visiontune.recipe import ObjectChoices
 from visiontune.recipe_sections import Data

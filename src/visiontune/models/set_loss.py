@@ -129,6 +129,16 @@ def box_losses(boxes: Tensor, objects: Tensor, weights: Tensor) -> tuple[Tensor,
     return (distance * weights).sum(), ((1 - overlaps(boxes, objects)[1]) * weights).sum()
 
 
+def mask_losses(logits: Tensor, masks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, mean over pixels, and dice loss of matched masks (m, p) and (m, p) in [0, 1], times weights (m,):
+    both sums, float32. Milletari et al. 2016, with 1 added above and below the line."""
+    logits, masks = logits.float(), masks.float()
+    likely = logits.sigmoid()
+    entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(dim=-1)
+    dice = 1 - (2 * (likely * masks).sum(dim=-1) + 1) / (likely.sum(dim=-1) + masks.sum(dim=-1) + 1)
+    return (entropy * weights).sum(), (dice * weights).sum()
+
+
 def excused(boxes: Tensor, matched: Tensor, targets: Targets) -> Tensor:
     """Which classes each query is not judged by: (S, q, classes) bool, for boxes (S, q, 4) and matched queries (S, m).
 

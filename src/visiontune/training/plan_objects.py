@@ -107,8 +107,8 @@ RANDOM = "random weights: there is nothing worth keeping, every part learns"
 TINY = {
     # With four images a step it learns much more from as many images than with eight. Blood cells, fourteen in an
     # image, are learned better at 192 pixels than at 224, and far sooner with queries near them; not so drawn shapes,
-    # two in an image (bench/bccd.py, bench/shapes.py). Where masks are learned, nuclei, 25 in an image, are found far
-    # sooner with one image a step than with four in the same time (bench/nuclei.py).
+    # two in an image (bench/bccd.py, bench/shapes.py). Masks of many objects, nuclei, 25 in an image, take more
+    # steps than images: one image a step taught more in the same time than four.
     "rf_detr": Usual(
         {},
         3e-4,
