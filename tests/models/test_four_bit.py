@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -59,6 +60,9 @@ def test_linear_layers_of_the_part_shrink_and_others_stay_whole(tiny_checkpoint:
     assert all(part.holds(name) and before[name].numel() == 2 * p.numel() for name, p in packed.items())
     for name, parameter in adapter.network.named_parameters():
         assert name in packed or torch.equal(parameter, before[name])
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["down_proj"]), adapter.network)
+    adapted = [module for name, module in adapter.network.named_modules() if name.endswith("down_proj")]
+    assert {type(module).__name__ for module in adapted} == {"Linear4bit"}, "PEFT knows that the weights are packed"
 
 
 def test_weights_that_another_layer_shares_stay_whole() -> None:

@@ -68,6 +68,16 @@ def test_the_row_holds_no_padding_and_no_sample_sees_another(pair):
     torch.testing.assert_close(after, before[[0, 3, 1, 2]], rtol=1e-5, atol=1e-5)
 
 
+def test_answers_of_padded_samples_stay_what_they_were(pair):
+    found = []
+    for adapter in pair:
+        encoded = [adapter.encoder.encode(one, with_answer=False) for one in samples()]
+        found.append(adapter.trace(adapter.encoder.collate(encoded, pad_left=True), 4))
+    for one, other in zip(*found, strict=True):
+        assert one.tokens == other.tokens
+        assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-5)
+
+
 def test_a_model_whose_samples_would_see_each_other_is_refused(tmp_path):
     build_tiny("tiny/gemma3", tmp_path, TEXTS, 0, 48)
     adapter: Any = load_adapter(str(tmp_path), None, data(48))

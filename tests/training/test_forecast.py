@@ -42,8 +42,11 @@ def planned(mixed: Dataset, folder: Path, **changes: Any) -> Run:
     return run
 
 
-def test_tokens_padding_and_checkpoints_are_those_that_were_foreseen(mixed: Dataset, tmp_path: Path) -> None:
-    run = planned(mixed, tmp_path / "run")
+@pytest.mark.parametrize("changes", [{}, {"batch.packing": True, "optimizer.average": 0.9}])
+def test_tokens_padding_and_checkpoints_are_those_that_were_foreseen(
+    mixed: Dataset, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run = planned(mixed, tmp_path / "run", **changes)
     train_run(run)
     steps, found = run.metrics("step"), run.read_json("forecast.json")
     receipts = {receipt["name"]: receipt["numbers"] for receipt in run.receipts}
@@ -51,7 +54,8 @@ def test_tokens_padding_and_checkpoints_are_those_that_were_foreseen(mixed: Data
     assert found["tokens"] == sum(step["tokens"] for step in steps)
     assert found["image_tokens"] == receipts["placeholders"]["image_tokens"] > 0
     computed = sum(step["tokens"] / (1 - step["padding"]) for step in steps)
-    assert found["padding"] == pytest.approx(1 - found["tokens"] / computed, abs=1e-3) and found["padding"] > 0.01
+    assert found["padding"] == pytest.approx(1 - found["tokens"] / computed, abs=1e-3)
+    assert (found["padding"] > 0.01) != bool(changes), "packed rows have none"
     sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in run.checkpoints_folder.glob("step-*")]
     each = found["disk_bytes"]["checkpoints"] / (run.recipe.checkpoints.keep + 2)
     assert max(sizes) <= each <= 1.1 * max(sizes)
@@ -63,7 +67,16 @@ def test_tokens_padding_and_checkpoints_are_those_that_were_foreseen(mixed: Data
 @pytest.mark.parametrize("changes", [{}, LORA, {**LORA, "machine.recompute": True}, {"batch.packing": True}])
 def test_the_memory_of_a_step_is_that_of_the_allocator(mixed: Dataset, tmp_path: Path, changes: dict[str, Any]) -> None:
     session = set_up(run := planned(mixed, tmp_path / "run", **changes), run.recipe, Ranks("cpu"))
+    assert all(parameter.grad is None for parameter in session.module.parameters() if parameter.requires_grad)
     assert session.predicted_bytes == pytest.approx(peak_of_steps(session, 4), rel=0.05)
+
+
+def test_features_that_are_kept_stand_in_the_disk_that_was_foreseen(mixed: Dataset, tmp_path: Path) -> None:
+    run = planned(mixed, tmp_path / "run", **{**LORA, "features.cache": "always", "data.augment": 0.0})
+    session = set_up(run, run.recipe, Ranks("cpu"))
+    loop.foresee(session)
+    found = (run.read_json("forecast.json") or {})["disk_bytes"]
+    assert found["features"] == session.features_bytes > 0
 
 
 def test_live_bytes_count_each_storage_once_and_until_nobody_holds_it() -> None:
