@@ -217,3 +217,17 @@ def test_each_field_says_what_it_is() -> None:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             for inner, inner_field in field.annotation.model_fields.items():
                 assert inner_field.description, f"{name}.{inner}"
+
+
+def test_reasons_and_trackers_do_not_make_another_recipe() -> None:
+    recipe = parse(values(), "here")
+    told = recipe.model_copy(update={"why": {"seed": "because"}}).changed({"tracking.trackers": ["tensorboard"]})
+    assert told.sha256 == recipe.sha256 != recipe.changed({"seed": 7}).sha256
+
+
+def test_off_cuda_weights_are_whole_and_attention_is_torchs_own() -> None:
+    recipe = parse(values(), "here")
+    machine = recipe.machine.model_copy(update={"attention": "flash", "device": "cuda"})
+    recipe = recipe.model_copy(update={"machine": machine})
+    assert recipe.computing_on("cpu", "fp32").machine.attention == "sdpa"
+    assert recipe.computing_on("cuda", "bf16").machine.attention == "flash"

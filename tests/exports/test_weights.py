@@ -155,6 +155,11 @@ def test_exported_weights_are_verified_by_their_files_and_beside_the_run(trained
             visiontune.verify(folder)
     with pytest.raises(RecipeError, match="no --data"):
         visiontune.verify(folder, data=tmp_path)
+    stands = folder / "certificate.json"
+    value = json.loads(stands.read_text())
+    stands.write_text(json.dumps({name: one for name, one in value.items() if name != "files"}))
+    with pytest.raises(CertificateError, match="names no files"):
+        visiontune.verify(folder)
 
 
 @pytest.mark.parametrize(

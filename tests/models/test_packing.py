@@ -8,6 +8,7 @@ import torch
 
 from tests.models.test_image_text_models import TEXTS, data, samples
 from visiontune.errors import RecipeError
+from visiontune.models import segments
 from visiontune.models.load import build_tiny, load_adapter
 from visiontune.models.token_loss import token_losses
 
@@ -76,6 +77,17 @@ def test_answers_of_padded_samples_stay_what_they_were(pair):
     for one, other in zip(*found, strict=True):
         assert one.tokens == other.tokens
         assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-5)
+
+
+def test_heads_that_share_keys_attend_each_within_its_sample():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 10, 8, generator=generator) for heads in (4, 2, 2))
+    sample = torch.arange(10) >= 3
+    seen = (sample[:, None] == sample) & torch.ones(10, 10, dtype=torch.bool).tril()
+    keys, values = (one.repeat_interleave(2, dim=1) for one in (key, value))
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
+    found, _ = segments._attend(torch.nn.Module(), query, key, value, segments.bounds(torch.tensor([3, 7])))
+    assert torch.allclose(found, wanted.transpose(1, 2), atol=1e-6)
 
 
 def test_a_model_whose_samples_would_see_each_other_is_refused(tmp_path):

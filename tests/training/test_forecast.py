@@ -73,10 +73,13 @@ def test_the_memory_of_a_step_is_that_of_the_allocator(mixed: Dataset, tmp_path:
 
 def test_features_that_are_kept_stand_in_the_disk_that_was_foreseen(mixed: Dataset, tmp_path: Path) -> None:
     run = planned(mixed, tmp_path / "run", **{**LORA, "features.cache": "always", "data.augment": 0.0})
+    dry = set_up(run, run.recipe, Ranks("cpu"), dry=True)
     session = set_up(run, run.recipe, Ranks("cpu"))
     loop.foresee(session)
     found = (run.read_json("forecast.json") or {})["disk_bytes"]
     assert found["features"] == session.features_bytes > 0
+    assert dry.features_bytes == session.features_bytes and session.features is not None
+    assert dry.features is None, "they are not computed for a forecast"
 
 
 def test_live_bytes_count_each_storage_once_and_until_nobody_holds_it() -> None:

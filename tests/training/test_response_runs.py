@@ -16,7 +16,7 @@ from tests.two_ranks import train_on_two_ranks
 from tests.written_recordings import write_npz
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.prepare import prepare_recordings
-from visiontune.errors import DataError, ModelError, RecipeError
+from visiontune.errors import DataError, ModelError, RecipeError, RunError
 from visiontune.models.cortex import predicts_responses
 from visiontune.models.cortex_network import Cortex
 from visiontune.models.cortex_penalties import PENALTIES
@@ -364,6 +364,16 @@ def test_a_curriculum_ends_and_what_was_seen_is_what_it_promised(prepared: Path,
     assert next(r for r in run.receipts if r["name"] == "seen")["status"] == "passed"
     with pytest.raises(DataError, match="no score 'loudness'"):
         train(prepared, tmp_path / "other", **{"data.curriculum": {**stages, "score": "loudness"}})
+
+
+def test_without_movies_there_is_nothing_to_predict_and_no_form_holds_a_run_on_recordings(
+    finished: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="No files were given"):
+        visiontune.predict_movies(finished.path, [])
+    with pytest.raises(RunError, match="no form for other software"):
+        visiontune.export(finished.path, to="merged", out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:
