@@ -379,6 +379,18 @@ def test_masks_are_learned_in_small_steps_where_images_hold_many_objects() -> No
     assert TINY["sam"].samples_of_masks(4, 25)[0] == 4
 
 
+def test_masks_are_learned_from_images_no_larger_than_a_small_model_can_pay_for(
+    shapes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TINY, "rf_detr", replace(TINY["rf_detr"], small_object=60.0))
+    machine = Hardware("cpu", "cpu", 8 * 2**30, 2, bf16=False)
+    sides = {}
+    for masks in (True, False):
+        recipe, _ = derive_objects([shapes], [None], "tiny/rf-detr", machine, masks=masks)
+        sides[masks] = recipe.data.image_longest_edge
+    assert sides[True] == 256 < sides[False]
+
+
 def test_random_rf_detrs_see_small_objects_in_fewer_patches_than_other_models(shapes: Dataset) -> None:
     machine = Hardware("cpu", "cpu", 8 * 2**30, 2, bf16=False)
     for model, patches in (("tiny/rf-detr", 1.5), ("tiny/mm-grounding-dino", 2.0)):

@@ -14,9 +14,11 @@ from tests.conftest import SAME_EVERYWHERE
 from tests.paused import paused_at
 from tests.two_ranks import train_on_two_ranks
 from tests.written_recordings import write_npz
+from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.prepare import prepare_recordings
 from visiontune.errors import DataError, ModelError, RecipeError, RunError
+from visiontune.machine import hardware
 from visiontune.models.cortex import predicts_responses
 from visiontune.models.cortex_network import Cortex
 from visiontune.models.cortex_penalties import PENALTIES
@@ -25,6 +27,7 @@ from visiontune.simulated_neurons import simulate
 from visiontune.training.evaluate_responses import predict_split_of_responses
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained, open_datasets
+from visiontune.training.plan_responses import derive_responses
 from visiontune.training.ranks import Ranks
 from visiontune.training.session import order_of
 
@@ -364,6 +367,18 @@ def test_a_curriculum_ends_and_what_was_seen_is_what_it_promised(prepared: Path,
     assert next(r for r in run.receipts if r["name"] == "seen")["status"] == "passed"
     with pytest.raises(DataError, match="no score 'loudness'"):
         train(prepared, tmp_path / "other", **{"data.curriculum": {**stages, "score": "loudness"}})
+
+
+def test_readouts_on_a_frozen_core_see_fewer_clips_more_often(prepared: Path, finished: Run) -> None:
+    session = Dataset.open(next(path.parent for path in sorted(prepared.rglob("dataset.json"))))
+    recipe = derive_responses([session], [None], hardware("cpu"), start=finished)
+    choices = recipe.responses
+    assert choices is not None
+    clips = ClipDataset.open(session.path, choices.clip, choices.burn_in).count("train")
+    assert recipe.why["schedule.steps"].startswith("24 epochs"), "few clips are seen often"
+    assert recipe.schedule.steps == -(-24 * clips // recipe.batch.samples)
+    limited = derive_responses([session], [None], hardware("cpu"), start=finished, epochs=2)
+    assert limited.schedule.steps == -(-2 * clips // limited.batch.samples)
 
 
 def test_without_movies_there_is_nothing_to_predict_and_no_form_holds_a_run_on_recordings(
