@@ -14,11 +14,9 @@ from tests.conftest import SAME_EVERYWHERE
 from tests.paused import paused_at
 from tests.two_ranks import train_on_two_ranks
 from tests.written_recordings import write_npz
-from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.prepare import prepare_recordings
 from visiontune.errors import DataError, ModelError, RecipeError, RunError
-from visiontune.machine import hardware
 from visiontune.models.cortex import predicts_responses
 from visiontune.models.cortex_network import Cortex
 from visiontune.models.cortex_penalties import PENALTIES
@@ -27,7 +25,6 @@ from visiontune.simulated_neurons import simulate
 from visiontune.training.evaluate_responses import predict_split_of_responses
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained, open_datasets
-from visiontune.training.plan_responses import derive_responses
 from visiontune.training.ranks import Ranks
 from visiontune.training.session import order_of
 
@@ -369,18 +366,6 @@ def test_a_curriculum_ends_and_what_was_seen_is_what_it_promised(prepared: Path,
         train(prepared, tmp_path / "other", **{"data.curriculum": {**stages, "score": "loudness"}})
 
 
-def test_readouts_on_a_frozen_core_see_fewer_clips_more_often(prepared: Path, finished: Run) -> None:
-    session = Dataset.open(next(path.parent for path in sorted(prepared.rglob("dataset.json"))))
-    recipe = derive_responses([session], [None], hardware("cpu"), start=finished)
-    choices = recipe.responses
-    assert choices is not None
-    clips = ClipDataset.open(session.path, choices.clip, choices.burn_in).count("train")
-    assert recipe.why["schedule.steps"].startswith("24 epochs"), "few clips are seen often"
-    assert recipe.schedule.steps == -(-24 * clips // recipe.batch.samples)
-    limited = derive_responses([session], [None], hardware("cpu"), start=finished, epochs=2)
-    assert limited.schedule.steps == -(-2 * clips // limited.batch.samples)
-
-
 def test_without_movies_there_is_nothing_to_predict_and_no_form_holds_a_run_on_recordings(
     finished: Run, tmp_path: Path
 ) -> None:
@@ -389,17 +374,6 @@ def test_without_movies_there_is_nothing_to_predict_and_no_form_holds_a_run_on_r
     with pytest.raises(RunError, match="no form for other software"):
         visiontune.export(finished.path, to="merged", out=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-
-
-def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:
-    few = {name: value for name, value in QUICK.items() if name not in ("evaluation.every", "checkpoints.every")}
-    run: Any = visiontune.train(prepared, out=tmp_path / "run", hours=2 / 3600, overrides=few)
-    recipe = run.recipe
-    assert recipe.schedule.hours is None and "hours; a step takes" in recipe.why["schedule.steps"]
-    assert run.state["step"] == recipe.schedule.steps != QUICK["schedule.steps"]
-    assert recipe.evaluation.every == -(-recipe.schedule.steps // 10)
-    with pytest.raises(RecipeError, match="give more time"):
-        visiontune.train(prepared, out=tmp_path / "short", hours=1e-7, overrides=few)
 
 
 def test_fields_of_other_targets_are_refused(prepared: Path, tmp_path: Path) -> None:
