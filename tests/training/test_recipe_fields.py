@@ -20,6 +20,7 @@ from tests.training import (
     test_features,
     test_lightning_runs,
     test_object_runs,
+    test_response_plans,
     test_response_runs,
     test_trackers,
 )
@@ -309,7 +310,7 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "moe_dropout.keep_experts": test_document_recipes.test_dropout_of_experts_and_gates_changes_the_losses,
         "responses.rate": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "responses.behaviour": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
-        "schedule.hours": test_response_runs.test_hours_become_a_recorded_number_of_steps,
+        "schedule.hours": test_response_plans.test_hours_become_a_recorded_number_of_steps,
         "machine.compile": test_compiled.test_compiled_layers_leave_the_losses_and_answer_uncompiled,
         "tracking.trackers": test_trackers.test_tensorboard_shows_each_step_once_with_the_numbers_of_the_metrics,
         "tracking.project": test_trackers.test_wandb_goes_on_in_one_run_of_the_project,
