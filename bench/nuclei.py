@@ -1,7 +1,8 @@
 """Masks from random weights: cell nuclei by tiny SAM, told the boxes, and by tiny RF-DETR, told nothing.
 
 Mean IoU of the masks beside filling the true box, mask AP50, on test images that no training step saw; of RF-DETR
-over the nuclei that it finds. A picture of each goes to the folder `--pictures`.
+over the nuclei that it finds, and beside filling the boxes that it found. A picture of each goes to the folder
+`--pictures`.
 
     python bench/nuclei.py FOLDER/nuclei/annotations.json [--models tiny/sam,tiny/rf-detr] [--pictures FOLDER]
 """
@@ -18,7 +19,7 @@ import torch
 import visiontune
 from visiontune.data.images import decode
 from visiontune.data.sample import ObjectPrediction
-from visiontune.metrics.mask_iou import PromptedMaskIou, prompted_mask_iou
+from visiontune.metrics.mask_iou import PromptedMaskIou, filled_box, prompted_mask_iou
 from visiontune.models.objects import finds_objects
 from visiontune.overlay import beside, draw
 from visiontune.training.evaluate_objects import find_in_split, mask_iou, prompts_of, score_predictions
@@ -57,9 +58,14 @@ def show(run: Any, model: str, took: float, pictures: Path | None) -> None:
     print(
         f"{model}: {run.recipe.schedule.steps} steps of {run.recipe.batch.samples}, {took:.0f} s; {figures}", flush=True
     )
-    overlap = mask_iou(found) if adapter.prompted else iou_of_the_found(found)
-    told = "" if adapter.prompted else f" of the nuclei found at a box IoU of {IOU}"
-    print(f"{model}: mean IoU {overlap.mean.value:.4f}, filling the true box {overlap.filled_boxes.value:.4f}, "
+    said, told = "", ""
+    if adapter.prompted:
+        overlap = mask_iou(found)
+    else:
+        overlap, own_boxes = iou_of_the_found(found)
+        said = f"filling its own box {own_boxes.mean.value:.4f}, "
+        told = f" of the nuclei found at a box IoU of {IOU}"
+    print(f"{model}: mean IoU {overlap.mean.value:.4f}, {said}filling the true box {overlap.filled_boxes.value:.4f}, "
           f"{overlap.objects} masks{told}", flush=True)  # fmt: skip
     for place, prediction in enumerate(found[:SHOWN] if pictures else []):
         assert pictures is not None and prediction.truth is not None
@@ -70,17 +76,20 @@ def show(run: Any, model: str, took: float, pictures: Path | None) -> None:
         beside(*sides, ("drawn by people", model)).save(pictures / f"{model.replace('/', '-')}-{place}.png")
 
 
-def iou_of_the_found(predictions: list[ObjectPrediction]) -> PromptedMaskIou:
-    """Over the true objects that findings fit, each taken once, by the surest finding first."""
-    truths, drawn = [], []
+def iou_of_the_found(predictions: list[ObjectPrediction]) -> tuple[PromptedMaskIou, PromptedMaskIou]:
+    """Over the true objects that findings fit, each taken once, by the surest finding first: of the findings' masks,
+    and of the masks that fill their boxes."""
+    truths, drawn, filled = [], [], []
     for prediction in predictions:
         truth, target = prediction.truth, prediction.target
         assert truth is not None and target.scores is not None
         found = chosen_of(target, np.argsort(-target.scores, kind="stable").tolist())
         taken = matches(truth, found)
+        places = taken[taken >= 0].tolist()
         truths.append(chosen_of(truth, np.flatnonzero(taken >= 0).tolist()))
-        drawn.append([found.masks[place] for place in taken[taken >= 0]])
-    return prompted_mask_iou(truths, drawn)
+        drawn.append([found.masks[place] for place in places])
+        filled.append([filled_box(found.boxes[place].tolist(), *prediction.size) for place in places])
+    return prompted_mask_iou(truths, drawn), prompted_mask_iou(truths, filled)
 
 
 if __name__ == "__main__":

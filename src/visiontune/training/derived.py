@@ -18,6 +18,13 @@ class Reasons:
         self.why[field] = reason
         return value
 
+    def steps(self, n: int, samples: int, epochs: float | None, usual: tuple[float, str]) -> int:
+        """`schedule.steps` that show each of n samples so many times, `samples` in a step: as asked, or, where None,
+        as usual, which comes with its reason."""
+        times, reason = (epochs, f"{epochs:g} epochs, as asked") if epochs is not None else usual
+        self.why["schedule.steps"] = reason
+        return max(1, -(-round(times * n) // samples))
+
 
 def datasets_section(datasets: Sequence[Dataset], weights: Sequence[float | None]) -> list[dict[str, Any]]:
     """`data.datasets` of a recipe."""
@@ -25,6 +32,17 @@ def datasets_section(datasets: Sequence[Dataset], weights: Sequence[float | None
         {"path": str(d.path.resolve()), "content_hash": d.info.content_hash, "weight": weight}
         for d, weight in zip(datasets, weights, strict=True)
     ]
+
+
+def batch_section(samples: int, tokens: int, machine: Hardware, reasons: Reasons, unit: str = "") -> dict[str, Any]:
+    """`batch` of a recipe: windows of eight steps. unit: of what `tokens` counts, where that is no token."""
+    memory = f"{unit}{machine.device} with {machine.memory / 2**30:.0f} GB"
+    return {"samples": samples, "tokens": reasons.choose("batch.tokens", tokens, memory), "window": 8 * samples}
+
+
+def often(steps: int, times: int) -> int:
+    """Every how many steps something is done so many times in a run."""
+    return max(1, -(-steps // times))
 
 
 def machine_section(machine: Hardware, ranks: int, reasons: Reasons) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
-from visiontune.training.derived import Reasons, datasets_section, machine_section
+from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
 from visiontune.training.evaluate import closed_labels
 from visiontune.training.plan_responses import build_network
 
@@ -163,16 +163,13 @@ def derive(
     facts = data_facts(datasets, limit)
     tiny = is_tiny(model)
     reasons = Reasons()
-    choose, why = reasons.choose, reasons.why
+    choose = reasons.choose
 
     n = facts.train_rows
     samples = choose("batch.samples", next(b for b in (4, 8, 16, 32) if b == 32 or n < 24 * b), f"{n} training samples")
-    if epochs is None:
-        epochs = min(TINY_EPOCHS_AT_MOST, max(3.0, TINY_STEPS * samples / n)) if tiny else 3.0
-        why["schedule.steps"] = f"{epochs:.3g} epochs: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
-    else:
-        why["schedule.steps"] = f"{epochs:g} epochs, as asked"
-    steps = max(1, -(-round(epochs * n) // samples))
+    times = min(TINY_EPOCHS_AT_MOST, max(3.0, TINY_STEPS * samples / n)) if tiny else 3.0
+    because = f"{times:.3g} epochs: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
+    steps = reasons.steps(n, samples, epochs, (times, because))
     tile = _tile(model, facts)
     device = None if profile is None else contract_for(profile, image_size=tile, chat_prompt=chat_prompt(model))
     if device is not None:
@@ -181,7 +178,6 @@ def derive(
     if device is None and (facts.pages is None or not tiny):  # a tiny model is built for its pages
         edge, splitting = image_choice(model, facts.median_long_side, facts.labels is not None)
     longest_answer = max(len(answer.encode()) for answer in facts.answers)
-    gigabytes = machine.memory / 2**30
     values: dict[str, Any] = {
         "seed": 0,
         "model": {"name": model},
@@ -215,7 +211,7 @@ def derive(
             ),
             "max_tokens": choose("data.max_tokens", *_max_tokens(model, facts, edge, splitting)),
         },
-        "parts": _parts(model, why),
+        "parts": _parts(model, reasons.why),
         "lora": {
             "rank": choose("lora.rank", 8 if n < 1000 else 16 if n < 20_000 else 32, f"{n} training samples"),
             "alpha": choose("lora.alpha", 2.0 * (8 if n < 1000 else 16 if n < 20_000 else 32), "twice the rank"),
@@ -232,13 +228,9 @@ def derive(
             ),
         },
         "schedule": {"steps": steps},
-        "batch": {
-            "samples": samples,
-            "tokens": choose("batch.tokens", _tokens(gigabytes, machine), f"{machine.device} with {gigabytes:.0f} GB"),
-            "window": 8 * samples,
-        },
+        "batch": batch_section(samples, _tokens(machine), machine, reasons),
         "evaluation": {
-            "every": choose("evaluation.every", max(1, -(-steps // 8)), "eight times a run"),
+            "every": choose("evaluation.every", often(steps, 8), "eight times a run"),
             "samples": choose("evaluation.samples", min(max(1, facts.validation_rows), 256), "enough to choose by"),
             "metric": "accuracy" if facts.labels else "rougeL",
             "answers": choose(
@@ -252,10 +244,10 @@ def derive(
                 f"as {profile} does" if device else f"the longest answer has {longest_answer} bytes",
             ),
         },
-        "checkpoints": {"every": max(1, -(-steps // 8))},
+        "checkpoints": {"every": often(steps, 8)},
         "machine": machine_section(machine, ranks, reasons),
         "device": None if device is None else device.model_dump(mode="json"),
-        "why": why,
+        "why": reasons.why,
     }
     return parse(values, "the derived recipe")
 
@@ -341,11 +333,11 @@ def _parts(model: str, why: dict[str, str]) -> dict[str, str]:
     return {"vision_encoder": "frozen", "projector": projector, "language_model": "lora", "embeddings": "frozen"}
 
 
-def _tokens(gigabytes: float, machine: Hardware) -> int:
+def _tokens(machine: Hardware) -> int:
     """Padded tokens of a micro-batch; a first guess, cut finer by the loop where memory runs out."""
     if machine.device == "cpu":
         return 4096
-    return int(min(32768, max(2048, gigabytes * 256)))
+    return int(min(32768, max(2048, machine.memory / 2**30 * 256)))
 
 
 def refuse_taken(run: Run) -> None:

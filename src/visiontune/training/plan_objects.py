@@ -15,9 +15,10 @@ from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.models.rf_detr_tiny import MASK_PATCH
 from visiontune.recipe import ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
-from visiontune.training.derived import Reasons, datasets_section, machine_section
+from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
 from visiontune.training.object_choices import object_choices
 
+KEPT_FEATURES = "what the frozen encoder makes of an image is computed once"
 TINY_PATCH, TINY_MULTIPLE = 16, 32  # pixels: of a token, and of the windows that a tiny model looks through
 
 
@@ -180,6 +181,62 @@ def zero_shot(model: str, datasets: Sequence[Dataset], device: torch.device) -> 
     return adapter
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A model, and what it learns from; each choice comes with its reason."""
+
+    family: str
+    segmenter: bool
+    usual: Usual
+    states: Mapping[str, PartState]
+    tiny: bool
+    masks: bool
+    images: int  # that training has
+    objects: float  # in an image
+    of_data: Mapping[str, tuple[Any, str]]  # by `object_choices`
+
+    @property
+    def kept_features(self) -> bool:
+        """Whether what the frozen encoder makes of an image is computed once."""
+        return self.segmenter and self.states["vision_encoder"] == "frozen"
+
+    @property
+    def patch(self) -> int:
+        return _patch(self.family, self.masks)
+
+    def side(self) -> tuple[int, str]:
+        side, reason = self.of_data["data.image_longest_edge"]
+        largest = self.usual.largest_mask_side
+        if self.masks and largest is not None and side > largest:
+            return largest, "no larger: tokens are small for masks"
+        return side, reason
+
+    def augment(self) -> tuple[float, str]:
+        if self.kept_features:
+            return 0.0, KEPT_FEATURES
+        if self.usual.augment is not None:
+            return self.usual.augment, "random weights: more variety delays what they learn first"
+        return self.of_data["data.augment"]
+
+    def mirror(self) -> tuple[str, str]:
+        return ("none", KEPT_FEATURES) if self.kept_features else self.of_data["objects.mirror"]
+
+    def samples(self) -> tuple[int, str]:
+        samples, reason = self.of_data["batch.samples"]
+        if self.usual.samples is not None:
+            samples, reason = self.usual.samples, "small steps teach random weights more from as many images"
+        if self.masks and self.usual.mask_objects is not None:
+            return self.usual.samples_of_masks(samples, self.objects)
+        return samples, reason
+
+    def epochs(self) -> tuple[float, str]:
+        epochs, reason = self.of_data["epochs"]
+        most = self.usual.most_epochs
+        if most is not None and epochs > most:
+            epochs, reason = most, f"{self.images} training images; enough for this family"
+        return float(epochs), f"{epochs:g} epochs: {reason}"
+
+
 def derive_objects(
     datasets: Sequence[Dataset],
     weights: Sequence[float | None],
@@ -197,55 +254,18 @@ def derive_objects(
     Raises ModelError and DataError.
     """
     classes = check_objects(datasets)
-    tiny, family = is_tiny(model), family_of(model)
-    if family not in USUAL:
+    if family_of(model) not in USUAL:
         raise ModelError("This model writes text; it finds no objects.", where=model, fix="--model tiny/rf-detr")
-    usual = (TINY if tiny else USUAL)[family]
-    segmenter = is_segmenter(model)
     measures = measure_objects(datasets, limit=limit)
-    native = 0 if tiny else native_image_size(model)
-    drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
-    masks = draws_masks(model) and drawn if masks is None else masks
-    patch = MASK_PATCH if family == "rf_detr" and masks else TINY_PATCH
-    chosen = object_choices(
-        measures,
-        tiny=tiny,
-        native_side=native,
-        patch=patch,
-        multiple=TINY_MULTIPLE,
-        patches=usual.small_object,
-    )
+    case = _case(datasets, model, measures, limit=limit, masks=masks)
+    usual = case.usual
     reasons = Reasons()
-    choose, why = reasons.choose, reasons.why
-
-    def of_data(name: str) -> Any:
-        return choose(name, *chosen[name])
-
-    states = dict(USUAL[family].states) | (dict(USUAL[family].mask_states) if masks else {})
-    if tiny:
-        states = dict.fromkeys(states, "full")
-    keeps_features = segmenter and states["vision_encoder"] == "frozen"
-    n = sum(min(dataset.count("train"), limit or dataset.count("train")) for dataset in datasets)
-    validation = sum(min(dataset.count("validation"), limit or dataset.count("validation")) for dataset in datasets)
-    side = of_data("data.image_longest_edge")
-    if masks and usual.largest_mask_side is not None and side > usual.largest_mask_side:
-        side = choose("data.image_longest_edge", usual.largest_mask_side, "no larger: tokens are small for masks")
-    places = (side // patch) ** 2  # a query starts from a token of its own
-    samples = of_data("batch.samples")
-    if usual.samples is not None:
-        samples = choose("batch.samples", usual.samples, "small steps teach random weights more from as many images")
-    if masks and usual.mask_objects is not None:
-        samples = choose("batch.samples", *usual.samples_of_masks(samples, measures.objects / max(1, measures.images)))
-    if epochs is None:
-        epochs, reason = float(chosen["epochs"][0]), chosen["epochs"][1]
-        if usual.most_epochs is not None and epochs > usual.most_epochs:
-            epochs, reason = usual.most_epochs, f"{n} training images; enough for this family"
-        why["schedule.steps"] = f"{epochs:g} epochs: {reason}"
-    else:
-        why["schedule.steps"] = f"{epochs:g} epochs, as asked"
-    steps = max(1, -(-round(epochs * n) // samples))
-    gigabytes = machine.memory / 2**30
-    metric = "prompted_mask_ap" if segmenter else "mask_ap" if masks else "box_ap"
+    choose = reasons.choose
+    side, samples = choose("data.image_longest_edge", *case.side()), choose("batch.samples", *case.samples())
+    steps = reasons.steps(case.images, samples, epochs, case.epochs())
+    tokens = 4096 if machine.device == "cpu" else int(min(65536, max(4096, machine.memory / 2**30 * 512)))
+    validation = _images(datasets, "validation", limit)
+    metric = "prompted_mask_ap" if case.segmenter else "mask_ap" if case.masks else "box_ap"
     values: dict[str, Any] = {
         "seed": 0,
         "model": {"name": model},
@@ -253,38 +273,17 @@ def derive_objects(
             "datasets": datasets_section(datasets, weights),
             "limit": limit,
             "image_longest_edge": side,
-            "augment": choose("data.augment", 0.0, "what the frozen encoder makes of an image is computed once")
-            if keeps_features
-            else of_data("data.augment")
-            if usual.augment is None
-            else choose("data.augment", usual.augment, "random weights: more variety delays what they learn first"),
+            "augment": choose("data.augment", *case.augment()),
         },
-        "objects": {
-            "classes": list(classes),
-            "masks": choose(
-                "objects.masks", masks, "the data have masks, and the model draws them" if masks else "boxes alone"
-            ),
-            "mirror": choose("objects.mirror", "none", "what the frozen encoder makes of an image is computed once")
-            if keeps_features
-            else of_data("objects.mirror"),
-            "most": of_data("objects.most"),
-            "queries": choose("objects.queries", min(chosen["queries"][0], places), chosen["queries"][1])
-            if tiny and family == "rf_detr"
-            else None,
-            "denoise": choose("objects.denoise", *usual.queries_at_objects(measures.objects / max(1, measures.images)))
-            if usual.denoise is not None
-            else 0.0,
-        },
-        "parts": choose("parts", states, usual.reason),
+        "objects": {"classes": list(classes), **_objects_section(case, side, reasons)},
+        "parts": choose("parts", dict(case.states), usual.reason),
         "lora": {
-            "rank": choose("lora.rank", 8 if n < 1000 else 16, f"{n} training images"),
-            "alpha": choose("lora.alpha", 16.0 if n < 1000 else 32.0, "twice the rank"),
+            "rank": choose("lora.rank", 8 if case.images < 1000 else 16, f"{case.images} training images"),
+            "alpha": choose("lora.alpha", 16.0 if case.images < 1000 else 32.0, "twice the rank"),
             "dropout": choose("lora.dropout", 0.05, "few images for many weights"),
         },
         "optimizer": {
-            "learning_rate": choose(
-                "optimizer.learning_rate", *usual.rate(measures.objects / max(1, measures.images) * samples)
-            ),
+            "learning_rate": choose("optimizer.learning_rate", *usual.rate(case.objects * samples)),
             "part_learning_rates": dict(usual.part_rates),
             "weight_decay": choose("optimizer.weight_decay", usual.weight_decay, "usual for this family"),
             "clip_norm": choose("optimizer.clip_norm", usual.clip_norm, "usual for this family"),
@@ -294,22 +293,74 @@ def derive_objects(
             "steps": steps,
             "warmup": choose("schedule.warmup", usual.warmup, "usual for this family"),
         },
-        "batch": {
-            "samples": samples,
-            "tokens": choose(
-                "batch.tokens",
-                4096 if machine.device == "cpu" else int(min(65536, max(4096, gigabytes * 512))),
-                f"{machine.device} with {gigabytes:.0f} GB",
-            ),
-            "window": 8 * samples,
-        },
+        "batch": batch_section(samples, tokens, machine, reasons),
         "evaluation": {
-            "every": choose("evaluation.every", max(1, -(-steps // 10)), "ten times a run"),
+            "every": choose("evaluation.every", often(steps, 10), "ten times a run"),
             "samples": choose("evaluation.samples", min(max(1, validation), 256), "enough to choose by"),
             "metric": choose("evaluation.metric", metric, "what the model is for"),
         },
-        "checkpoints": {"every": max(1, -(-steps // 10))},
+        "checkpoints": {"every": often(steps, 10)},
         "machine": machine_section(machine, ranks, reasons),
-        "why": why,
+        "why": reasons.why,
     }
     return parse(values, "the derived recipe"), measures
+
+
+def _case(
+    datasets: Sequence[Dataset], model: str, measures: ObjectMeasures, *, limit: int | None, masks: bool | None
+) -> _Case:
+    tiny, family = is_tiny(model), family_of(model)
+    usual = (TINY if tiny else USUAL)[family]
+    if masks is None:
+        drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
+        masks = draws_masks(model) and drawn
+    states = dict(USUAL[family].states) | (dict(USUAL[family].mask_states) if masks else {})
+    of_data = object_choices(
+        measures,
+        tiny=tiny,
+        native_side=0 if tiny else native_image_size(model),
+        patch=_patch(family, masks),
+        multiple=TINY_MULTIPLE,
+        patches=usual.small_object,
+    )
+    return _Case(
+        family=family,
+        segmenter=is_segmenter(model),
+        usual=usual,
+        states=dict.fromkeys(states, "full") if tiny else states,
+        tiny=tiny,
+        masks=masks,
+        images=_images(datasets, "train", limit),
+        objects=measures.objects / max(1, measures.images),
+        of_data=of_data,
+    )
+
+
+def _patch(family: str, masks: bool) -> int:
+    """Pixels of a token of a tiny model."""
+    return MASK_PATCH if family == "rf_detr" and masks else TINY_PATCH
+
+
+def _images(datasets: Sequence[Dataset], split: str, limit: int | None) -> int:
+    return sum(min(dataset.count(split), limit or dataset.count(split)) for dataset in datasets)
+
+
+def _objects_section(case: _Case, side: int, reasons: Reasons) -> dict[str, Any]:
+    """`objects` of a recipe, less the classes. side: pixels of the longer side of images."""
+    choose = reasons.choose
+    section = {
+        "masks": choose(
+            "objects.masks",
+            case.masks,
+            "the data have masks, and the model draws them" if case.masks else "boxes alone",
+        ),
+        "mirror": choose("objects.mirror", *case.mirror()),
+        "most": choose("objects.most", *case.of_data["objects.most"]),
+    }
+    if case.usual.denoise is not None:
+        section["denoise"] = choose("objects.denoise", *case.usual.queries_at_objects(case.objects))
+    if case.tiny and case.family == "rf_detr":
+        queries, reason = case.of_data["queries"]
+        places = (side // case.patch) ** 2  # a query starts from a token of its own
+        section["queries"] = choose("objects.queries", min(queries, places), reason)
+    return section

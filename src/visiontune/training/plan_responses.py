@@ -21,7 +21,7 @@ from visiontune.progress import note, warn
 from visiontune.recipe import Recipe, ResponseChoices, parse, validated
 from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
-from visiontune.training.derived import Reasons, datasets_section, machine_section
+from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
 from visiontune.training.import_core import choices_of, imported, is_checkpoint, refuse_another_core, states_of
 from visiontune.training.model import load_trained
 from visiontune.training.response_places import place_readouts
@@ -96,7 +96,7 @@ def derive_responses(
     """
     sessions = check_recordings(datasets)
     reasons = Reasons()
-    choose, why = reasons.choose, reasons.why
+    choose = reasons.choose
     on_cpu = machine.device == "cpu"
     if isinstance(start, ForeignCore):
         choices = choices_of(start, sessions, CLIP[on_cpu], READOUT_PENALTIES, choose)
@@ -138,15 +138,11 @@ def derive_responses(
         states = {part: "full" if part == "readout" else "frozen" for part in parts}
         because = "the core is kept; new units get readouts of their own"
     core_learns = any(state == "full" for part, state in states.items() if part != "readout")
-    if epochs is None:
-        shown, (few, many) = (CLIPS_SHOWN[on_cpu], EPOCHS) if core_learns else (READOUT_CLIPS_SHOWN, READOUT_EPOCHS)
-        epochs = float(min(many, max(few, round(shown / clips))))
-        why["schedule.steps"] = f"{epochs:g} epochs of {clips} clips"
-    else:
-        why["schedule.steps"] = f"{epochs:g} epochs, as asked"
-    steps = max(1, -(-round(epochs * clips) // samples))
+    shown, (few, many) = (CLIPS_SHOWN[on_cpu], EPOCHS) if core_learns else (READOUT_CLIPS_SHOWN, READOUT_EPOCHS)
+    times = float(min(many, max(few, round(shown / clips))))
+    steps = reasons.steps(clips, samples, epochs, (times, f"{times:g} epochs of {clips} clips"))
     frames = (choices["clip"] + choices["burn_in"]) * samples
-    gigabytes = machine.memory / 2**30
+    tokens = frames if on_cpu else int(min(1 << 20, max(frames, machine.memory / 2**30 * 1024)))
     values: dict[str, Any] = {
         "seed": 0,
         "model": {"name": MODEL if start is None else str(start.path.resolve())},
@@ -168,23 +164,15 @@ def derive_responses(
             "average": choose("optimizer.average", 0.99 if core_learns else 0.0, "steadier than the last weights"),
         },
         "schedule": {"steps": steps, "warmup": choose("schedule.warmup", 0.05, "usual for this family")},
-        "batch": {
-            "samples": samples,
-            "tokens": choose(
-                "batch.tokens",
-                frames if on_cpu else int(min(1 << 20, max(frames, gigabytes * 1024))),
-                f"frames; {machine.device} with {gigabytes:.0f} GB",
-            ),
-            "window": 8 * samples,
-        },
+        "batch": batch_section(samples, tokens, machine, reasons, "frames; "),
         "evaluation": {
-            "every": choose("evaluation.every", max(1, -(-steps // 10)), "ten times a run"),
+            "every": choose("evaluation.every", often(steps, 10), "ten times a run"),
             "samples": choose("evaluation.samples", min(max(1, validation), 512), "enough to choose by"),
             "metric": choose("evaluation.metric", "bits_per_spike", "what the model is for"),
         },
-        "checkpoints": {"every": max(1, -(-steps // 10))},
+        "checkpoints": {"every": often(steps, 10)},
         "machine": machine_section(machine, ranks, reasons),
-        "why": why,
+        "why": reasons.why,
     }
     return parse(values, "the derived recipe")
 
