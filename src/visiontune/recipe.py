@@ -160,7 +160,7 @@ FIELDS_OF = {
         *("device", "moe_dropout", "batch.packing", "model.four_bit"),
         *("machine.attention", "machine.compile"),
     ),
-    ("text", "objects"): ("data.image_longest_edge", "data.augment"),
+    ("text", "objects"): ("data.image_longest_edge", "data.augment", "machine.recompute"),
     ("responses",): ("data.curriculum", "model.allow_missing"),
 }
 

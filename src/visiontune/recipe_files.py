@@ -44,6 +44,13 @@ def read_preset(name: str) -> tuple[dict[str, Any], float | None]:
     return fragment, fragment.pop("epochs", None)
 
 
+def of_any_target(preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset without what few models do but those that write text: computing layers again for their backward."""
+    machine = {name: value for name, value in preset.get("machine", {}).items() if name != "recompute"}
+    others = {name: value for name, value in preset.items() if name != "machine"}
+    return {**others, "machine": machine} if machine else others
+
+
 def load(path: Path) -> Recipe:
     """Read a whole recipe; raises RecipeError."""
     return parse(read_fragment(path), str(path))

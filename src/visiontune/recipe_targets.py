@@ -118,7 +118,7 @@ class ResponseChoices(CoreShape):
     )
     rate: Positive = Field(description="bins a second of the recordings; sessions of another rate are refused")
     behaviour: tuple[str, ...] = Field(
-        default=(), description="channels that modulate the core, in order; sessions with others are refused"
+        default=(), description="channels that modulate the core, by name; sessions without one of them are refused"
     )
     penalties: dict[PenaltyName, Penalty] = Field(
         default_factory=dict, description="penalties on weights, each with its schedule"
@@ -138,7 +138,7 @@ class Stage(Section):
 class Curriculum(Section):
     """Samples drawn by a score first, and all alike in the end."""
 
-    score: str = Field(description="the score recorded of each sample: contrast or spikes")
+    score: Literal["contrast", "spikes"] = Field(description="the score of each sample")
     stages: tuple[Stage, ...] = Field(min_length=1, description="stages in order; after the last all are drawn alike")
 
     @model_validator(mode="after")

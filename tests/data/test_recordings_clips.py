@@ -129,6 +129,18 @@ def test_behaviour_is_normalised_by_the_train_split_and_what_is_not_known_is_the
     assert together[4, 0] == 0
 
 
+def test_clips_carry_the_channels_that_are_named_in_their_order(tmp_path):
+    recording = replace(made([30] * 10, behaviour=3), behaviour_names=("a", "b", "c"))
+    whole = opened(tmp_path / "out", recording, 30, 0)
+    some = ClipDataset.open(tmp_path / "out", 30, 0, ("c", "a"))
+    behaviour = parts(whole, "train", 0)[0].behaviour
+    np.testing.assert_array_equal(parts(some, "train", 0)[0].behaviour, behaviour[:, [2, 0]])
+    assert parts(ClipDataset.open(tmp_path / "out", 30, 0, ()), "train", 0)[0].behaviour is None
+    assert pickle.loads(pickle.dumps(some)).channels == ("c", "a")
+    with pytest.raises(DataError, match="no d was recorded; channels of behaviour: a, b, c"):
+        ClipDataset.open(tmp_path / "out", 30, 0, ("d",))
+
+
 def test_validity_a_unit_is_kept(tmp_path):
     recording = made([30] * 8)
     valid = np.random.default_rng(0).random((240, 4)) < 0.5

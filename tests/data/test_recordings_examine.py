@@ -63,6 +63,13 @@ def test_units_with_the_same_counts_are_named_and_silent_ones_are_not_twins():
     assert "duplicate-units" in faults_of(wide)
 
 
+def test_counts_none_of_which_is_valid_teach_nothing():
+    recording = made()
+    found = faults_of(replace(recording, valid=np.zeros_like(recording.valid)))
+    assert found["seldom-valid"].severity == "error"
+    assert found["seldom-valid"].found == "no count of any unit is valid"
+
+
 def test_units_that_are_seldom_valid_are_named_and_not_called_silent():
     valid = np.ones((300, 4), bool)
     valid[:, 1], valid[:260, 2] = False, False

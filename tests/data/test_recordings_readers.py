@@ -120,6 +120,8 @@ def changed(**arrays):
         (changed(rate=None), "there is no rate", "number of bins a second"),
         (changed(rate=-1), "the rate is -1", "above 0"),
         (changed(stimulus=ARRAYS["stimulus"][:, None]), r"stimulus is of the shape \(60, 1, 6, 6\)", "height, width"),
+        (changed(stimulus=ARRAYS["stimulus"][:, :1, :1]), "frames have 1 x 1 pixels", "at least 2 x 2"),
+        (changed(counts=ARRAYS["counts"].astype(complex)), "counts is of complex128", "holds numbers"),
         (changed(counts=ARRAYS["counts"].T), "stimulus 60, counts 3", "cut or align"),
         (changed(behaviour=ARRAYS["behaviour"][:59]), "stimulus 60, counts 60, behaviour 59", "cut or align"),
         (changed(eye=ARRAYS["stimulus"][:, :, 0]), "eye is of the shape", "bins, 2"),
@@ -303,6 +305,16 @@ def test_sensorium_videos_that_are_not_whole_stay_float(tmp_path):
     found = read_session(sensorium(tmp_path / "s", whole=False, padded=0)).recording
     assert found.stimulus.dtype == np.float32
     np.testing.assert_array_equal(found.stimulus[:20], film(0, 20) + 0.25)
+
+
+@pytest.mark.parametrize("name", ["tiers", "condition_hash"])
+def test_a_sensorium_folder_says_something_of_each_video(tmp_path, name):
+    """Trials that have no tier would vanish without a word."""
+    place = sensorium(tmp_path / "s")
+    np.save(place / f"meta/trials/{name}.npy", np.array(TIERS[:4]))
+    with pytest.raises(DataError, match="4 entries for 6 videos") as caught:
+        read_session(place)
+    assert caught.value.where.endswith(f"{name}.npy")
 
 
 def test_a_sensorium_folder_that_lacks_a_file_is_refused(tmp_path):

@@ -65,6 +65,32 @@ def test_inspect_shows_each_session_and_what_is_wrong(two, capsys):
     assert sum(value["splits"].values()) == pytest.approx(60)
 
 
+def test_sessions_that_cannot_be_learned_together_are_said(two, tmp_path):
+    save(made([30] * 20, units=2, seed=3, rate=40.0), two / "c")
+    (fault,) = [fault for fault in inspect_recordings(two).faults if fault.code == "unlike-sessions"]
+    assert fault.where == "c" and "a has bins a second 20.0, and c has 40.0" in fault.found
+    prepare_recordings(two, tmp_path / "data")
+    assert fault in inspect_recordings(tmp_path / "data").faults
+
+
+def test_sessions_in_folders_below_are_named(two, tmp_path, capsys):
+    save(made([30] * 20, seed=4), two / "later" / "d")
+    (fault,) = [fault for fault in inspect_recordings(two).faults if fault.code == "sessions-below"]
+    assert fault.where == "later" and fault.severity == "warning"
+    prepare_recordings(two, tmp_path / "data")
+    assert "not read: later" in capsys.readouterr().err
+
+
+def test_a_split_without_a_trial_is_said(tmp_path):
+    save(made([30]), tmp_path / "one")
+    (fault,) = [fault for fault in inspect_recordings(tmp_path / "one").faults if fault.code == "empty-split"]
+    assert fault.found == (
+        "no trial is in the validation and the test split: there is nothing to choose or to score by"
+    )
+    (path,) = prepare_recordings(tmp_path / "one", tmp_path / "data")
+    assert fault.found in [one.found for one in ClipDataset.open(path).info.faults]
+
+
 def test_prepare_makes_a_dataset_of_each_session_that_inspect_foresaw(two, tmp_path, capsys):
     foreseen = inspect_recordings(two)
     text = shown(capsys, "prepare", two, "--out", tmp_path / "data")

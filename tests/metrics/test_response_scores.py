@@ -77,6 +77,11 @@ def test_a_metric_of_one_session_is_that_of_the_session_scored_alone() -> None:
     assert SCORES.metric("bits_per_spike.b") == alone.metric("bits_per_spike")
     assert SCORES.metric("correlation.b") == alone.metric("correlation")
     assert parse_requirements("bits_per_spike.b>0")[0].holds(SCORES)
+    wide = ("bits_per_spike>=-3", "bits_per_spike<1.5", "correlation>-0.5", "feve.b>=-2")
+    assert [parse_requirements(one)[0].bound for one in wide] == [-3, 1.5, -0.5, -2]
+    for text in ("correlation>=-1.5", "above_zero>=-0.1"):
+        with pytest.raises(RecipeError, match="lies between"):
+            parse_requirements(text)
     with pytest.raises(RecipeError, match=r"no metric 'bits_per_spike\.c'") as error:
         SCORES.metric("bits_per_spike.c")
     assert "a, b" in str(error.value)

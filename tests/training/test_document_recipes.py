@@ -146,7 +146,7 @@ def test_a_preset_changes_the_derived_recipe_and_is_changed_by_what_is_asked(
     epochs = read_preset(name)[1]
     if epochs is not None:
         assert f"{epochs:g} epochs" in preset.why["schedule.steps"] and preset.schedule.steps != plain.schedule.steps
-    mine = recipe("mine", preset=name, epochs=2, overrides={"lora.rank": 5})
+    mine = recipe("mine", preset=name, epochs=2, overrides={"lora.rank": 5, "parts.language_model": "lora"})
     assert mine.lora.rank == 5 and "2 epochs" in mine.why["schedule.steps"]
     assert set(presets()) == {"quick", "standard", "quality", "low-memory"}
 

@@ -1,17 +1,25 @@
-"""How long runs on recordings learn: steps that follow from data, from hours, or from what was asked."""
+"""What is chosen for runs on recordings: how long they learn, what modulates them, and what is refused."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import visiontune
+from tests.made_recordings import made, with_trials
 from tests.training.test_response_runs import QUICK, finished, prepared, sessions  # noqa: F401
 from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
-from visiontune.errors import RecipeError
+from visiontune.data.recordings.store import write_recording
+from visiontune.errors import DataError, RecipeError
+from visiontune.exports.verify_run import verify_run
 from visiontune.machine import hardware
+from visiontune.recipe import Recipe
 from visiontune.run import Run
+from visiontune.training.model import open_datasets
 from visiontune.training.plan_responses import derive_responses
 
 
@@ -39,3 +47,87 @@ def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path)
     assert recipe.evaluation.every == -(-recipe.schedule.steps // 10)
     with pytest.raises(RecipeError, match="give more time"):
         visiontune.train(prepared, out=tmp_path / "short", hours=1e-7, overrides=few)
+
+
+def recorded(folder: Path, name: str, behaviour: tuple[str, ...], rate: float = 20.0) -> Dataset:
+    """A prepared session that recorded these channels, each with values of its own."""
+    channels = np.stack([np.random.default_rng([5, ord(one[0])]).normal(size=360) for one in behaviour], 1)
+    made_ = replace(made(name=name, rate=rate), behaviour=channels.astype(np.float32), behaviour_names=behaviour)
+    return Dataset.open(write_recording(made_, folder / name))
+
+
+def derived(datasets: list[Dataset], **given: Any) -> Recipe:
+    return derive_responses(datasets, [None] * len(datasets), hardware("cpu"), given=given)
+
+
+def test_behaviour_is_found_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = recorded(tmp_path, "one", ("p", "r")), recorded(tmp_path, "other", ("r", "p"))
+    recipe = derived([one, other])
+    assert recipe.responses is not None
+    assert recipe.responses.modulation == "film" and recipe.responses.behaviour == ("p", "r")
+    assert "not used" not in capsys.readouterr().err
+    clips = [open_datasets(recipe)[d].sample("train", 0).seen.behaviour for d in (0, 1)]  # pyright: ignore
+    np.testing.assert_allclose(*clips, atol=1e-5)  # the same channels, one behind the other
+
+
+def test_behaviour_that_not_all_sessions_recorded_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions_ = [recorded(tmp_path, "one", ("p", "r")), recorded(tmp_path, "other", ("q", "p"))]
+    recipe = derived(sessions_)
+    assert recipe.responses is not None and recipe.responses.behaviour == ("p",)
+    assert "behaviour that is not used (not all sessions recorded it): q, r" in capsys.readouterr().err
+    alone = derived(sessions_[:1], behaviour=["r"])
+    assert alone.responses is not None and alone.responses.behaviour == ("r",)
+    assert "behaviour that is not used: p" in capsys.readouterr().err
+    without = derived(sessions_, modulation="none")
+    assert without.responses is not None and without.responses.behaviour == ()
+    with pytest.raises(RecipeError, match="other recorded q, p, and the core is modulated by r"):
+        derived(sessions_, behaviour=["r"])
+    apart = [recorded(tmp_path, "third", ("x",)), sessions_[0]]
+    with pytest.raises(RecipeError, match=r"modulated \(film\) by no channel"):
+        derived(apart, modulation="film")
+
+
+def test_a_core_is_not_given_bins_that_would_have_to_be_divided(tmp_path: Path, finished: Run) -> None:  # noqa: F811
+    slow = recorded(tmp_path, "slow", ("running", "pupil"), rate=30.0)
+    with pytest.raises(RecipeError, match="30 bins a second, and the core sees 60") as refused:
+        derive_responses([slow], [None], hardware("cpu"), start=finished)
+    assert "joined, not divided" in str(refused.value.fix)
+
+
+def test_a_session_without_a_training_trial_is_refused_as_that(tmp_path: Path) -> None:
+    held_out = with_trials(made(name="held-out"), split=["test"] * 12)
+    path = write_recording(held_out, tmp_path / "held-out")
+    with pytest.raises(DataError, match="No trial is in the train split"):
+        derived([Dataset.open(path)])
+
+
+def test_presets_and_fields_of_adapters_on_recordings(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A preset leaves out what a core cannot do; asked for by hand, the same is refused, before anything is written."""
+    few = {**QUICK, "schedule.steps": 1, "evaluation.every": 1}
+    run: Any = visiontune.train(prepared, out=tmp_path / "low", preset="low-memory", overrides=few)
+    assert run.status == "finished" and run.recipe.batch.tokens == 200 and not run.recipe.machine.recompute
+    for name, value, said in (
+        ("machine.recompute", True, "machine.recompute is of text and objects"),
+        ("lora.rank", 3, "lora.rank is set, and no part has adapters"),
+        ("data.curriculum", {"score": "foo", "stages": [{"until": 0.5, "weights": [1, 2]}]}, "contrast"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            visiontune.train(prepared, out=tmp_path / "refused", overrides={**few, name: value})
+        assert not (tmp_path / "refused/recipe.yaml").exists()
+
+
+def test_a_run_on_recordings_is_verified_by_its_rates(finished: Run, tmp_path: Path) -> None:  # noqa: F811
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    checks = {check.name: check for check in verify_run(copy)}
+    assert checks["answers"].status == "passed" and "bins again, the same" in checks["answers"].found
+    path = copy.path / "evaluations/validation/session-0.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["rates"] = arrays["rates"] + 0.1
+    np.savez(path, **arrays)
+    assert {check.name: check.status for check in verify_run(copy)}["answers"] == "failed"
+    path.unlink()
+    assert {check.name: check.status for check in verify_run(copy)}["answers"] == "failed"

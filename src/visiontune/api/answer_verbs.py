@@ -143,8 +143,18 @@ def _refuse_empty(datasets: Sequence[Dataset], split: str, run: Source) -> None:
 
 
 def _require(requirements: Sequence[Requirement], scores: Scores, run: Source, split: str) -> None:
-    if failed := [f"{r} (found {scores.metric(r.metric).value})" for r in requirements if not r.holds(scores)]:
+    if failed := [f"{r} ({_found(scores, r.metric)})" for r in requirements if not r.holds(scores)]:
         raise RequirementError(f"Required, and not so: {'; '.join(failed)}.", where=f"{run}, {split} split")
+
+
+def _found(scores: Scores, metric: str) -> str:
+    from visiontune.metrics.response_scores import ResponseScores
+
+    value = scores.metric(metric).value
+    if value is not None:
+        return f"found {value:.6g}"
+    reason = scores.reasons.get(metric) if isinstance(scores, ResponseScores) else None
+    return f"there is none{'' if reason is None else f': {reason}'}"
 
 
 def _value(metric: dict[str, Any]) -> str:
@@ -235,11 +245,12 @@ def predict_movies(
     step: int | None = None,
     device: Device | None = None,
 ) -> list[Path]:
-    """What the units of a session would do in movies: .npy files of (frames, height, width), a frame a bin.
+    """What the units of a session would do in movies: .npy files of (frames, height, width), a frame a bin, or folders
+    of them.
 
     Of a run of several sessions, `session` picks one. Returns the .npz files that were written: `out`, or
-    RUN/predictions/NAME.npz, with `rates` (frames, units), spikes a bin, NaN in the first bins, and `units`. Raises
-    RecipeError and DataError.
+    RUN/predictions/NAME.npz, of several sessions RUN/predictions/SESSION/NAME.npz, with `rates` (frames, units), spikes
+    a bin, NaN in the first bins, and `units`. Raises RecipeError and DataError.
     """
     from visiontune.api.response_verbs import predict_rates
     from visiontune.run import Run

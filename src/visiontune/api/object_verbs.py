@@ -19,6 +19,7 @@ from visiontune.run_group import RunGroup, open_run
 if TYPE_CHECKING:
     from visiontune.api.data_verbs import Source
     from visiontune.data.dataset import Dataset
+    from visiontune.data.object_measures import ObjectMeasures
     from visiontune.data.sample import Images, ObjectPrediction
     from visiontune.machine import Hardware
     from visiontune.metrics.object_scores import ObjectScores
@@ -73,18 +74,22 @@ def plan_objects(
     **options: Any,
 ) -> list[Run]:
     """Write the run folders: of one model `out` itself, of two `out/ROLE` each, under a plan file."""
-    from visiontune.training.plan import plan_run
+    from visiontune.training.plan import plan_run, refuse_idle
     from visiontune.training.plan_objects import derive_objects
 
     runs = {role: Run(out if len(models) == 1 else out / role) for role in models}
     given = [changes, *(fragment.get("objects") or {} for fragment in reversed(fragments))]
     masks = next((one[name] for one in given for name in ("objects.masks", "masks") if name in one), None)
-    for role, run in runs.items():
+    planned: dict[str, tuple[Recipe, ObjectMeasures]] = {}
+    for role in runs:
         recipe, measures = derive_objects(datasets, shares, models[role], machine, masks=masks, **options)
         for fragment in fragments:
             recipe = recipe.overlaid(fragment)
-        plan_run(run, recipe.changed(changes), datasets)
-        write_json(run.path / "measures.json", measures.to_json())
+        planned[role] = recipe.changed(changes), measures
+    refuse_idle([recipe for recipe, _ in planned.values()], changes)
+    for role, (recipe, measures) in planned.items():
+        plan_run(runs[role], recipe, datasets)
+        write_json(runs[role].path / "measures.json", measures.to_json())
     if len(runs) > 1:
         RunGroup(out, runs).save()
     return list(runs.values())

@@ -59,7 +59,7 @@ def plan_responses(
     from visiontune.models.cortex_lightning import read_lightning
     from visiontune.run import Run
     from visiontune.training.import_core import is_checkpoint
-    from visiontune.training.plan import plan_run
+    from visiontune.training.plan import plan_run, refuse_idle
     from visiontune.training.plan_responses import derive_responses
 
     given: dict[str, Any] = {}
@@ -70,7 +70,9 @@ def plan_responses(
     recipe = derive_responses(datasets, shares, machine, start=source, given=given, **options)
     for fragment in fragments:
         recipe = recipe.overlaid(fragment)
-    plan_run(run, recipe.changed(changes), datasets)
+    recipe = recipe.changed(changes)
+    refuse_idle([recipe], changes)
+    plan_run(run, recipe, datasets)
 
 
 def evaluate_responses(
@@ -97,33 +99,36 @@ def predict_rates(
     out: Path | None,
     session: str | None,
 ) -> list[Path]:
-    """The rates of units in movies, (frames, height, width) arrays in .npy files; returns the .npz files written.
+    """The rates of units in movies, .npy files of (frames, height, width) or folders of them; returns the .npz files
+    written: `out`, or in RUN/predictions one named as the movie, of several sessions in a folder named as its session.
 
     `session` picks whose units; of a run of one session its own. Raises DataError, and RecipeError where one is to be
     picked.
     """
     import numpy as np
 
+    from visiontune.data.recordings.movies import movie_files, open_movie
     from visiontune.models.cortex import predicts_responses
     from visiontune.training.evaluate_responses import predict_movie
     from visiontune.training.model import load_trained
 
     adapter = predicts_responses(load_trained(run, recipe, ranks.device, step)[0])
-    names = adapter.cortex.config.sessions
+    config, files = adapter.cortex.config, movie_files(movies)
+    names = config.sessions
     if session is None and len(names) > 1:
         raise RecipeError(
             f"The run has {len(names)} sessions.", where="--session", fix=f"pick one: {', '.join(names[:10])}"
         )
-    if out is not None and len(movies) > 1:
+    if out is not None and len(files) > 1:
         raise RecipeError("One file is to be written, and several movies are given.", where="--out", fix="leave it out")
+    session = session or next(iter(names))
+    folder = run.path / "predictions"
+    folder = folder if len(names) == 1 else folder / session
     written = []
-    for path in movies:
-        try:
-            movie = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise DataError(f"This is no array: {error}", where=str(path), fix="save it with numpy.save") from error
-        units, rates = predict_movie(adapter, movie, session or next(iter(names)), recipe, ranks.device, str(path))
-        target = out or run.path / "predictions" / f"{path.stem}.npz"
+    for path in files:
+        movie = open_movie(path, (config.height, config.width))
+        units, rates = predict_movie(adapter, movie, session, recipe, ranks.device, str(path))
+        target = out or folder / f"{path.stem}.npz"
         write_arrays(target, {"rates": rates, "units": np.array(units)})
         note(f"rates of {len(units)} units in {len(rates)} bins: {target}")
         written.append(target)

@@ -140,11 +140,11 @@ def _plan(
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
     from visiontune.recipe import check_names, fragment_names, validated
-    from visiontune.recipe_files import read_fragment, read_preset
+    from visiontune.recipe_files import of_any_target, read_fragment, read_preset
     from visiontune.recipe_sections import Tracking
     from visiontune.run import Run
     from visiontune.training.mixtures import shares as mixed
-    from visiontune.training.plan import derive, plan_run, refuse_taken
+    from visiontune.training.plan import derive, plan_run, refuse_idle, refuse_taken
     from visiontune.training.ranks import Ranks
     from visiontune.training.trackers import refuse_missing
 
@@ -187,7 +187,7 @@ def _plan(
         if responses:
             refuse({"model": model, "teacher": teacher, "for": device_profile}, "Training on recordings takes")
             refuse({"unlabelled": unlabelled or None}, "Training on recordings takes")
-            fragments = [first, fragment]
+            fragments = [of_any_target(first), fragment]
             plan_responses(run, datasets, shares, machine, fragments, changes, start=start, **options)
         elif all(dataset.info.target == "objects" for dataset in datasets):
             if device_profile is not None:
@@ -200,14 +200,18 @@ def _plan(
                 raise DataError(
                     "Nobody labels the unlabelled images.", where="--unlabelled", fix="--teacher runs/teacher"
                 )
-            plan_objects(datasets, shares, models, run.path, machine, [first, fragment], changes, **options)
+            plan_objects(
+                datasets, shares, models, run.path, machine, [of_any_target(first), fragment], changes, **options
+            )
         else:
             if model is None:
                 raise ModelError("Texts need a model.", where="--model", fix="--model tiny/smolvlm for a first look")
             if teacher is not None or unlabelled:
                 raise DataError("A teacher labels boxes and masks; these data have texts.", fix="leave it out")
             planned = derive(datasets, shares, model, machine, profile=device_profile, **options)
-            plan_run(run, planned.overlaid(first).overlaid(fragment).changed(changes), datasets)
+            planned = planned.overlaid(first).overlaid(fragment).changed(changes)
+            refuse_idle([planned], changes)
+            plan_run(run, planned, datasets)
     ranks.wait()
 
 

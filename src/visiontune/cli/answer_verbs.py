@@ -56,7 +56,7 @@ def compare(first: Path, second: Path, *, split: Split = "test") -> Answer:
         another run, evaluated on the same prepared dataset and split
     """
     found = visiontune.compare(first, second, split=split)
-    lines = [f"{second} beside {first}, {found.n} {split} samples"]
+    lines = [f"{second} beside {first}, {found.n} {split} {found.counted}"]
     for one in found.metrics:
         if one.first.value is None or one.second.value is None or one.difference.value is None:
             lines.append(f"  {one.name}: nothing counted")

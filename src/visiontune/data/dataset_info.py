@@ -180,6 +180,11 @@ class RecordingSummary(_Model):
     mean_counts: tuple[float, ...]
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the frames in pixels."""
+        return self.height, self.width
+
+    @property
     def unit_keys(self) -> tuple[str, ...]:
         """The names of the units among those of other sessions: session/unit."""
         return tuple(f"{self.name}/{unit}" for unit in self.units)

@@ -12,6 +12,7 @@ from visiontune.data.objects import Objects
 from visiontune.data.sample import ObjectPrediction, Prediction
 from visiontune.errors import VisiontuneError
 from visiontune.exports.certificate import Check
+from visiontune.models.cortex import predicts_responses
 from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.models.parts import frozen_tensors, tensors_sha256, trained_tensors
 from visiontune.models.text import writes_text
@@ -19,12 +20,14 @@ from visiontune.run import Run
 from visiontune.training import checkpoint, receipts
 from visiontune.training.evaluate import calibration_of, predict_split
 from visiontune.training.evaluate_objects import find_in_split
+from visiontune.training.evaluate_responses import predict_split_of_responses
 from visiontune.training.model import adapt, load_base, load_trained, open_datasets
 from visiontune.training.ranks import Ranks
 
 ANSWERS_REPEATED = 16
 CONFIDENCE_WITHIN = 1e-3
 PIXELS_WITHIN = 0.1
+RATES_WITHIN = 1e-3  # of 1 + the rate, in spikes a bin
 
 
 def verify_run(run: Run) -> list[Check]:
@@ -79,6 +82,8 @@ def _receipts(run: Run) -> Check:
 def _answers(run: Run, recipe: Any, datasets: Sequence[Dataset]) -> Check:
     """The first validation samples answered again by the checkpoint that the run evaluated."""
     scores = run.read_json("evaluations/validation/metrics.json")
+    if recipe.responses is not None and scores is not None:
+        return _rates_again(run, recipe, datasets, scores["step"])
     path = run.path / "evaluations" / "validation" / "predictions.jsonl"
     if scores is None or not path.is_file():
         return Check("answers", "not checked", "the run has no evaluation of the validation split")
@@ -100,6 +105,30 @@ def _answers(run: Run, recipe: Any, datasets: Sequence[Dataset]) -> Check:
     if other:
         return Check("answers", "failed", f"{len(other)} of {len(again)} answers are others, first {other[0]}")
     return Check("answers", "passed", f"{len(again)} answers again, the same")
+
+
+def _rates_again(run: Run, recipe: Any, datasets: Sequence[Dataset], step: int) -> Check:
+    """The first validation clips of each session predicted again by the checkpoint that the run evaluated."""
+    adapter = predicts_responses(load_trained(run, recipe, torch.device("cpu"), step)[0])
+    again = predict_split_of_responses(
+        adapter, datasets, "validation", recipe, Ranks("cpu"), rows=-(-ANSWERS_REPEATED // len(datasets))
+    )
+    bins, farthest = 0, 0.0
+    for one in again:
+        path = run.path / "evaluations" / "validation" / f"{one.name}.npz"
+        if not path.is_file():
+            return Check("answers", "failed", f"the rates of {one.name} are missing: {path.name}")
+        with np.load(path) as kept:
+            places = {at: i for i, at in enumerate(zip(kept["trials"].tolist(), kept["places"].tolist(), strict=True))}
+            mine = [places.get(at) for at in zip(one.trials.tolist(), one.places.tolist(), strict=True)]
+            if None in mine:
+                return Check("answers", "failed", f"{mine.count(None)} bins of {one.name} were not evaluated")
+            written = kept["rates"][mine]
+        apart = np.abs(one.rates - written) / (1 + np.abs(written))
+        bins, farthest = bins + len(apart), max(farthest, float(apart.max(initial=0)))
+    if farthest > RATES_WITHIN:
+        return Check("answers", "failed", f"rates in {bins} bins again, up to {farthest:.1e} apart")
+    return Check("answers", "passed", f"rates in {bins} bins again, the same")
 
 
 def _objects_again(adapter: ObjectAdapter, recipe: Any, datasets: Sequence[Dataset], lines: Sequence[str]) -> Check:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf
 from typing import Protocol
 
 from visiontune.errors import RecipeError
@@ -17,6 +17,14 @@ class Scores(Protocol):
     def metric(self, name: str) -> Metric:
         """The metric of that name; raises RecipeError where there is none."""
         ...
+
+
+# What a metric may be, by its name, where that is not 0 to 1.
+RANGES = {
+    **dict.fromkeys(RATIOS, (0.0, inf)),
+    **dict.fromkeys(("bits_per_spike", "bits_per_spike_median", "feve", "ccnorm"), (-inf, inf)),
+    **dict.fromkeys(("correlation", "average_correlation"), (-1.0, 1.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,11 @@ def parse_requirements(texts: str | Sequence[str]) -> tuple[Requirement, ...]:
                 bound = float(match["bound"])
             except ValueError as error:
                 raise _unreadable(text[position:]) from error
-            if not (0 <= bound <= 1 or (bound > 1 and isfinite(bound) and match["metric"] in RATIOS)):
+            low, high = RANGES.get(match["metric"].split(".")[0], (0.0, 1.0))
+            if not (low <= bound <= high and abs(bound) < inf):
+                asked = match[0].strip(" ,")
                 raise RecipeError(
-                    f"'{match[0].strip(' ,')}' asks for {bound:g}; metrics lie between 0 and 1"
-                    f" ({' and '.join(RATIOS)} may pass 1).",
+                    f"'{asked}' asks for {bound:g}; {match['metric']} lies between {low:g} and {high:g}.",
                     fix="write 85 % as 0.85",
                 )
             requirements.append(Requirement(match["metric"], match["operator"], bound))

@@ -275,7 +275,7 @@ def _metrics(scored: Sequence[_Scored], resamples: int) -> tuple[dict[str, Metri
         pieces = [one.repeated if name in REPEATED else one.stimuli for one in counting]
         if resamples and min(pieces) < 2:
             alone = counting[pieces.index(min(pieces))].session.name
-            reasons[name] = f"no interval: session {alone} has one such stimulus, and one says nothing about others"
+            reasons[name] = f"no interval: of {alone} there is one such stimulus, and one says nothing about others"
         if not resamples or min(pieces) < 2:
             metrics[name] = Metric(value, None, None, numbers[name])
         else:

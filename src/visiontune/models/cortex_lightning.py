@@ -43,12 +43,22 @@ def read_lightning(path: Path) -> ForeignCore:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError("There is no such checkpoint.", where=str(path), fix="check the path") from error
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            "The checkpoint cannot be read as data alone, and code in files is not run.", where=str(path), fix=FIX
+        ) from error
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+    ) as error:  # what torch raises of files of any kind
         told = str(error).strip().splitlines()
         raise ModelError(
-            f"The checkpoint cannot be read as data alone, and code in files is not run: {told[0] if told else ''}",
+            f"The file cannot be read as a checkpoint: {told[0] if told else 'it is cut short'}.",
             where=str(path),
-            fix=FIX,
+            fix="copy it again; it is what torch.save wrote",
         ) from error
     tensors = held.get("state_dict") if isinstance(held, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

@@ -108,8 +108,8 @@ def predict_movie(
     """What the units of a session would do in a movie: their keys, and (frames, units) float32, spikes a bin.
 
     movie: (frames, height, width), as the session's stimulus was recorded, one frame a bin. Behaviour is held at its
-    mean. The first `responses.burn_in` bins have no prediction and are NaN. Raises DataError for a movie of another
-    size or a session that the model has not.
+    mean. The first `responses.burn_in` bins have no prediction and are NaN; it is cut into clips as a trial of a
+    recording is. Raises DataError for a movie of another size or a session that the model has not.
     """
     choices, config = adapter.choices, adapter.cortex.config
     units = tuple(key for key in config.units if session_of(key) == session)
@@ -117,17 +117,19 @@ def predict_movie(
         raise DataError(
             f"The model has no session '{session}'.", where=where, fix=f"sessions: {', '.join(config.sessions)}"
         )
-    if movie.ndim != 3 or len(movie) <= choices.burn_in:
+    if len(movie) <= choices.burn_in:
         raise DataError(
-            f"The movie has the shape {movie.shape}.",
+            f"The movie has {len(movie)} frames, and the first {choices.burn_in} of a movie are only seen.",
             where=where,
-            fix=f"(frames, height, width), with more than {choices.burn_in} frames: those before are only seen",
+            fix="show a longer one",
         )
     rates = np.full((len(movie), len(units)), np.nan, np.float32)
     adapter.trained_module.eval()
-    starts = range(choices.burn_in, len(movie), choices.clip)
-    with progress("predicting", len(starts), "clips") as advance:
-        for start in starts:
+    clips = range(choices.burn_in, len(movie), choices.clip)
+    with progress("predicting", len(clips), "clips") as advance:
+        for begin in clips:
+            # The last one is moved back to end with the movie; what it shares with another is that one's.
+            start = max(choices.burn_in, min(begin, len(movie) - choices.clip))
             shown = movie[start - choices.burn_in : start + choices.clip]
             missing = choices.burn_in + choices.clip - len(shown)
             frames = np.concatenate([shown, np.repeat(shown[-1:], missing, axis=0)])
@@ -138,6 +140,6 @@ def predict_movie(
             batch = adapter.encoder.collate([adapter.encoder.encode(sample, with_answer=False)])
             with torch.no_grad(), autocast(device, recipe.machine.precision):
                 made = adapter.rates(batch.to(device))[0].float().cpu().numpy()
-            rates[start : start + choices.clip] = made[: choices.clip - missing]
+            rates[begin : start + choices.clip] = made[begin - start : choices.clip - missing]
             advance(1)
     return units, rates

@@ -57,9 +57,14 @@ def choices_of(
         "clip": clip,
         "burn_in": 0,
         "rate": choose("responses.rate", sessions[0].rate, f"the sessions'; {name} does not say for which it was made"),
-        "behaviour": sessions[0].behaviour_names if modulated else (),
+        "behaviour": common_behaviour(sessions) if modulated else (),
         "penalties": penalties,
     }
+
+
+def common_behaviour(sessions: Sequence[RecordingSummary]) -> tuple[str, ...]:
+    """The channels of behaviour that all sessions recorded, in the order of the first."""
+    return tuple(name for name in sessions[0].behaviour_names if all(name in one.behaviour_names for one in sessions))
 
 
 def states_of(parts: Sequence[str], coverage: Coverage, name: str) -> tuple[dict[str, str], str]:

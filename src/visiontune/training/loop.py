@@ -332,7 +332,8 @@ def _evaluate(session: Session, log: Any) -> None:
         entry = {"kind": "evaluation", "attempt": session.attempt, "step": at.step, "split": "validation"}
         entry |= {"metrics": metrics, "seconds": round(time.perf_counter() - started, 4)}
         log.write(entry)
-        shown = f"{recipe.evaluation.metric} {value:.3f}" if value is not None else "no validation samples"
+        nothing = "no validation samples" if scores is None else f"{recipe.evaluation.metric}: nothing to score"
+        shown = f"{recipe.evaluation.metric} {value:.3f}" if value is not None else nothing
         note(f"step {at.step}: {shown}" + (", stopping early" if at.stopped_early else ""))
         session.callbacks.on_evaluate(session.run, entry)
 

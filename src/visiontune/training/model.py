@@ -50,7 +50,7 @@ def opened(path: Path, responses: ResponseChoices | None) -> Dataset:
     """The dataset at `path`, a recording as clips of the length that is predicted."""
     if responses is None:
         return Dataset.open(path)
-    return ClipDataset.open(path, responses.clip, responses.burn_in)
+    return ClipDataset.open(path, responses.clip, responses.burn_in, responses.behaviour)
 
 
 def base_name(run: Run, recipe: Recipe) -> str:

@@ -340,6 +340,18 @@ def _tokens(machine: Hardware) -> int:
     return int(min(32768, max(2048, machine.memory / 2**30 * 256)))
 
 
+def refuse_idle(recipes: Sequence[Recipe], changes: Iterable[str]) -> None:
+    """Raise RecipeError for a field of `lora` that is set by hand where no part of these recipes has adapters."""
+    idle = [name for name in changes if name.startswith("lora.")]
+    if idle and not any("lora" in recipe.parts.values() for recipe in recipes):
+        parts = ", ".join(f"{name} {state}" for name, state in recipes[0].parts.items())
+        raise RecipeError(
+            f"{idle[0]} is set, and no part has adapters: {parts}.",
+            where=f"--{idle[0]}",
+            fix=f"leave it out, or adapt a part: --parts.{next(iter(recipes[0].parts))} lora",
+        )
+
+
 def refuse_taken(run: Run) -> None:
     """Raise RunError if the folder holds a run, or a group of runs, already."""
     if run.recipe_path.exists() or RunGroup.stands_at(run.path):

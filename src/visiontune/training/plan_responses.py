@@ -10,6 +10,7 @@ import numpy as np
 from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import RecordingSummary
 from visiontune.data.recordings.clips import ClipDataset
+from visiontune.data.recordings.prepare import unlike
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
@@ -22,7 +23,14 @@ from visiontune.recipe import Recipe, ResponseChoices, parse, validated
 from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
 from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
-from visiontune.training.import_core import choices_of, imported, is_checkpoint, refuse_another_core, states_of
+from visiontune.training.import_core import (
+    choices_of,
+    common_behaviour,
+    imported,
+    is_checkpoint,
+    refuse_another_core,
+    states_of,
+)
 from visiontune.training.model import load_trained
 from visiontune.training.response_places import place_readouts
 
@@ -56,20 +64,8 @@ def check_recordings(datasets: Sequence[Dataset]) -> list[RecordingSummary]:
         found.append(dataset.info.recording)
     first = found[0]
     for other, dataset in zip(found, datasets, strict=True):
-        for what, its, wanted, fix in (
-            ("bins a second", other.rate, first.rate, "prepare all of them with one --rate"),
-            (
-                "frames of (height, width)",
-                (other.height, other.width),
-                (first.height, first.width),
-                "resize the stimuli",
-            ),
-            ("frames of type", other.stimulus, first.stimulus, "store all stimuli in one type"),
-        ):
-            if its != wanted:
-                raise DataError(
-                    f"{first.name} has {what} {wanted}, and {other.name} has {its}.", where=str(dataset.path), fix=fix
-                )
+        if (difference := unlike(first, other)) is not None:
+            raise DataError(f"{difference[0]}.", where=str(dataset.path), fix=difference[1])
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise DataError("Two sessions have one name.", where=", ".join(names), fix="name each session by itself")
@@ -102,13 +98,19 @@ def derive_responses(
         choices = choices_of(start, sessions, CLIP[on_cpu], READOUT_PENALTIES, choose)
     else:
         choices = _new_core(sessions, on_cpu, choose) if start is None else _from_run(start, choose)
-    choices |= dict(given or {})
-    if choices["recurrence"] == "none" and "recurrent_channels" not in (given or {}):
+    given = dict(given or {})
+    if given.get("behaviour") and "modulation" not in given and start is None:
+        given["modulation"] = "film"
+    choices |= given
+    if choices["modulation"] == "none" and "behaviour" not in given:
+        choices["behaviour"] = ()
+    _say_unused_behaviour(sessions, choices["behaviour"])
+    if choices["recurrence"] == "none" and "recurrent_channels" not in given:
         choices["recurrent_channels"] = 0
     config = network_config(validated(ResponseChoices, choices, "responses"), sessions)
     network = Cortex(config)
     memory = network.memory
-    if not isinstance(start, Run) and "burn_in" not in (given or {}):
+    if not isinstance(start, Run) and "burn_in" not in given:
         extra = RECURRENT_BURN_IN if choices["recurrence"] != "none" else 0
         reason = f"the core looks {memory} frames back" + (
             f", and {extra} more fill its recurrent state" if extra else ""
@@ -119,6 +121,12 @@ def derive_responses(
     validation = sum(min(one.count("validation"), limit or one.count("validation")) for one in opened)
     if not all(one.count("train") for one in opened):
         empty = next(one for one in opened if not one.count("train"))
+        if not empty.recording.bins["train"]:
+            raise DataError(
+                "No trial is in the train split.",
+                where=str(empty.path),
+                fix="record more stimuli, or give trials other splits and prepare anew",
+            )
         raise DataError(
             f"No trial of the train split is longer than the {choices['burn_in']} frames of burn-in.",
             where=str(empty.path),
@@ -178,16 +186,16 @@ def derive_responses(
 
 
 def _new_core(sessions: Sequence[RecordingSummary], on_cpu: bool, choose: Any) -> dict[str, Any]:
-    channels = {one.behaviour_names for one in sessions}
-    behaves = len(channels) == 1 and bool(sessions[0].behaviour_names)
-    told = f"all sessions recorded {', '.join(sessions[0].behaviour_names)}" if behaves else (
-        "not all sessions recorded the same behaviour" if any(channels) else "no behaviour was recorded"
+    common = common_behaviour(sessions)
+    told = f"all sessions recorded {', '.join(common)}" if common else (
+        "the sessions recorded no behaviour in common" if any(one.behaviour_names for one in sessions)
+        else "no behaviour was recorded"
     )  # fmt: skip
     return {
         "clip": choose("responses.clip", CLIP[on_cpu], "its bins share one pass, which a burn-in makes little longer"),
         "burn_in": 0,
         "rate": sessions[0].rate,
-        "behaviour": sessions[0].behaviour_names if behaves else (),
+        "behaviour": common,
         "frontend": "learnable_temporal",
         "temporal_taps": choose(
             "responses.temporal_taps", _taps(sessions[0].rate), f"{sessions[0].rate:g} bins a second"
@@ -198,13 +206,21 @@ def _new_core(sessions: Sequence[RecordingSummary], on_cpu: bool, choose: Any) -
         "temporal_kernels": (1, 1),
         "strides": (2, 1),
         "pools": (1, 1),
-        "modulation": choose("responses.modulation", "film" if behaves else "none", told),
+        "modulation": choose("responses.modulation", "film" if common else "none", told),
         "recurrence": "convgru",
         "recurrent_channels": 16,
         "readout": "gaussian",
         "output": "softplus",
         "penalties": choose("responses.penalties", PENALTIES, "sparse readouts and smooth filters generalise better"),
     }
+
+
+def _say_unused_behaviour(sessions: Sequence[RecordingSummary], used: Sequence[str]) -> None:
+    """Behaviour that was recorded, and modulates nothing."""
+    unused = sorted({name for one in sessions for name in one.behaviour_names} - set(used))
+    if unused:
+        some = "" if set(unused) <= set(common_behaviour(sessions)) else " (not all sessions recorded it)"
+        note(f"behaviour that is not used{some}: {', '.join(unused)}")
 
 
 def _taps(rate: float) -> int:
@@ -233,15 +249,23 @@ def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary
             raise RecipeError(
                 f"{one.name} has {one.rate:g} bins a second, and the core sees {choices.rate:g}.",
                 where="responses.rate",
-                fix=f"visiontune prepare --rate {choices.rate:g}",
+                fix=f"visiontune prepare --rate {choices.rate:g}"
+                if one.rate > choices.rate
+                else f"train a core at {one.rate:g} bins a second: bins can be joined, not divided",
             )
-        if modulated and (not choices.behaviour or one.behaviour_names != choices.behaviour):
+        if not set(choices.behaviour) <= set(one.behaviour_names):
             raise RecipeError(
                 f"{one.name} recorded {', '.join(one.behaviour_names) or 'no behaviour'}, and the core is modulated by "
-                f"{', '.join(choices.behaviour) or 'none'}.",
+                f"{', '.join(choices.behaviour)}.",
                 where="responses.behaviour",
-                fix="give every session the same behaviour, or train a core with --responses.modulation none",
+                fix="give every session this behaviour, or train a core with --responses.modulation none",
             )
+    if modulated != bool(choices.behaviour):
+        raise RecipeError(
+            f"The core is modulated ({choices.modulation}) by {', '.join(choices.behaviour) or 'no channel'}.",
+            where="responses.behaviour",
+            fix="name the channels that modulate it, or use --responses.modulation none",
+        )
     weights = np.array([one.bins["train"] for one in sessions], np.float64)
     weights = weights / weights.sum() if weights.sum() else None
     return CortexConfig(

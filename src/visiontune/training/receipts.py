@@ -118,7 +118,7 @@ def placeholders(progress: Progress, samples: int) -> Receipt:
     """Every sample's image tokens equalled its image features; how many answers were shortened."""
     numbers = {"samples": samples, "image_tokens": progress.image_tokens, "answers_shortened": progress.shortened}
     if progress.image_tokens == 0:
-        return Receipt("placeholders", "not applicable", "no sample has an image", numbers)
+        return Receipt("placeholders", "not applicable", "no sample has images as tokens of its text", numbers)
     reason = (
         f"image tokens equalled image features in all {samples} samples; {progress.shortened} answers were shortened"
     )
@@ -181,7 +181,7 @@ def held_out(datasets: Sequence[Dataset], limit: int | None = None) -> list[Samp
 
 def too_few_held_out(n: int) -> Receipt:
     """The receipt where `n` samples are too few to tell."""
-    reason = f"{HELD_OUT_AT_LEAST} held-out samples with an image are needed; there are {n}"
+    reason = f"{HELD_OUT_AT_LEAST} held-out samples that show something are needed; there are {n}"
     return Receipt("image matters", "not applicable", reason, {"n": n})
 
 

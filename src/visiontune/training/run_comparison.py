@@ -30,6 +30,7 @@ class RunComparison:
     metrics: tuple[Paired, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
+    counted: str = "samples"
 
     def to_json(self) -> dict[str, Any]:
         """{"split", "n", "metrics": {NAME: Paired.to_json}, "only_first", "only_second"}."""
@@ -150,7 +151,7 @@ def _responses(
     n = sum(len(one.trials) for one in both[0])
     if n == 0:
         raise DataError("The two evaluations share no bin of a session with the same units.", fix="use one dataset")
-    return RunComparison(split, n, tuple(paired_responses(*both)), tuple(alone[0]), tuple(alone[1]))
+    return RunComparison(split, n, tuple(paired_responses(*both)), tuple(alone[0]), tuple(alone[1]), "bins")
 
 
 def _rows(session: PredictedSession, rows: Sequence[int]) -> PredictedSession:

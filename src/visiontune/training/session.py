@@ -114,7 +114,7 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks, *, dry: bool = False) -> Sess
 
 
 def order_of(recipe: Recipe, datasets: Sequence[Dataset]) -> Order:
-    """Which training sample comes k-th in a run. Raises DataError where a curriculum's score was not recorded."""
+    """Which training sample comes k-th in a run."""
     sizes = [min(d.count("train"), recipe.data.limit or d.count("train")) for d in datasets]
     weights = [use.weight for use in recipe.data.datasets if use.weight is not None] or None
     curriculum = recipe.data.curriculum
@@ -123,12 +123,6 @@ def order_of(recipe: Recipe, datasets: Sequence[Dataset]) -> Order:
     samples = recipe.schedule.steps * recipe.batch.samples
     stages = [StagePlan(round(stage.until * samples), stage.weights) for stage in curriculum.stages]
     scores = [dataset.scores("train") for dataset in datasets]
-    if absent := [str(d.path) for d, found in zip(datasets, scores, strict=True) if curriculum.score not in found]:
-        raise DataError(
-            f"There is no score '{curriculum.score}' of the samples.",
-            where=absent[0],
-            fix=f"scores recorded there: {', '.join(scores[0]) or 'none'}",
-        )
     return StagedOrder(recipe.seed, sizes, weights, [one[curriculum.score] for one in scores], stages)
 
 

@@ -14,6 +14,7 @@ from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
 
+LEAST_SIDE = 2  # pixels of a frame
 _CLOCKS = ("stimulus_times", "counts_times")
 # All that is read, whatever else lies beside it: arrays, clocks, facts.
 NAMES = ("stimulus", "counts", "valid", "eye", "behaviour", "trials", "conditions", "kinds", "splits", *_CLOCKS)
@@ -244,9 +245,16 @@ def _ranked(values: Any, name: str, rank: int, where: str) -> NDArray[Any]:
         "behaviour": "(bins, channels)",
         "eye": "(bins, 2)",
     }
-    wrong = array.ndim != rank or (name == "eye" and array.shape[1] != 2) or array.dtype.kind not in "biuf"
-    if wrong or 0 in array.shape:
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name} is of {array.dtype}", where=where, fix=f"{name} holds numbers: whole ones or floats")
+    if array.ndim != rank or (name == "eye" and array.shape[1] != 2) or 0 in array.shape:
         raise DataError(f"{name} is {_form(array)}", where=where, fix=f"{name} is {forms[name]}, time first")
+    if name == "stimulus" and min(array.shape[1:]) < LEAST_SIDE:
+        raise DataError(
+            f"frames have {array.shape[1]} x {array.shape[2]} pixels",
+            where=where,
+            fix=f"record frames of at least {LEAST_SIDE} x {LEAST_SIDE}; full-field light may be repeated over them",
+        )
     return array
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,10 +57,18 @@ class ClipDataset(Dataset):
     All clips have `burn_in + clip` frames. Those of a trial predict each of its bins from the `burn_in`-th on exactly
     once: the last one is moved back to end with the trial, and what another clip predicts is not valid in it. In a
     trial that is shorter than a clip, the last frame is repeated and the padding is not valid. No clip holds a bin of
-    another trial. Cheap to open, picklable, and usable after a fork, as every Dataset.
+    another trial. Clips carry the `channels` of behaviour, in this order; None: all that were recorded. Cheap to open,
+    picklable, and usable after a fork, as every Dataset.
     """
 
-    def __init__(self, path: Path, info: DatasetInfo, clip: int = CLIP_BINS, burn_in: int = BURN_IN) -> None:
+    def __init__(
+        self,
+        path: Path,
+        info: DatasetInfo,
+        clip: int = CLIP_BINS,
+        burn_in: int = BURN_IN,
+        channels: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(path, info)
         if info.recording is None:
             raise DataError(
@@ -70,18 +79,28 @@ class ClipDataset(Dataset):
         self.clip = clip
         self.burn_in = burn_in
         self.recording: RecordingSummary = info.recording
+        recorded = self.recording.behaviour_names
+        self.channels = recorded if channels is None else tuple(channels)
+        if absent := [name for name in self.channels if name not in recorded]:
+            raise DataError(
+                f"no {', '.join(absent)} was recorded; channels of behaviour: {', '.join(recorded) or 'none'}",
+                where=str(path),
+                fix="name channels that were recorded",
+            )
         self._arrays: _Arrays | None = None
         self._plans: dict[str, _Plan] = {}
         self._scores: dict[str, dict[str, NDArray[np.float64]]] = {}
 
     @classmethod
-    def open(cls, path: Path | str, clip: int = CLIP_BINS, burn_in: int = BURN_IN) -> "ClipDataset":
+    def open(
+        cls, path: Path | str, clip: int = CLIP_BINS, burn_in: int = BURN_IN, channels: Sequence[str] | None = None
+    ) -> "ClipDataset":
         """Open the recording in the folder `path` (or at a URL); DataError when it is none or lacks a file."""
         dataset = Dataset.open(path)
-        return cls(dataset.path, dataset.info, clip, burn_in)
+        return cls(dataset.path, dataset.info, clip, burn_in, channels)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"clip": self.clip, "burn_in": self.burn_in, "recording": self.recording}
+        own = {"clip": self.clip, "burn_in": self.burn_in, "recording": self.recording, "channels": self.channels}
         return super().__getstate__() | own | {"_arrays": None, "_plans": {}, "_scores": {}}
 
     def __len__(self) -> int:
@@ -147,7 +166,7 @@ class ClipDataset(Dataset):
         first, shown = int(plan.first[i]), int(plan.shown[i])
         padding = self.burn_in + self.clip - shown
         seen = slice(first, first + shown)
-        behaviour = None if arrays.behaviour is None else self._normalised(arrays.behaviour[seen])
+        behaviour = None if arrays.behaviour is None or not self.channels else self._normalised(arrays.behaviour[seen])
         frames = arrays.stimulus[seen]
         if padding:
             frames = np.concatenate([frames, np.repeat(frames[-1:], padding, axis=0)])
@@ -194,11 +213,18 @@ class ClipDataset(Dataset):
     def _id(self, trial: int, place: int) -> str:
         return f"{self.trials[trial].id}/{place}"
 
+    @cached_property
+    def _columns(self) -> list[int]:
+        """Where the channels stand in what was recorded."""
+        return [self.recording.behaviour_names.index(name) for name in self.channels]
+
     def _normalised(self, behaviour: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Behaviour by the statistics of the train split; what is not known is the mean, 0."""
-        mean = np.array(self.recording.behaviour_mean, np.float32)
-        std = np.array(self.recording.behaviour_std, np.float32)
-        return np.nan_to_num((behaviour - mean) / np.where(std > 0, std, np.float32(1)), nan=0.0).astype(np.float32)
+        """The channels of behaviour by the statistics of the train split; what is not known is the mean, 0."""
+        mean = np.array(self.recording.behaviour_mean, np.float32)[self._columns]
+        std = np.array(self.recording.behaviour_std, np.float32)[self._columns]
+        return np.nan_to_num(
+            (behaviour[:, self._columns] - mean) / np.where(std > 0, std, np.float32(1)), nan=0.0
+        ).astype(np.float32)
 
     def _open(self) -> "_Arrays":
         if self._arrays is None or self._arrays.process != os.getpid():

@@ -10,6 +10,7 @@ from visiontune.data.faults import Fault, leak_across_splits, ordered, some
 from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.data.recordings.split import Clusters
 from visiontune.data.recordings.survey import Survey
+from visiontune.data.split import SPLITS
 
 LEAST_VALID = 0.2
 # Clocks may part by so much of a bin before frames and spikes are no longer the same moment.
@@ -42,6 +43,18 @@ def examine(recording: Recording, found: Survey, together: Clusters) -> list[Fau
             *_alike_everywhere(together),
         ]
     return ordered(faults)
+
+
+def empty_splits(bins: Mapping[str, int]) -> list[Fault]:
+    """Splits without a trial, where others have some; `bins` by split."""
+    empty = [split for split in SPLITS if not bins[split]]
+    if not empty or len(empty) == len(SPLITS):
+        return []
+    found = f"no trial is in the {' and the '.join(empty)} split: " + (
+        "nothing can be learned" if "train" in empty else "there is nothing to choose or to score by"
+    )
+    fix = "record more stimuli (repeats of one stay together), or give trials their splits"
+    return [Fault("empty-split", "warning", "trials", found, fix)]
 
 
 def clock_faults(times: Mapping[str, NDArray[np.float64]], trial_of: NDArray[np.int64], rate: float) -> list[Fault]:
@@ -145,6 +158,9 @@ def _silent_units(units: Sequence[str], spikes: NDArray[np.float64], valid: NDAr
 
 def _seldom_valid_units(units: Sequence[str], share: NDArray[np.float64]) -> list[Fault]:
     """Units whose counts are mostly not valid."""
+    if not share.any():
+        fix = "check `valid`: it is true where a count is to be learned"
+        return [Fault("seldom-valid", "error", "valid", "no count of any unit is valid", fix)]
     seldom = [f"{unit} ({part:.0%})" for unit, part in zip(units, share, strict=True) if part < LEAST_VALID]
     if not seldom:
         return []

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from visiontune.data.dataset_info import RecordingSummary, read_info
-from visiontune.data.faults import Fault, ordered
+from visiontune.data.faults import Fault, ordered, some
 from visiontune.data.recordings.arrays import Session
-from visiontune.data.recordings.examine import examine
-from visiontune.data.recordings.prepare import leaks_between_sessions, prepared
-from visiontune.data.recordings.readers import read_session, sessions
+from visiontune.data.recordings.examine import empty_splits, examine
+from visiontune.data.recordings.prepare import leaks_between_sessions, prepared, unlike_sessions
+from visiontune.data.recordings.readers import holders, read_session, sessions
 from visiontune.data.recordings.split import clusters, in_blocks
-from visiontune.data.recordings.store import StoredTrial, placed, read_trials, splits_of, summary_of
+from visiontune.data.recordings.store import StoredTrial, bins_of, placed, read_trials, splits_of, summary_of
 from visiontune.data.recordings.survey import survey
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
@@ -77,7 +77,8 @@ class RecordingsInspection:
 
     def table(self) -> str:
         """The sessions as lines for people: one each, under their titles."""
-        titles = ["session", "units", "seconds", "rate", "stimulus", "kinds", "repeats", "valid", "spikes/s", "splits"]
+        titles = ["session", "units", "seconds", "rate", "stimulus", "kinds", "repeats", "valid", "median spikes/s",
+                  "splits"]  # fmt: skip
         rows = [
             [
                 session.name,
@@ -118,7 +119,18 @@ def inspect_recordings(source: Path) -> RecordingsInspection:
         one, found, splits[name] = _looked_at(session, known)
         facts += one
         faults += found
-    return RecordingsInspection(facts, ordered([*faults, *leaks_between_sessions(splits)]))
+    faults += [*_not_looked_into(source), *unlike_sessions(facts), *leaks_between_sessions(splits)]
+    return RecordingsInspection(facts, ordered(faults))
+
+
+def _not_looked_into(source: Path) -> list[Fault]:
+    """Folders beside the sessions that hold sessions themselves."""
+    if not (found := holders(source)):
+        return []
+    said = f"{len(found)} folders here hold sessions that are not read" if len(found) > 1 else (
+        "a folder here holds sessions that are not read"
+    )  # fmt: skip
+    return [Fault("sessions-below", "warning", some(found), said, "name these folders too, or put all in one")]
 
 
 def _unreadable(name: str, error: DataError) -> Fault:
@@ -135,6 +147,7 @@ def _looked_at(session: Session, known: dict[str, str]) -> tuple[list[SessionFac
     if not recording.trials:
         return [], faults, {}
     trials = placed(recording, found, together, seed=0, earlier=known)
+    faults += [_of(recording.name, fault) for fault in empty_splits(bins_of(trials))]
     return [_facts(summary_of(recording, found, trials), trials)], faults, splits_of(trials)
 
 
@@ -147,7 +160,8 @@ def _of_prepared(standing: dict[str, Path]) -> RecordingsInspection:
         facts.append(_facts(info.recording, trials))
         faults += [_of(info.recording.name, fault) for fault in info.faults]
         splits[name] = splits_of(trials)
-    return RecordingsInspection(facts, ordered([*faults, *leaks_between_sessions(splits)]))
+    faults += [*unlike_sessions(facts), *leaks_between_sessions(splits)]
+    return RecordingsInspection(facts, ordered(faults))
 
 
 def _facts(summary: RecordingSummary, trials: Sequence[StoredTrial]) -> SessionFacts:

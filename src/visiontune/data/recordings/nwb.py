@@ -147,9 +147,12 @@ def _times(group: Item, frames: int, where: str) -> tuple[NDArray[np.float64], f
     if "timestamps" in group:
         times = np.asarray(group["timestamps"][()], np.float64)
         steps = np.diff(times)
-        if len(times) != frames or not len(steps) or not (steps > 0).all():
-            fix = "timestamps hold the second at which each frame begins, ascending"
+        fix = "timestamps hold the second at which each frame begins, ascending"
+        if len(times) != frames or not len(steps):
             raise DataError(f"{len(times)} timestamps for {frames} frames", where=where, fix=fix)
+        if not (steps > 0).all():
+            found = f"the timestamps do not go forward after frame {int((~(steps > 0)).argmax())}"
+            raise DataError(found, where=where, fix=fix)
         return times, float(np.median(steps))
     start = group.get("starting_time")
     rate = 0.0 if start is None else float(start.attrs.get("rate", 0))

@@ -4,12 +4,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from visiontune.data.dataset_info import INFO_NAME, read_info
 from visiontune.data.faults import Fault, leak_across_splits
 from visiontune.data.recordings.arrays import Session
 from visiontune.data.recordings.convert import at_rate
-from visiontune.data.recordings.readers import is_recordings, read_session, sessions
+from visiontune.data.recordings.readers import holders, is_recordings, read_session, sessions
 from visiontune.data.recordings.store import contents, write_recording
 from visiontune.errors import DataError
 from visiontune.progress import note, progress, warn
@@ -36,6 +37,9 @@ def prepare_recordings(
             raise DataError(
                 "the datasets would lie inside the session they are made from", where=str(out), fix="use another --out"
             )
+    for one in [source] if isinstance(source, Path) else source:
+        if below := holders(one):
+            warn(f"sessions in folders below {one} are not read: {', '.join(below)}")
     earlier = {name: contents(path) for name, path in prepared(out).items()}
     paths = []
     with progress("preparing", len(found), "sessions") as advance:
@@ -85,6 +89,43 @@ def _converted(session: Session, rate: float | None) -> Session:
     for line in conversion.report:
         note(f"{session.recording.name}: {line}")
     return Session(conversion.recording, session.faults)
+
+
+class Shown(Protocol):
+    """What decides whether sessions can be learned together."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def stimulus(self) -> str: ...
+
+
+def unlike(first: Shown, other: Shown) -> tuple[str, str] | None:
+    """How another session differs from the first, so that they cannot be learned together, and the fix; None where they
+    can."""
+    for what, its, wanted, fix in (
+        ("bins a second", other.rate, first.rate, "prepare all of them with one --rate"),
+        ("frames of (height, width)", other.size, first.size, "resize the stimuli"),
+        ("frames of type", other.stimulus, first.stimulus, "store all stimuli in one type"),
+    ):
+        if its != wanted:
+            return f"{first.name} has {what} {wanted}, and {other.name} has {its}", fix
+    return None
+
+
+def unlike_sessions(sessions: Sequence[Shown]) -> list[Fault]:
+    """Sessions that cannot be learned together with the first."""
+    faults = []
+    for other in sessions[1:]:
+        if (difference := unlike(sessions[0], other)) is not None:
+            found, fix = difference
+            fault = Fault("unlike-sessions", "warning", other.name, f"{found}: not to be learned together", fix)
+            faults.append(fault)
+    return faults
 
 
 def leaks_between_sessions(splits: Mapping[str, Mapping[str, str]]) -> list[Fault]:

@@ -60,6 +60,19 @@ def is_recordings(source: Path) -> bool:
     return bool(_found_in(source))
 
 
+def holders(source: Path) -> list[str]:
+    """The names of the folders in a folder of sessions that are none, and hold some."""
+    if not source.is_dir() or _is_one(source):
+        return []
+    inside = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path.name for path in inside if not _is_one(path) and _found_in(path)]
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a path is one session by its name and layout."""
+    return any(candidate.detect(path) for candidate in FORMATS)
+
+
 def _session_name(path: Path) -> str:
     """What a session is called: as its folder, or as its file without the ending."""
     path = path.resolve()

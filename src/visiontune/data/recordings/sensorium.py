@@ -54,7 +54,7 @@ def detect(path: Path) -> bool:
 
 def read(path: Path) -> Session:
     """One session. Videos of whole numbers from 0 to 255 become uint8. Raises DataError where files are missing."""
-    tiers = [str(tier) for tier in _load(path / "meta" / "trials" / "tiers.npy").reshape(-1).tolist()]
+    tiers = _of_each_trial(path, "tiers")
     taken = [i for i, tier in enumerate(tiers) if tier in TIERS]
     if not taken:
         raise DataError(
@@ -135,8 +135,8 @@ def _behaviour_names(path: Path, parts: list[_Part]) -> tuple[str, ...]:
 
 
 def _trials(path: Path, parts: list[_Part], tiers: list[str]) -> tuple[Trial, ...]:
-    hashes = path / "meta" / "trials" / "condition_hash.npy"
-    conditions = [str(one) for one in _load(hashes).reshape(-1).tolist()] if hashes.is_file() else None
+    named = (path / "meta" / "trials" / "condition_hash.npy").is_file()
+    conditions = _of_each_trial(path, "condition_hash") if named else None
     trials, start = [], 0
     for part in parts:
         tier = tiers[part.number]
@@ -152,6 +152,17 @@ def _trials(path: Path, parts: list[_Part], tiers: list[str]) -> tuple[Trial, ..
         )
         start += part.bins
     return tuple(trials)
+
+
+def _of_each_trial(path: Path, name: str) -> list[str]:
+    """What meta/trials says of each trial. DataError where it says it of more or fewer trials than there are videos."""
+    file = path / "meta" / "trials" / f"{name}.npy"
+    values = [str(one) for one in _load(file).reshape(-1).tolist()]
+    videos = sum(1 for _ in (path / "data" / "videos").glob("*.npy"))
+    if len(values) != videos:
+        fix = "write one entry for each trial, or unpack the whole archive again"
+        raise DataError(f"{len(values)} entries for {videos} videos", where=str(file), fix=fix)
+    return values
 
 
 def _units(path: Path, units: int) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from visiontune.data.faults import Fault
 from visiontune.data.folder import WORK_NAME
 from visiontune.data.prepare import full_disk_said, owned
 from visiontune.data.recordings.chunks import Chunk, read, spans
-from visiontune.data.recordings.examine import examine
+from visiontune.data.recordings.examine import empty_splits, examine
 from visiontune.data.recordings.recording import Recording
 from visiontune.data.recordings.split import Clusters, clusters, in_blocks, with_splits
 from visiontune.data.recordings.survey import Survey, survey
@@ -89,6 +89,7 @@ def write_recording(
         else:
             stored = placed(recording, found, together, seed, earlier or {})
             left_out = [_bridging(trial) for trial in stored if trial.split is None]
+            said = faults.ordered([*said, *empty_splits(bins_of(stored))])
             if strict and left_out:
                 raise DataError(
                     f"{len(left_out)} trials cannot be used: {left_out[0].id}: {left_out[0].found}",
@@ -130,6 +131,11 @@ def contents(folder: Path) -> dict[str, str]:
 def splits_of(trials: Sequence[StoredTrial]) -> dict[str, str]:
     """The splits of what trials show, by content; those that are left out have none."""
     return {trial.content: trial.split for trial in trials if trial.split is not None}
+
+
+def bins_of(trials: Sequence[StoredTrial]) -> dict[str, int]:
+    """The bins in each split."""
+    return {split: sum(t.stop - t.start for t in trials if t.split == split) for split in SPLITS}
 
 
 def _refuse_errors(found: Sequence[Fault], name: str) -> None:
@@ -264,7 +270,7 @@ def _content_hash(files: Mapping[str, ShardInfo], trials: Sequence[StoredTrial],
 
 def summary_of(recording: Recording, found: Survey, trials: Sequence[StoredTrial]) -> RecordingSummary:
     """What dataset.json says of a recording whose trials have their splits; there is at least one."""
-    bins = {split: sum(t.stop - t.start for t in trials if t.split == split) for split in SPLITS}
+    bins = bins_of(trials)
     channels = 0 if recording.behaviour is None else recording.behaviour.shape[1]
     training = [trial.split == "train" for trial in trials]
     stimulus, behaviour = found.moments(training, channels)
