@@ -176,7 +176,9 @@ def test_a_newer_recipe_and_a_taken_folder_are_refused(
     base = ["train", digits.path, "--model", "tiny/smolvlm", "--out"]
     code, _, err = call(*base, tmp_path / "run", "--recipe", newer)
     assert code == 1 and "schema version 99" in err and "upgrade" in err
-    code, _, err = call(*base, plan("taken").path)
+    taken = plan("taken").path
+    (taken / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "attempt": 1}\n')
+    code, _, err = call(*base, taken)
     assert code == 1 and "holds a run already" in err and "resume" in err
 
 

@@ -48,7 +48,7 @@ class Data(Section):
     )
     limit: Count | None = Field(
         default=None,
-        description="use the first N rows of each split of each dataset only",
+        description="train, and score while training, with the first N rows of each split of each dataset only",
     )
     image_longest_edge: Annotated[int, Field(ge=0)] = Field(
         default=0,

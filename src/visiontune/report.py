@@ -205,8 +205,8 @@ def _curves(recipe: Recipe | None, best: Entry | None, steps: list[Entry], check
         )
         curves.append(("Learning rate", f"highest {max(rates):.3g}", Markup(chart)))
     of_steps("Gradient norm", "before clipping, drawn likewise", [entry.get("gradient_norm") for entry in steps])
-    of_clips = recipe is not None and recipe.responses is not None
-    for unit, name in (("samples", "Clips" if of_clips else "Samples"), ("tokens", "Frames" if of_clips else "Tokens")):
+    words = {"text": ("Samples", "Tokens"), "objects": ("Images", "Patches"), "responses": ("Clips", "Frames")}
+    for unit, name in zip(("samples", "tokens"), words[recipe.target if recipe else "text"], strict=True):
         of_steps(f"{name} a second", "whole steps, drawn likewise", [_speed(entry, unit) for entry in steps])
     return curves
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from visiontune.recipe import Recipe
 from visiontune.recipe_files import load
 
 LOCK_PATIENCE_SECONDS = 1.0
+PLANNED = ("labels.json", "measures.json", "parts.json", "start.json")  # written before the first step
 
 Status = Literal["planned", "running", "interrupted", "paused", "finished", "failed"]
 
@@ -87,6 +89,18 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     # What the run is doing
+
+    @property
+    def began(self) -> bool:
+        """Whether it took a step."""
+        return bool(self.checkpoint_steps() or self.metrics())
+
+    def forget_plan(self) -> None:
+        """Remove what a run that never took a step consists of, so that another can be planned in its folder."""
+        for name in (*PLANNED, "state.json", "receipts.json", "report.html", "control.json"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.base_folder, ignore_errors=True)
+        self.recipe_path.unlink(missing_ok=True)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from visiontune.data.objects import Objects
 from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.exports.onnx_certificate import certify_onnx
-from visiontune.exports.onnx_runtime import open_model, open_session
+from visiontune.exports.onnx_runtime import find_in_files, open_model, open_session
 from visiontune.exports.reference import image_of
 from visiontune.models.objects import nothing
 
@@ -124,3 +124,8 @@ def test_its_certificate_passes_and_one_with_another_filter_does_not(adapter: An
     finally:
         path.write_text(text)
     assert {check.name for check in checks if check.status == "failed"} >= {"contract", "pixels"}
+
+
+def test_a_shipped_segmenter_is_not_asked_without_boxes(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="draws masks in boxes that it is given"):
+        find_in_files(folder, [tmp_path / "a.png"])

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from PIL import Image
 
 import visiontune
 from tests.conftest import SAME_EVERYWHERE
@@ -14,7 +15,7 @@ from tests.exports.onnx_models import shallow_config
 from tests.killed import Counted, killed
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
-from visiontune.errors import CertificateError, RunError
+from visiontune.errors import CertificateError, DataError, ModelError, RunError
 from visiontune.exports import onnx_ship
 from visiontune.exports.certificate import Check
 from visiontune.exports.onnx_runtime import open_model
@@ -77,6 +78,25 @@ def test_it_is_verified_alone_with_its_data_and_with_its_run(run: Run, folder: P
     assert alone["files"] == alone["contract"] == "passed" and alone["objects"] == "not checked"
     assert statuses(verify_onnx(folder, data=shapes))["objects"] == "passed"
     assert set(statuses(verify_onnx(folder, run=run)).values()) == {"passed"}
+    for check in visiontune.verify(folder):
+        assert check.to_json()["what"]
+
+
+def test_folders_of_several_models_name_them(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "ship" / "detector")
+    with pytest.raises(DataError, match="several models") as refused:
+        visiontune.verify(tmp_path / "ship")
+    assert "detector" in str(refused.value.fix)
+    with pytest.raises(ModelError, match="several shipped models"):
+        visiontune.predict(tmp_path / "ship", [tmp_path / "ship"])
+
+
+def test_pictures_of_what_a_shipped_model_found_lie_beside_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "ship")
+    Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
+    (found,) = visiontune.predict(tmp_path / "ship", [tmp_path / "a.png"], least_score=0.9)
+    assert Path(found.source[1]) == tmp_path / "ship-predictions/a.png"
+    assert not (tmp_path / "ship/predictions").exists()
 
 
 def test_a_folder_whose_graph_is_of_another_run_fails_verification(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,13 @@ def test_found_objects_are_listed_and_drawn(finished: Run, source: Path, tmp_pat
 
 def test_a_run_is_what_its_folder_says(finished: Run, tmp_path: Path) -> None:
     assert {check.name: check.status for check in visiontune.verify(finished.path)}["answers"] == "passed"
+
+
+def test_a_run_that_answered_few_samples_is_verified_by_those(finished: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(finished.path, copy.path)
+    visiontune.evaluate(copy.path, split="validation", limit=2)
+    assert "2 images again" in {check.name: check.found for check in visiontune.verify(copy.path)}["answers"]
 
 
 def test_merged_weights_loaded_by_plain_transformers_find_the_same_objects(finished: Run, tmp_path: Path) -> None:

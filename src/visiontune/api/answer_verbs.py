@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visiontune.errors import DataError, RecipeError, RequirementError
+from visiontune.api.options import check_limit, check_score, refuse
+from visiontune.errors import DataError, ModelError, RecipeError, RequirementError
 from visiontune.progress import note, warn
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def evaluate(
     text tokens to vision tokens documents are drawn and answered again (`training.ratios`). `bertscore` names an
     encoder (hub id or folder) for BERTScore, by its last layer or `bertscore_layer`.
     """
-    from visiontune.api.object_verbs import evaluate_known, evaluate_objects
+    from visiontune.api.object_verbs import evaluate_known, evaluate_objects, refuse_without_adapter
     from visiontune.api.response_verbs import evaluate_responses
     from visiontune.data.dataset import Dataset
     from visiontune.metrics.bertscore import Embedder
@@ -56,6 +57,7 @@ def evaluate(
     from visiontune.training.ranks import Ranks
     from visiontune.training.ratios import MOST_DOCUMENTS, check_ratios, evaluate_ratios
 
+    check_limit(limit)
     requirements = parse_requirements(require) if require else ()
     group = open_run(run)
     members = group.runs if isinstance(group, RunGroup) else {"": group}
@@ -67,9 +69,11 @@ def evaluate(
             raise RecipeError("Ratios and BERTScore are of texts; this run finds objects.", fix="leave them out")
         ranks = Ranks(recipe.machine.device)
         _refuse_empty(open_datasets(recipe), split, run)
+        role = "detector" if "detector" in members else next(iter(members))
+        if known is not None:
+            refuse_without_adapter(members[role])
         found = evaluate_objects(group, recipes, split, ranks, limit, step)
         if known is not None:
-            role = "detector" if "detector" in members else next(iter(members))
             asked = Dataset.open(known)
             kept = evaluate_known(members[role], recipes[role], asked, split, ranks, limit, step)["metrics"]["box_ap"]
             note(f"known before: box AP {_value(kept['before'])}, now {_value(kept['after'])}")
@@ -186,19 +190,24 @@ def predict(
     """
     from visiontune.data.images import SUFFIXES, TEXT_SUFFIXES, image_files
     from visiontune.exports.onnx_runtime import is_onnx_shipment
-    from visiontune.exports.shipment import is_shipment, predict_shipped
+    from visiontune.exports.shipment import is_shipment, predict_shipped, shipped_members
 
+    check_limit(limit)
+    check_score(least_score)
     if not images:
         raise DataError("No files were given.", fix="visiontune predict RUN FILE_OR_FOLDER ...")
     if absent := [source for source in images if not Path(source).exists()]:
         raise DataError("There is no such file or folder.", where=str(absent[0]), fix="check the path")
     if is_onnx_shipment(Path(run)):
-        from visiontune.api.object_verbs import drawn_on
+        from visiontune.api.object_verbs import drawn_on, refuse_file
         from visiontune.exports.onnx_runtime import find_in_files
 
         refuse({"prompt": prompt, "classes": classes, "step": step, "device": device}, "A shipped detector takes")
         paths = [path for source in images for path in image_files(Path(source))][:limit]
-        folder = Path(run) / "predictions" if pictures is None else Path(pictures)
+        shipped = Path(run).resolve()
+        # Not inside: what is shipped stays as it was certified.
+        folder = shipped.with_name(f"{shipped.name}-predictions") if pictures is None else Path(pictures)
+        refuse_file(folder)
         return drawn_on(find_in_files(Path(run), paths), paths, folder, least_score)
     of_objects = {"classes": classes, "pictures": pictures, "least_score": least_score}
     if is_shipment(Path(run)):
@@ -212,6 +221,12 @@ def predict(
     from visiontune.training.model import load_trained
     from visiontune.training.ranks import Ranks
 
+    if shipped_members(Path(run)):
+        raise ModelError(
+            "This folder holds several shipped models.",
+            where=str(run),
+            fix=f"ask one of them: {', '.join(shipped_members(Path(run)))}; together they are asked as a run",
+        )
     group = open_run(run)
     members = group.runs if isinstance(group, RunGroup) else {"": group}
     recipes = {role: _on_device(member, device) for role, member in members.items()}
@@ -267,13 +282,6 @@ def predict_movies(
     target = None if out is None else Path(out)
     ranks = Ranks(recipe.machine.device)
     return predict_rates(opened, recipe, [Path(movie) for movie in movies], ranks, step, target, session)
-
-
-def refuse(options: dict[str, Any], what: str) -> None:
-    """Raise RecipeError where one of these options is given."""
-    if given := [name for name, value in options.items() if value is not None]:
-        option = f"--{given[0].replace('_', '-')}"
-        raise RecipeError(f"{what} no {option}.", where=option, fix="leave it out")
 
 
 def _on_device(run: Run, device: Device | None) -> Any:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visiontune.api.answer_verbs import refuse
 from visiontune.api.data_verbs import Source
+from visiontune.api.options import refuse
 from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
-from visiontune.progress import note
+from visiontune.progress import note, warn
 
 if TYPE_CHECKING:
     from visiontune.exports.certificate import Check
@@ -79,6 +79,8 @@ def export(
             where=str(opened.recipe_path),
             fix=f"visiontune predict {opened.path} movie.npy, or train --from {opened.path}",
         )
+    if failed := [receipt["name"] for receipt in opened.receipts if receipt["status"] == "failed"]:
+        warn(f"receipts of this run failed: {', '.join(failed)}; its report says why. They go with the files.")
     compared: dict[str, Any] = {"limit": limit} | ({} if samples is None else {"samples": samples})
     if plain := [form for form in forms if form in ("adapter", "merged")]:
         from visiontune.exports.weights import export_weights
@@ -122,6 +124,15 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
     path = Path(path)
     if not path.exists():
         raise DataError("There is no such folder.", where=str(path), fix="check the path")
+    from visiontune.exports.shipment import shipped_members
+    from visiontune.run_group import RunGroup
+
+    if members := sorted(RunGroup.open(path).runs) if RunGroup.stands_at(path) else shipped_members(path):
+        raise DataError(
+            "This folder holds several models, each with a certificate of its own.",
+            where=str(path),
+            fix=f"verify each: {', '.join(members)}",
+        )
     if is_weights(path):
         from visiontune.exports.weights import verify_weights
 

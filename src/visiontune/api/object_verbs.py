@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visiontune.errors import DataError, ModelError
+from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.progress import note
 from visiontune.run import Run
@@ -74,8 +74,9 @@ def plan_objects(
     **options: Any,
 ) -> list[Run]:
     """Write the run folders: of one model `out` itself, of two `out/ROLE` each, under a plan file."""
-    from visiontune.training.plan import plan_run, refuse_idle
+    from visiontune.training.plan import plan_run
     from visiontune.training.plan_objects import derive_objects
+    from visiontune.training.refusals import refuse_idle
 
     runs = {role: Run(out if len(models) == 1 else out / role) for role in models}
     given = [changes, *(fragment.get("objects") or {} for fragment in reversed(fragments))]
@@ -87,6 +88,9 @@ def plan_objects(
             recipe = recipe.overlaid(fragment)
         planned[role] = recipe.changed(changes), measures
     refuse_idle([recipe for recipe, _ in planned.values()], changes)
+    has_masks = any(dataset.info.objects is not None and dataset.info.objects.masks for dataset in datasets)
+    if any(recipe.objects is not None and recipe.objects.masks for recipe, _ in planned.values()) and not has_masks:
+        raise RecipeError("The data have no masks.", where="objects.masks", fix="leave it out, or annotate masks")
     for role, (recipe, measures) in planned.items():
         plan_run(runs[role], recipe, datasets)
         write_json(runs[role].path / "measures.json", measures.to_json())
@@ -152,13 +156,29 @@ def evaluate_objects(
     return scores
 
 
+def refuse_without_adapter(run: Run) -> None:
+    """Raise ModelError for a run that has no adapter to switch off."""
+    if "lora" not in run.recipe.parts.values():
+        raise ModelError(
+            "Without an adapter to switch off, nothing is left of the model as it was before.",
+            where=str(run.path),
+            fix="use a run with a part set to lora",
+        )
+
+
+def refuse_file(folder: Path) -> None:
+    """Raise DataError where a file stands in the place of the folder for pictures."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError("This is a file, and pictures go to a folder.", where=str(folder), fix="use another --pictures")
+
+
 def evaluate_known(
     run: Run, recipe: Recipe, known: Dataset, split: str, ranks: Ranks, limit: int | None, step: int | None
 ) -> dict[str, Any]:
-    """What is left of the classes that the model knew before: box AP on other data, with the adapter on and off.
+    """What is left of the classes that the model knew before: box AP on other data, with the adapter, which the run
+    has, on and off.
 
-    Writes evaluations/known-NAME.json. Raises RecipeError for a model that cannot be asked for other classes,
-    ModelError for one that has no adapter to switch off.
+    Writes evaluations/known-NAME.json. Raises RecipeError for a model that cannot be asked for other classes.
     """
     from visiontune.models.objects import finds_objects
     from visiontune.training.evaluate_objects import find_in_split, score_predictions
@@ -168,12 +188,7 @@ def evaluate_known(
     adapter, names = finds_objects(loaded), known.index(split).classes
     if names is None:
         raise DataError("The known data hold no objects.", where=str(known.path), fix="give prepared boxes")
-    if adapter.peft is None:
-        raise ModelError(
-            "Without an adapter to switch off, nothing is left of the model as it was before.",
-            where=str(run.path),
-            fix="use a run with a part set to lora",
-        )
+    assert adapter.peft is not None  # refuse_without_adapter
     adapter.encoder = adapter.encoder.asking(names)
     find = partial(find_in_split, adapter, [known], split, recipe, ranks, limit=limit, show=True)
     after = score_predictions(find(), "none")
@@ -205,12 +220,13 @@ def predict_objects(
     from visiontune.training.evaluate_objects import drawn_in, find_in_files
     from visiontune.training.model import load_trained
 
+    refuse_file(pictures)
     runs = opened.runs if isinstance(opened, RunGroup) else {"": opened}
     role = "detector" if "detector" in runs else next(iter(runs))
     loaded, _ = load_trained(runs[role], recipes[role], ranks.device, step)
     adapter = finds_objects(loaded)
     if classes is not None:
-        adapter.encoder = adapter.encoder.asking(classes)
+        adapter.encoder = adapter.encoder.asking(distinct(classes))
     predictions = find_in_files(adapter, paths, recipes[role], ranks.device)
     if "segmenter" in runs and role == "detector":
         loaded, _ = load_trained(runs["segmenter"], recipes["segmenter"], ranks.device, step)
@@ -221,6 +237,17 @@ def predict_objects(
 
         predictions = drawn_in(segmenter, predictions, shown, recipes["segmenter"], ranks.device, show=True)
     return drawn_on(predictions, paths, pictures, least_score)
+
+
+def distinct(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes to be found; RecipeError for none, or for two that read alike."""
+    names = tuple(name.strip() for name in classes if name.strip())
+    if not names:
+        raise RecipeError("No class is named.", where="--classes", fix='name some, as "car, bicycle"')
+    read = [" ".join(name.casefold().strip(" .").split()) for name in names]
+    if twice := [name for name, own in zip(names, read, strict=True) if read.count(own) > 1]:
+        raise RecipeError(f"Classes read alike: {', '.join(twice)}.", where="--classes", fix="name each once")
+    return names
 
 
 def drawn_on(

@@ -59,8 +59,9 @@ def plan_responses(
     from visiontune.models.cortex_lightning import read_lightning
     from visiontune.run import Run
     from visiontune.training.import_core import is_checkpoint
-    from visiontune.training.plan import plan_run, refuse_idle
+    from visiontune.training.plan import plan_run
     from visiontune.training.plan_responses import derive_responses
+    from visiontune.training.refusals import refuse_idle
 
     given: dict[str, Any] = {}
     for fragment in fragments:

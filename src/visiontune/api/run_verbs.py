@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visiontune.api.answer_verbs import refuse
 from visiontune.api.data_verbs import Source, prepare
+from visiontune.api.options import check_epochs, check_limit, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RunError
 from visiontune.progress import note
 
@@ -144,10 +144,13 @@ def _plan(
     from visiontune.recipe_sections import Tracking
     from visiontune.run import Run
     from visiontune.training.mixtures import shares as mixed
-    from visiontune.training.plan import derive, plan_run, refuse_idle, refuse_taken
+    from visiontune.training.plan import derive, plan_run
     from visiontune.training.ranks import Ranks
+    from visiontune.training.refusals import refuse_idle, refuse_taken
     from visiontune.training.trackers import refuse_missing
 
+    check_limit(limit)
+    check_epochs(epochs)
     run, prepared = Run(at), Path(out) / "data"
     changes = dict(overrides or {}) | ({} if hours is None else {"schedule.hours": hours})
     fragment = read_fragment(Path(recipe)) if recipe is not None else {}

@@ -105,7 +105,7 @@ def predict(
         written = visiontune.predict_movies(run, images, session=session, out=out, step=step, device=device)
         return Answer({"predictions": [str(path) for path in written]}, "\n".join(map(str, written)))
     _refuse_given({"--session": session, "--out": out}, "is for runs on recordings")
-    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    names = None if classes is None else classes.split(",")
     predictions = visiontune.predict(
         run, images, prompt=prompt, limit=limit, step=step, device=device, classes=names, pictures=pictures,
         least_score=least_score,

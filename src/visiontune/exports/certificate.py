@@ -41,7 +41,10 @@ CHECKS = {
     "labels": "the most probable label is the same, near-ties excepted",
     "metric": "the task metric on the validation split is as good",
 }
-OBJECT_CHECKS = {"objects": "the same objects are found, at the same places, equally sure"}
+OBJECT_CHECKS = {
+    "objects": "the same objects are found, at the same places, equally sure",
+    "outputs": "scores, boxes and masks of every query are those of the trained model",
+}
 RUN_CHECKS = {
     "finished": "the run came to its end",
     "receipts": "no receipt failed",

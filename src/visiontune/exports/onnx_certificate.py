@@ -15,7 +15,7 @@ from visiontune.data.images import decode
 from visiontune.data.objects import Objects
 from visiontune.data.sample import ObjectPrediction, Sample
 from visiontune.errors import ModelError, VisiontuneError
-from visiontune.exports.certificate import Check
+from visiontune.exports.certificate import OBJECT_CHECKS, Check
 from visiontune.exports.object_agreement import ObjectLimits, check_objects
 from visiontune.exports.onnx_runtime import Floats, OnnxContract, OnnxModel, open_model, read_onnx_contract, sigmoid
 from visiontune.exports.reference import image_of
@@ -28,7 +28,7 @@ CHECKS = {
     "files": "the graphs are there, and are those that were certified",
     "contract": "contract.json says what the run was trained for",
     "pixels": "the graph gets the pixels that the trained model gets",
-    "outputs": "scores, boxes and masks of every query are those of the trained model",
+    "outputs": OBJECT_CHECKS["outputs"],
     "objects": "the same objects are found",
     "metric": "average precision on the validation split is as good",
 }

@@ -251,7 +251,13 @@ def sigmoid(logits: Floats) -> Floats:
 
 def find_in_files(folder: Path, paths: Sequence[Path], threads: int | None = None) -> list[ObjectPrediction]:
     """What a shipped detector finds in image files, in their order. DataError for a file that is no readable image."""
-    detector = OnnxDetector(folder, threads)
+    detector = open_model(folder, threads)
+    if not isinstance(detector, OnnxDetector):
+        raise ModelError(
+            "This model draws masks in boxes that it is given, and none are given.",
+            where=str(folder),
+            fix="ask the detector, or the run of a detector and a segmenter together",
+        )
     predictions = []
     with progress("finding objects", len(paths), "images") as advance:
         for path in paths:

@@ -82,6 +82,13 @@ def is_shipment(path: Path) -> bool:
     return (path / CONTRACT_NAME).is_file()
 
 
+def shipped_members(path: Path) -> list[str]:
+    """The names of the folders in a folder that is no shipped model itself, and holds some."""
+    if not path.is_dir() or is_shipment(path):
+        return []
+    return sorted(child.name for child in path.iterdir() if child.is_dir() and is_shipment(child))
+
+
 def read_shipment(folder: Path) -> Shipment:
     """What contract.json of a shipped folder says; ModelError with what is wrong in it."""
     path = folder / CONTRACT_NAME

@@ -88,11 +88,12 @@ def _answers(run: Run, recipe: Any, datasets: Sequence[Dataset]) -> Check:
     if scores is None or not path.is_file():
         return Check("answers", "not checked", "the run has no evaluation of the validation split")
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    repeated = min(ANSWERS_REPEATED, len(lines))  # an evaluation of fewer wrote the first ones
     adapter, step = load_trained(run, recipe, torch.device("cpu"), scores["step"])
     if recipe.objects is not None:
-        return _objects_again(finds_objects(adapter), recipe, datasets, lines)
+        return _objects_again(finds_objects(adapter), recipe, datasets, lines, repeated)
     written = {p.id: p for p in (Prediction.from_json(json.loads(line)) for line in lines)}
-    again = predict_split(writes_text(adapter), datasets, "validation", recipe, Ranks("cpu"), limit=ANSWERS_REPEATED)
+    again = predict_split(writes_text(adapter), datasets, "validation", recipe, Ranks("cpu"), limit=repeated)
     calibration = calibration_of(run, step)
     again = again if calibration is None else [calibration.applied(p) for p in again]
     other = [
@@ -131,10 +132,12 @@ def _rates_again(run: Run, recipe: Any, datasets: Sequence[Dataset], step: int) 
     return Check("answers", "passed", f"rates in {bins} bins again, the same")
 
 
-def _objects_again(adapter: ObjectAdapter, recipe: Any, datasets: Sequence[Dataset], lines: Sequence[str]) -> Check:
+def _objects_again(
+    adapter: ObjectAdapter, recipe: Any, datasets: Sequence[Dataset], lines: Sequence[str], repeated: int
+) -> Check:
     names = tuple(adapter.encoder.classes)
     written = {p.id: p for p in (ObjectPrediction.from_json(json.loads(line), names) for line in lines)}
-    again = find_in_split(adapter, datasets, "validation", recipe, Ranks("cpu"), limit=ANSWERS_REPEATED)
+    again = find_in_split(adapter, datasets, "validation", recipe, Ranks("cpu"), limit=repeated)
     other = [p.id for p in again if p.id not in written or not _alike(p.target, written[p.id].target)]
     if other:
         return Check("answers", "failed", f"the objects of {len(other)} of {len(again)} images are others: {other[0]}")

@@ -60,6 +60,13 @@ def is_tiny(name: str) -> bool:
     return name in known
 
 
+def finds_objects(name: str) -> bool:
+    """Whether a model finds objects in images; the others write text. Raises ModelError as `read_config`."""
+    if is_tiny(name):
+        return name in TINY_OBJECTS
+    return read_config(name).model_type in OBJECT_FAMILIES
+
+
 def family_of(name: str) -> str:
     """The name of the family file of a model. Raises ModelError as `read_config`."""
     module = (
@@ -235,7 +242,8 @@ def _cannot_load(name: str, error: Exception) -> ModelError:
     return ModelError(
         f"Model '{name}' is no folder here and could not be had from the hub: {_first_line(error)}",
         where="model.name",
-        fix="give the path of a downloaded checkpoint, connect to the hub, or try --model tiny/smolvlm first",
+        fix="give the path of a downloaded checkpoint, connect to the hub, or take a first look with a tiny model: "
+        "tiny/smolvlm writes text, tiny/rf-detr finds objects",
     )
 
 

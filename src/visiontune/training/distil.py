@@ -283,6 +283,8 @@ def _check(classes: tuple[str, ...], labelled: Sequence[Dataset], share: float) 
         theirs = None if info.objects is None else tuple(info.objects.classes)
         if theirs != classes:
             names = "texts" if theirs is None else ", ".join(theirs)
+            if theirs is not None and sorted(theirs) == sorted(classes):
+                names += ": the same in another order, in which their numbers mean others"
             raise DataError(
                 f"The teacher finds {', '.join(classes)}; this dataset has {names}.",
                 where=str(dataset.path),

@@ -15,7 +15,7 @@ from visiontune.data.order import key
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, resize_scale, x_height
 from visiontune.data.sample import Text
 from visiontune.data.split import SPLITS
-from visiontune.errors import DataError, RecipeError, RunError
+from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
 from visiontune.models.load import (
@@ -23,6 +23,7 @@ from visiontune.models.load import (
     build_tiny_finder,
     chat_prompt,
     cuts_into_tiles,
+    finds_objects,
     is_tiny,
     longest_context,
     native_image_size,
@@ -33,10 +34,10 @@ from visiontune.models.load import (
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
-from visiontune.run_group import RunGroup
 from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
 from visiontune.training.evaluate import closed_labels
 from visiontune.training.plan_responses import build_network
+from visiontune.training.refusals import refuse_taken
 
 LABELS_IN_PROMPT = 40
 TINY_TEXTS = 20_000
@@ -160,6 +161,12 @@ def derive(
 
     Raises ModelError, DataError, and RecipeError for an unknown profile.
     """
+    if finds_objects(model):
+        raise DataError(
+            "These data have texts, such as the names of folders, and this model finds objects.",
+            where=", ".join(str(dataset.path) for dataset in datasets),
+            fix="name a model that writes text, or give annotations of boxes: COCO's JSON, YOLO's data.yaml, VOC's XML",
+        )
     facts = data_facts(datasets, limit)
     tiny = is_tiny(model)
     reasons = Reasons()
@@ -338,28 +345,6 @@ def _tokens(machine: Hardware) -> int:
     if machine.device == "cpu":
         return 4096
     return int(min(32768, max(2048, machine.memory / 2**30 * 256)))
-
-
-def refuse_idle(recipes: Sequence[Recipe], changes: Iterable[str]) -> None:
-    """Raise RecipeError for a field of `lora` that is set by hand where no part of these recipes has adapters."""
-    idle = [name for name in changes if name.startswith("lora.")]
-    if idle and not any("lora" in recipe.parts.values() for recipe in recipes):
-        parts = ", ".join(f"{name} {state}" for name, state in recipes[0].parts.items())
-        raise RecipeError(
-            f"{idle[0]} is set, and no part has adapters: {parts}.",
-            where=f"--{idle[0]}",
-            fix=f"leave it out, or adapt a part: --parts.{next(iter(recipes[0].parts))} lora",
-        )
-
-
-def refuse_taken(run: Run) -> None:
-    """Raise RunError if the folder holds a run, or a group of runs, already."""
-    if run.recipe_path.exists() or RunGroup.stands_at(run.path):
-        raise RunError(
-            "This folder holds a run already.",
-            where=str(run.path),
-            fix=f"`visiontune resume {run.path}` continues it; or choose another --out",
-        )
 
 
 def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:

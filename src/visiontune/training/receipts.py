@@ -211,7 +211,7 @@ def image_matters(true: np.ndarray, with_others: np.ndarray) -> Receipt:
         return Receipt("image matters", "passed", reason, numbers)
     reason = (
         f"the model does not need the image: with another sample's image the loss {true.mean():.3g} changes {change}. "
-        "Look for a prompt that gives the answer away, or a run too short to learn"
+        "Look for a run too short to learn, or a question that gives the answer away"
     )
     return Receipt("image matters", "failed", reason, numbers)
 

@@ -1,0 +1,55 @@
+"""What a run is not planned for: fields that would change nothing, and folders that hold something else."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from visiontune.errors import RecipeError, RunError
+from visiontune.progress import note
+from visiontune.recipe import Recipe
+from visiontune.run import Run
+from visiontune.run_group import PLAN_NAME, RunGroup, open_run
+
+# What `train` writes into a folder before a run is planned there: prepared data, forecasts of a dry run, also by roles.
+WRITTEN_BEFORE = ("data", "distilled", "forecast.json", "detector", "segmenter", "lock")
+
+
+def refuse_idle(recipes: Sequence[Recipe], changes: Iterable[str]) -> None:
+    """Raise RecipeError for a field of `lora` that is set by hand where no part of these recipes has adapters."""
+    idle = [name for name in changes if name.startswith("lora.")]
+    if idle and not any("lora" in recipe.parts.values() for recipe in recipes):
+        parts = ", ".join(f"{name} {state}" for name, state in recipes[0].parts.items())
+        raise RecipeError(
+            f"{idle[0]} is set, and no part has adapters: {parts}.",
+            where=f"--{idle[0]}",
+            fix=f"leave it out, or adapt a part: --parts.{next(iter(recipes[0].parts))} lora",
+        )
+
+
+def refuse_taken(run: Run) -> None:
+    """Raise RunError if the folder is a file, or holds a run or a group of runs already, or things that `train` did not
+    write. What was planned there and never took a step is removed: it can be planned anew."""
+    if run.path.exists() and not run.path.is_dir():
+        raise RunError("This is a file, and a run is a folder.", where=str(run.path), fix="choose another --out")
+    if not run.path.is_dir():
+        return
+    opened = open_run(run.path) if run.recipe_path.exists() or RunGroup.stands_at(run.path) else None
+    if opened is None:
+        inside = sorted(path.name for path in run.path.iterdir() if not path.name.startswith("."))
+        if others := [name for name in inside if name not in WRITTEN_BEFORE]:
+            raise RunError(
+                f"This folder holds other things: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.",
+                where=str(run.path),
+                fix="choose another --out: a run has a folder of its own",
+            )
+        return
+    members = list(opened.runs.values()) if isinstance(opened, RunGroup) else [opened]
+    if any(member.began or member.status == "running" for member in members):
+        raise RunError(
+            "This folder holds a run already.",
+            where=str(run.path),
+            fix=f"`visiontune resume {shlex.quote(str(run.path))}` continues it; or choose another --out",
+        )
+    note(f"what was planned in {run.path} never took a step, and is planned anew")
+    for member in members:
+        member.forget_plan()
+    (run.path / PLAN_NAME).unlink(missing_ok=True)

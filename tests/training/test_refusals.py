@@ -1,0 +1,116 @@
+"""What is refused before anything is computed: numbers that leave nothing, folders that hold something else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import visiontune
+from tests.training.test_object_runs import QUICK, finished, group, shapes, source  # noqa: F401
+from visiontune.data.dataset import Dataset
+from visiontune.errors import DataError, RecipeError, RunError
+from visiontune.files import write_json
+from visiontune.run import Run
+from visiontune.run_group import RunGroup
+from visiontune.training.refusals import refuse_taken
+
+Plan = Callable[..., Run]
+
+
+def train(data: Any, out: Path, model: str = "tiny/rf-detr", *, options: Any = None, **overrides: Any) -> Any:
+    return visiontune.train(data, model=model, out=out, overrides={**QUICK, **overrides}, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides", "error", "found"),
+    [
+        ({"limit": 0}, {}, RecipeError, "limit of 0 takes nothing"),
+        ({"limit": -3}, {}, RecipeError, "limit of -3"),
+        ({"epochs": 0}, {}, RecipeError, "In 0 epochs nothing is learned"),
+        ({"epochs": -1.0}, {}, RecipeError, "In -1 epochs"),
+        ({}, {"lora.rank": 4}, RecipeError, "lora.rank is set, and no part has adapters: .*decoder full"),
+    ],
+)
+def test_a_run_that_would_learn_nothing_or_not_what_was_asked(
+    shapes: Dataset,  # noqa: F811
+    tmp_path: Path,
+    options: dict[str, Any],
+    overrides: dict[str, Any],
+    error: type[Exception],
+    found: str,
+) -> None:
+    with pytest.raises(error, match=found):
+        train(shapes.path, tmp_path / "run", options=options, **overrides)
+    assert not (tmp_path / "run/recipe.yaml").exists()
+
+
+def test_masks_are_not_learned_from_data_without_masks(tmp_path: Path) -> None:
+    from visiontune.demo_shapes import draw_source
+
+    data = visiontune.prepare(draw_source(tmp_path / "source", 8, masks=False), tmp_path / "data")
+    with pytest.raises(RecipeError, match="The data have no masks"):
+        train(data.path, tmp_path / "run", **{"objects.masks": True})
+
+
+def test_a_model_for_objects_is_not_given_the_names_of_folders(digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="this model finds objects") as refused:
+        train(digits.path, tmp_path / "run")
+    assert "COCO" in str(refused.value.fix)
+
+
+def test_numbers_that_leave_nothing_are_refused_of_a_run(
+    finished: Run,  # noqa: F811
+    source: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    picture = source.parent / "images" / "0000.png"
+    for limit in (0, -1):
+        with pytest.raises(RecipeError, match="takes nothing"):
+            visiontune.evaluate(finished.path, limit=limit)
+        with pytest.raises(RecipeError, match="takes nothing"):
+            visiontune.predict(finished.path, [picture], limit=limit)
+    with pytest.raises(RecipeError, match="score of 5 is none"):
+        visiontune.predict(finished.path, [picture], least_score=5)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="pictures go to a folder"):
+        visiontune.predict(finished.path, [picture], pictures=tmp_path / "file")
+
+
+def test_classes_are_named_once_each(group: RunGroup, source: Path) -> None:  # noqa: F811
+    picture = source.parent / "images" / "0000.png"
+    for classes, found in ((["", " "], "No class is named"), (["car", "bus", "Car."], "read alike: car, Car.")):
+        with pytest.raises(RecipeError, match=found):
+            visiontune.predict(group.path, [picture], classes=classes)
+
+
+def test_a_run_is_not_planned_among_other_things(shapes: Dataset, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").touch()
+    (tmp_path / "file").touch()
+    for place, found in (("photos", "holds other things: a.jpg"), ("file", "This is a file, and a run is a folder")):
+        with pytest.raises(RunError, match=found):
+            train(shapes.path, tmp_path / place)
+
+
+def test_a_plan_that_never_took_a_step_makes_room_for_another(plan: Plan, tmp_path: Path) -> None:
+    run = plan("mistaken")
+    write_json(run.path / "state.json", {"status": "failed", "attempt": 0, "step": 0, "reason": "no such part"})
+    (run.path / "data").mkdir()
+    refuse_taken(run)
+    assert not run.recipe_path.exists() and not run.base_folder.exists() and (run.path / "data").is_dir()
+    refuse_taken(run)  # what is left is what a run may be planned beside
+
+    run = plan("begun")
+    (run.path / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "attempt": 1}\n')
+    with pytest.raises(RunError, match="holds a run already"):
+        refuse_taken(run)
+    assert run.recipe_path.exists()
+
+
+def test_a_plan_that_is_being_trained_is_left_alone(plan: Plan) -> None:
+    run = plan("running")
+    run.set_state("running")
+    with run.locked(), pytest.raises(RunError, match="holds a run already"):
+        refuse_taken(run)
+    assert run.recipe_path.exists()
