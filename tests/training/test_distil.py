@@ -190,7 +190,7 @@ def test_without_unlabelled_images_the_labelled_ones_are_blended_alone(labelled:
 
 
 def test_what_is_done_is_not_done_again_but_under_another_key_it_is(
-    straight: Path, labelled: Dataset, unlabelled: Path, tmp_path: Path
+    straight: Path, labelled: Dataset, unlabelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(straight, out)
@@ -200,6 +200,10 @@ def test_what_is_done_is_not_done_again_but_under_another_key_it_is(
     assert [one.info.content_hash for one in made] == [
         Dataset.open(straight / name).info.content_hash for name in ("labelled-1", "unlabelled")
     ]
+    other = teacher()
+    capsys.readouterr()
+    distil(other, [labelled], [unlabelled], tmp_path / "new", teacher_key="a")
+    assert "unlabelled images 1 are left out: leak-across-splits 1" in capsys.readouterr().err
     other = teacher()
     distil(other, [labelled], [], out, teacher_key="b")
     assert len(asked(other)) == labelled.count("train") + labelled.count("validation")

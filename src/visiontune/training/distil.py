@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -177,6 +178,11 @@ def _distilled(
             where=left_out[0].id,
             fix=left_out[0].fix,
         )
+
+    if left_out:
+        reasons = Counter(row.code for row in left_out)
+        listed = ", ".join(f"{code} {count}" for code, count in sorted(reasons.items()))
+        note(f"of {len(left_out) + len(taken)} unlabelled images {len(left_out)} are left out: {listed}")
 
     def found_in(split: str) -> list[Objects]:
         # Masks decide on nothing here; many of them would fill the disk.
