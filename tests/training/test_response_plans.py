@@ -11,10 +11,11 @@ import pytest
 import visiontune
 from tests.made_recordings import made, with_trials
 from tests.training.test_response_runs import QUICK, finished, prepared, sessions  # noqa: F401
+from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.store import write_recording
-from visiontune.errors import DataError, RecipeError
+from visiontune.errors import DataError, RecipeError, RequirementError
 from visiontune.exports.verify_run import verify_run
 from visiontune.machine import hardware
 from visiontune.recipe import Recipe
@@ -131,3 +132,19 @@ def test_a_run_on_recordings_is_verified_by_its_rates(finished: Run, tmp_path: P
     assert {check.name: check.status for check in verify_run(copy)}["answers"] == "failed"
     path.unlink()
     assert {check.name: check.status for check in verify_run(copy)}["answers"] == "failed"
+
+
+def test_evaluate_says_why_a_metric_has_no_value(
+    finished: Run,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.path, copy)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(copy), "--split", "validation"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0 and "validation bits_per_spike: " in out
+    assert "validation feve: no stimulus has bins that are valid in two trials" in out
+    with pytest.raises(RequirementError, match=r"feve>=0 \(there is none: no stimulus has"):
+        visiontune.evaluate(copy, split="validation", require="feve>=0")

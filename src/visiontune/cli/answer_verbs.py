@@ -41,7 +41,9 @@ def evaluate(
     value = {"run": str(run), "split": split, **scores.to_json()}
     if asked:
         value["ratios"] = json.loads((run / "evaluations" / split / "ratios.json").read_text(encoding="utf-8"))
-    return Answer(value, "\n".join([f"{run}:", *metric_lines(split, value["metrics"])]))
+    none = [name for name, metric in value["metrics"].items() if metric["value"] is None]
+    absent = [f"  {split} {name}: {value['reasons'][name]}" for name in none if name in value.get("reasons", {})]
+    return Answer(value, "\n".join([f"{run}:", *metric_lines(split, value["metrics"]), *absent]))
 
 
 def compare(first: Path, second: Path, *, split: Split = "test") -> Answer:
