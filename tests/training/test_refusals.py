@@ -114,3 +114,13 @@ def test_a_plan_that_is_being_trained_is_left_alone(plan: Plan) -> None:
     with run.locked(), pytest.raises(RunError, match="holds a run already"):
         refuse_taken(run)
     assert run.recipe_path.exists()
+
+
+def test_a_preset_leaves_out_what_detectors_cannot_do(
+    shapes: Dataset,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("visiontune.training.loop.train_run", lambda run, callbacks: run)  # planned, not trained
+    recipe = train(shapes.path, tmp_path / "run", options={"preset": "low-memory"}).recipe
+    assert recipe.batch.tokens == 1 and not recipe.machine.recompute
