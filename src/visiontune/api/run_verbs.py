@@ -159,7 +159,8 @@ def _plan(
         # What can be known to be wrong at once is said before hours are spent on preparing data.
         if not data:
             raise DataError("No data were given.", fix="visiontune train DATA --model NAME --out RUN")
-        check_names([*changes, *fragment_names(fragment)])
+        check_names(changes, "the command line")
+        check_names(fragment_names(fragment), None if recipe is None else str(recipe))
         told = {name: changes[f"tracking.{name}"] for name in Tracking.model_fields if f"tracking.{name}" in changes}
         refuse_missing(validated(Tracking, {**(fragment.get("tracking") or {}), **told}, "tracking"))
         refuse_taken(Run(out))
