@@ -164,7 +164,7 @@ def test_a_field_that_nobody_knows_is_refused_wherever_it_stands() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"machine.attention": "flash", "responses": {}}, ["responses.core: Field required"]),
+        ({"responses": {}}, ["responses.channels: Field required"]),
         ({"objects": {"classes": ["a"], "masks": 5}}, ["objects.masks: ", "(found 5)"]),
         ({"evaluation.metric": "box_ap"}, ["The recipe is not valid: evaluation.metric is box_ap; of text there are"]),
         ({"parts": {"vision_encoder": ["x"] * 50}}, ["parts.vision_encoder: "]),
