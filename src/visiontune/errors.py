@@ -1,7 +1,12 @@
 """The errors a user may meet. Each says what was found, where, and what to do about it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 
 class VisiontuneError(Exception):

@@ -30,7 +30,11 @@ def test_files_that_can_be_read_are_answered_and_the_others_named_and_counted(fo
     assert caught.value.answers == ["red", "red too"] and caught.value.exit_code == 1
     assert [Path(name).name for name in caught.value.unreadable] == ["a.png", "c.jpg", "e.png"]
     assert caught.value.where is not None and caught.value.fix is not None
-    for name, found in (("a.png", "not an image of a known format"), ("c.jpg", "empty"), ("e.png", "cannot be decoded")):
+    for name, found in (
+        ("a.png", "not an image of a known format"),
+        ("c.jpg", "empty"),
+        ("e.png", "cannot be decoded"),
+    ):
         assert f"{folder / name}: " in caught.value.where and found in caught.value.unreadable[str(folder / name)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from visiontune.errors import DataError, RecipeError, RequirementError
@@ -130,7 +131,9 @@ def compare(first: Source, second: Source, *, split: str = "test") -> RunCompari
         run = open_run(path)
         if isinstance(run, RunGroup):
             raise RecipeError(
-                "This is a group of runs.", where=str(path), fix=f"compare one of them: {path}/{next(iter(run.runs))}"
+                "This is a group of runs.",
+                where=str(path),
+                fix=f"compare one of them: {quote(f'{path}/{next(iter(run.runs))}')}",
             )
         return run
 

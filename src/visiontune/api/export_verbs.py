@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from visiontune.api.answer_verbs import refuse
 from visiontune.api.data_verbs import Source
 from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
 from visiontune.progress import note
+from visiontune.words import command
 
 if TYPE_CHECKING:
     from visiontune.exports.certificate import Check
@@ -77,7 +79,7 @@ def export(
         raise RunError(
             "A run on recordings has no form for other software.",
             where=str(opened.recipe_path),
-            fix=f"visiontune predict {opened.path} movie.npy, or train --from {opened.path}",
+            fix=f"{command('predict', opened.path, 'movie.npy')}, or train --from {quote(str(opened.path))}",
         )
     compared: dict[str, Any] = {"limit": limit} | ({} if samples is None else {"samples": samples})
     if plain := [form for form in forms if form in ("adapter", "merged")]:

@@ -11,6 +11,7 @@ from visiontune.api.answer_verbs import refuse
 from visiontune.api.data_verbs import Source, prepare
 from visiontune.errors import DataError, ModelError, RecipeError, RunError
 from visiontune.progress import note
+from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.data.dataset import Dataset
@@ -229,7 +230,7 @@ def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
     if errors := [fault for fault in dataset.info.faults if fault.severity == "error"]:
         first = errors[0]
         raise DataError(
-            f"The data have {len(errors)} errors, the first: {first.found}", where=first.where, fix=first.fix
+            f"The data have {counted(len(errors), 'error')}, the first: {first.found}", where=first.where, fix=first.fix
         )
     return dataset
 

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 import visiontune
 from visiontune.cli.answer import Answer, AtStep, Limit, OnDevice, metric_lines, numbers
 from visiontune.errors import PartlyReadError, RecipeError
+from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.data.sample import ObjectPrediction
@@ -56,7 +57,7 @@ def compare(first: Path, second: Path, *, split: Split = "test") -> Answer:
         another run, evaluated on the same prepared dataset and split
     """
     found = visiontune.compare(first, second, split=split)
-    lines = [f"{second} beside {first}, {found.n} {split} samples"]
+    lines = [f"{second} beside {first}, {counted(found.n, f'{split} sample')}"]
     for one in found.metrics:
         if one.first.value is None or one.second.value is None or one.difference.value is None:
             lines.append(f"  {one.name}: nothing counted")

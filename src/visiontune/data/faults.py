@@ -181,7 +181,7 @@ def longer_than_the_model_reads(ids: Sequence[str], limit: int, model: str) -> l
     """Samples whose question and images leave no room for an answer: training refuses them."""
     if not ids:
         return []
-    found = f"{_number(ids, 'question')} with their images take more than the {limit} tokens that {model} reads"
+    found = f"{_number(ids, 'question')} of more than the {limit} tokens that {model} reads, images included"
     fix = "give these samples fewer images or less text, or lower data.image_longest_edge"
     return [Fault("longer-than-the-model-reads", "error", some(ids), found, fix)]
 
@@ -190,7 +190,7 @@ def shortened_answers(ids: Sequence[str], limit: int) -> list[Fault]:
     """Answers whose end will not be learned."""
     if not ids:
         return []
-    found = f"{_number(ids, 'answer')} end behind the {limit} tokens that the model reads, and will be shortened"
+    found = f"{_number(ids, 'answer')} reaching beyond the {limit} tokens that the model reads: the rest is not learned"
     return [Fault("shortened-answers", "warning", some(ids), found, "shorten the answers, or show fewer images")]
 
 
@@ -201,7 +201,9 @@ def mixed_types(file: str, kinds: Mapping[str, Mapping[str, int]]) -> list[Fault
             "mixed-types",
             "warning",
             f"{file}, column {column}",
-            ", ".join(f"{kind} in {counted(count, 'row')}" for kind, count in sorted(counts.items(), key=lambda one: -one[1])),
+            ", ".join(
+                f"{kind} in {counted(count, 'row')}" for kind, count in sorted(counts.items(), key=lambda one: -one[1])
+            ),
             "write one type in every row: numbers are taken as they are printed, and other rows left out",
         )
         for column, counts in kinds.items()
@@ -263,7 +265,7 @@ def imbalanced_classes(labels: Mapping[str, int]) -> list[Fault]:
     if labels[most] < IMBALANCE * labels[least]:
         return []
     times = labels[most] / labels[least]
-    found = f"{most!r} has {labels[most]} samples, {least!r} has {labels[least]}: {times:.0f} times as many"
+    found = f"{most!r} has {counted(labels[most], 'sample')}, {least!r} has {labels[least]}: {times:.0f} times as many"
     fix = "look at the scores of each class; add samples of the rare ones"
     return [Fault("imbalanced-classes", "warning", f"{most!r}, {least!r}", found, fix)]
 
@@ -315,7 +317,7 @@ def context_window(cut: int, most_pages: int | None) -> list[Fault]:
     """Questions about documents of too many pages, of which a part around the answer is shown."""
     if not cut:
         return []
-    found = f"{cut} documents have more than {most_pages} pages: a window around the answer is shown instead"
+    found = f"{counted(cut, 'document')} of more than {most_pages} pages: a window around the answer is shown instead"
     fix = "for scores on whole documents allow more pages (--max-pages)"
     return [Fault("context-window", "warning", "documents", found, fix)]
 

@@ -30,6 +30,7 @@ from visiontune.training.baselines import Baseline, compare
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
 from visiontune.training.rows import first_rows, split_batches
+from visiontune.words import counted
 
 COMPARED = 32  # documents that baselines are asked about
 
@@ -172,7 +173,7 @@ def evaluate_split(
             aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
         seconds = round(time.monotonic() - started, 3)
         write_json(folder / "metrics.json", {**scores.to_json(), **facts, "seconds": seconds})
-        note(f"evaluation of {len(predictions)} {split} samples: {folder}")
+        note(f"evaluation of {counted(len(predictions), f'{split} sample')}: {folder}")
     return scores
 
 

@@ -13,6 +13,7 @@ from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.metrics.paired import Paired, paired_objects, paired_responses, paired_texts
 from visiontune.metrics.predicted_session import PredictedSession
 from visiontune.run import Run
+from visiontune.words import command
 
 T = TypeVar("T", Prediction, ObjectPrediction)
 
@@ -74,7 +75,7 @@ def _evaluation(run: Run, split: str, name: str) -> Path:
         raise RunError(
             f"This run was not evaluated on the {split} split.",
             where=str(run.path),
-            fix=f"visiontune evaluate {run.path} --split {split}",
+            fix=command("evaluate", run.path, "--split", split),
         )
     return path
 
