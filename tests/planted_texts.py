@@ -110,6 +110,11 @@ def _labels(counts: dict[str, int]) -> Callable[[Path, Rows], None]:
     return plant
 
 
+def _cell_without_image(_: Path, rows: Rows) -> None:
+    rows[:] = [{"id": r["id"], "image": r["images"][0], "question": "?", "answer": "Blobs of " + r["id"]} for r in rows]
+    rows[3]["image"] = None
+
+
 PLANTS = (
     TextPlant("an image file without a byte", "empty-file", "drop", _file(b""), "row-03"),
     TextPlant("an image cut off", "unreadable-image", "drop", _file(encoded(picture(3))[:80]), "row-03"),
@@ -123,6 +128,7 @@ PLANTS = (
     TextPlant(
         "an image on the net", "remote-image", "drop", _with(images=["https://a.b/c.png"]), "line 4"
     ),
+    TextPlant("an image left out of its cell", "rows-without-image", "warning", _cell_without_image, "row-03"),
     TextPlant("CMYK", "normalised-images", "warning", _image(picture(3).convert("CMYK"), "JPEG"), "row-03"),
     TextPlant("16 bits", "normalised-images", "warning",
               _image(Image.fromarray(np.asarray(picture(3).convert("L")).astype(np.uint16) * 257), "PNG"), "row-03"),

@@ -63,8 +63,18 @@ def test_the_whole_path_from_photos_to_a_shipped_model(call: Call, digits_folder
     (prediction,) = json.loads(out)["predictions"]
     assert code == 0 and prediction["text"] == first["text"] and prediction["kind"] == "text"
     assert prediction["scores"]["confidence"] == pytest.approx(first["scores"]["confidence"], abs=1e-4)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    code, out, err = call("predict", run, tmp_path / "broken.png", picture)
+    assert code == 1 and out.count("\n") == 1 and str(picture) in out, "the good one is answered"
+    assert "1 of 2 files cannot be read" in err and "broken.png: not an image" in err
+    code, out, _ = call("predict", run, tmp_path / "broken.png", picture, "--json")
+    answered = json.loads(out)
+    assert code == 1 and answered["predictions"] == [prediction] and "1 of 2 files" in answered["error"]["found"]
+    assert [entry["file"] for entry in answered["unreadable"]] == [str(tmp_path / "broken.png")]
     code, out, _ = call("export", run, "--to", "merged", "--out", ship, "--json")
     assert code == 0 and Path(json.loads(out)["merged"], "config.json").is_file()
+    code, _, err = call("predict", json.loads(out)["merged"], picture)
+    assert code == 1 and "exported from a run" in err and "--to gguf" in err
     assert (run / "report.html").read_text().count("<svg") >= 1
     code, out, _ = call("resume", run)
     assert code == 0 and "finished" in out

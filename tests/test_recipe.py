@@ -135,7 +135,6 @@ def test_the_list_of_fields_names_each_field_that_can_be_set() -> None:
         ("schedule", "warmup", 1.0),
         ("parts", "vision_encoder", "freeze"),
         ("machine", "device", "tpu"),
-        ("data", "prompt", ""),
         ("data", "datasets", []),
         ("batch", "window", 100),
         ("evaluation", "answers", "guessed"),
@@ -143,7 +142,6 @@ def test_the_list_of_fields_names_each_field_that_can_be_set() -> None:
         ("evaluation", "wanted_accuracy", 1.5),
         ("device", "fit", "crop"),
         ("device", "image_size", 0),
-        ("device", "prompt", "no places"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_its_field_and_what_was_found(
@@ -161,6 +159,54 @@ def test_a_field_that_nobody_knows_is_refused_wherever_it_stands() -> None:
     for plain in (values() | {"learning_rate": 1}, values() | {"lora": {"rank": 8, "alpha": 16, "dropout": 0, "r": 4}}):
         with pytest.raises(RecipeError, match=r"(learning_rate|lora\.r): Extra inputs"):
             parse(plain, "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"responses": {}}, ["responses.channels: Field required"]),
+        ({"objects": {"classes": ["a"], "masks": 5}}, ["objects.masks: ", "(found 5)"]),
+        ({"evaluation.metric": "box_ap"}, ["The recipe is not valid: evaluation.metric is box_ap; of text there are"]),
+        ({"parts": {"vision_encoder": ["x"] * 50}}, ["parts.vision_encoder: "]),
+        ({"device": {**values_for_a_device()["device"], "prompt": "no"}}, ["device: the prompt must hold {marker}"]),
+        ({"data.prompt": ""}, ["The recipe is not valid: data.prompt is needed for text"]),
+    ],
+)
+def test_an_error_about_a_whole_section_says_what_is_wrong_and_not_all_that_stands_there(
+    changes: dict[str, Any], said: list[str]
+) -> None:
+    plain = values()
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        plain |= {section: {**plain[section], field: value} if field else value}
+    with pytest.raises(RecipeError) as caught:
+        parse(plain, "here")
+    assert all(part in caught.value.found for part in said), caught.value.found
+    assert "{'" not in caught.value.found and "Value error" not in caught.value.found
+    assert "['x'" not in caught.value.found
+
+
+def test_a_list_whose_values_are_refused_is_not_called_too_short() -> None:
+    stages = [{"until": 0.3, "weights": [0.0, 0.0, 0.0]}, {"until": 0.6, "weights": [1.0]}]
+    with pytest.raises(RecipeError) as caught:
+        parse(values() | {"data": {**values()["data"], "curriculum": {"score": "contrast", "stages": stages}}}, "here")
+    faults = caught.value.found.split("; ")
+    assert [fault.partition(": Tuple")[0] for fault in faults if "at least 2" in fault] == [
+        "data.curriculum.stages.1.weights"
+    ], "of two lists one has too few values"
+    assert sum("stages.0.weights" in fault and "greater than 0 (found 0.0)" in fault for fault in faults) == 3
+
+
+def test_an_error_in_a_recipe_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "part.yaml"
+    for text in ("lora:\n  rank: 0\n", "lora:\n  r: 4\n"):
+        path.write_text(text)
+        with pytest.raises(RecipeError) as caught:
+            RECIPE.overlaid(read_fragment(path))
+        assert caught.value.where == str(path)
+    with pytest.raises(RecipeError) as caught:
+        RECIPE.changed({"lora.rank": 0})
+    assert caught.value.where == "the command line"
 
 
 def test_a_recipe_of_a_newer_schema_is_refused_and_names_both_versions(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from visiontune.exports.shipment import is_shipment
 from visiontune.files import folder_written_whole
 from visiontune.progress import note
 from visiontune.run import Run
+from visiontune.words import counted
 
 REQUIRED = "accuracy>=0.96"
 PREDICTED = 5
@@ -48,7 +49,7 @@ def digits(out: Path) -> tuple[dict[str, Any], str]:
     if not photos.exists():
         write_digits(photos)
     inspection = api.inspect(photos).to_json()
-    note(f"{photos}: {inspection['samples']} samples, {len(inspection['faults'])} faults")
+    note(f"{photos}: {inspection['samples']} samples, {counted(len(inspection['faults']), 'fault')}")
     api.prepare(photos, data)
     if run.recipe_path.exists():
         api.resume(run.path)

@@ -14,6 +14,7 @@ from visiontune.demo_shapes import CLASSES, draw_source, photographs
 from visiontune.exports.certificate import CERTIFICATE_NAME
 from visiontune.progress import note
 from visiontune.run import Run
+from visiontune.words import counted
 
 IMAGES, SIZE = 600, (128, 128)
 REQUIRED = "box_ap50>=0.9"
@@ -31,7 +32,7 @@ def boxes(out: Path) -> tuple[dict[str, Any], str]:
     if not source.exists():
         draw_source(source, IMAGES, size=SIZE, classes=CLASSES[:3], masks=False, grounds=photographs())
     inspection = api.inspect(source / "annotations.json").to_json()
-    note(f"{source}: {inspection['samples']} images, {len(inspection['faults'])} faults")
+    note(f"{source}: {inspection['samples']} images, {counted(len(inspection['faults']), 'fault')}")
     api.prepare(source / "annotations.json", data)
     if run.recipe_path.exists():
         api.resume(run.path)

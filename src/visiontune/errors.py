@@ -1,5 +1,13 @@
 """The errors a user may meet. Each says what was found, where, and what to do about it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
 
 class VisiontuneError(Exception):
     """An error with its place and its fix; the command line prints these three parts instead of a traceback.
@@ -26,6 +34,20 @@ class VisiontuneError(Exception):
 
 class DataError(VisiontuneError):
     """The user's data cannot be used as they are."""
+
+
+class PartlyReadError(DataError):
+    """Some of the files that a model was asked about cannot be read.
+
+    `answers` are those about the others, `unreadable` says of each file what is wrong with it.
+    """
+
+    def __init__(
+        self, found: str, *, where: str, fix: str | None, answers: Sequence[Any], unreadable: Mapping[str, str]
+    ) -> None:
+        super().__init__(found, where=where, fix=fix)
+        self.answers = list(answers)
+        self.unreadable = dict(unreadable)
 
 
 class RecipeError(VisiontuneError):

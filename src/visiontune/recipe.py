@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from visiontune.contract import DeviceContract
 from visiontune.errors import RecipeError
@@ -31,7 +32,16 @@ from visiontune.recipe_sections import (
 from visiontune.recipe_targets import MoeDropout, ObjectChoices, ResponseChoices, Section
 
 SCHEMA_VERSION = 1
+MOST_SHOWN = 8  # values of a list that an error shows
 S = TypeVar("S", bound=Section)
+
+
+class Fragment(dict[str, Any]):
+    """The plain values of a recipe file, whole or partial, and `where` they stand."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        super().__init__(values)
+        self.where = where
 
 
 class Recipe(Section):
@@ -122,9 +132,12 @@ class Recipe(Section):
         """Write the recipe whole."""
         write_text(path, self.to_yaml())
 
-    def changed(self, overrides: dict[str, Any]) -> "Recipe":
-        """A recipe with some fields changed, each named `section.field`; raises RecipeError for an unknown one."""
-        check_names(overrides)
+    def changed(self, overrides: dict[str, Any], where: str = "the command line") -> "Recipe":
+        """A recipe with some fields changed, each named `section.field`; raises RecipeError for an unknown one.
+
+        `where` is the place that an error names.
+        """
+        check_names(overrides, where)
         values = self.model_dump(mode="json")
         for mine, its in FOLLOWS_THE_DEVICE.items():
             if its in overrides and mine not in overrides:
@@ -144,11 +157,12 @@ class Recipe(Section):
                 place = place[section]
             place[field] = value
             values["why"][name] = "set by hand"
-        return parse(values, "the command line")
+        return parse(values, where)
 
     def overlaid(self, fragment: dict[str, Any]) -> "Recipe":
-        """This recipe with the fields that a (partial) recipe file names changed."""
-        return self.changed(dict(_leaves(fragment)))
+        """This recipe with the fields that a (partial) recipe file names changed; an error names the file."""
+        where = fragment.where if isinstance(fragment, Fragment) else "the recipe file"
+        return self.changed(dict(_leaves(fragment)), where)
 
 
 METRICS = {"text": get_args(TextMetric), "objects": get_args(ObjectMetric), "responses": get_args(ResponseMetric)}
@@ -214,13 +228,13 @@ def field_names() -> list[str]:
     return names
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Raise RecipeError for a name, as `section.field`, that is no field of a recipe."""
+def check_names(names: Iterable[str], where: str | None = None) -> None:
+    """Raise RecipeError for a name, as `section.field`, that is no field of a recipe; `where` it stands."""
     known = field_names()
     for name in names:
         section, _, field = name.rpartition(".")
         if name not in known and not (field and section in ("parts", "optimizer.part_learning_rates")):
-            raise RecipeError(f"There is no recipe field '{name}'.", fix=f"fields: {', '.join(known)}")
+            raise RecipeError(f"There is no recipe field '{name}'.", where=where, fix=f"fields: {', '.join(known)}")
 
 
 def fragment_names(fragment: dict[str, Any]) -> list[str]:
@@ -238,10 +252,20 @@ def validated(kind: type[S], values: dict[str, Any], where: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            field = ".".join(str(part) for part in fault["loc"]) or "recipe"
-            lines.append(f"{field}: {fault['msg']} (found {fault['input']!r})")
+        lines = [_line(fault) for fault in error.errors() if not _follows(fault)]
         raise RecipeError(
             "The recipe is not valid: " + "; ".join(lines), where=where, fix="see docs/recipe.md"
         ) from error
+
+
+def _line(fault: ErrorDetails) -> str:
+    """A fault of pydantic for people: what stands there is said where it is a value, not where it is a section."""
+    field, found = ".".join(str(part) for part in fault["loc"]), fault["input"]
+    whole = isinstance(found, dict | BaseModel) or (isinstance(found, list | tuple) and len(found) > MOST_SHOWN)
+    said = fault["msg"].removeprefix("Value error, ") + ("" if whole else f" (found {found!r})")
+    return f"{field}: {said}" if field else said
+
+
+def _follows(fault: ErrorDetails) -> bool:
+    """Whether a list is called too short only because its values were refused, each with a fault of its own."""
+    return fault["type"] == "too_short" and len(fault["input"]) >= fault.get("ctx", {}).get("min_length", 0)

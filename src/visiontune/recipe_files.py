@@ -1,15 +1,14 @@
 """Recipe files, whole or partial, the presets that travel with this package, and the page that lists all fields."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from visiontune.errors import RecipeError
-from visiontune.recipe import SCHEMA_VERSION, Recipe, parse, sections
+from visiontune.recipe import SCHEMA_VERSION, Fragment, Recipe, parse, sections
 
 
-def read_fragment(path: Path) -> dict[str, Any]:
+def read_fragment(path: Path) -> Fragment:
     """Read a recipe file, whole or partial, as plain values; raises RecipeError for a newer schema or broken YAML."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -28,7 +27,7 @@ def read_fragment(path: Path) -> dict[str, Any]:
             where=str(path),
             fix="upgrade visiontune, or train again with this one",
         )
-    return values
+    return Fragment(values, str(path))
 
 
 def presets() -> dict[str, Path]:
@@ -36,7 +35,7 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
 
-def read_preset(name: str) -> tuple[dict[str, Any], float | None]:
+def read_preset(name: str) -> tuple[Fragment, float | None]:
     """The fragment and the epochs (None: as derived) of a preset; raises RecipeError for an unknown one."""
     if name not in presets():
         raise RecipeError(f"There is no preset '{name}'.", where="--preset", fix=f"presets: {', '.join(presets())}")
@@ -44,11 +43,11 @@ def read_preset(name: str) -> tuple[dict[str, Any], float | None]:
     return fragment, fragment.pop("epochs", None)
 
 
-def of_any_target(preset: dict[str, Any]) -> dict[str, Any]:
+def of_any_target(preset: Fragment) -> Fragment:
     """A preset without what few models do but those that write text: computing layers again for their backward."""
     machine = {name: value for name, value in preset.get("machine", {}).items() if name != "recompute"}
     others = {name: value for name, value in preset.items() if name != "machine"}
-    return {**others, "machine": machine} if machine else others
+    return Fragment({**others, "machine": machine} if machine else others, preset.where)
 
 
 def load(path: Path) -> Recipe:

@@ -45,6 +45,15 @@ class Run:
     def open(cls, path: str | Path) -> "Run":
         """An existing run; raises RunError if the folder holds none."""
         run = cls(path)
+        if not run.recipe_path.is_file() and (run.path / "certificate.json").is_file():
+            plain = not (run.path / "contract.json").is_file()
+            raise RunError(
+                "This folder was exported from a run, and holds no run itself"
+                + (": it is for PEFT and transformers, and visiontune does not ask it." if plain else "."),
+                where=str(path),
+                fix="give the run that it was exported from"
+                + ("; or export that `--to gguf` or `--to onnx`, which `visiontune predict` asks" if plain else ""),
+            )
         if not run.recipe_path.is_file():
             raise RunError(
                 "This folder holds no run: recipe.yaml is missing.",

@@ -170,7 +170,7 @@ def test_a_broken_line_is_left_out_and_counted_or_refused(write, tmp_path):
     ((left_out,), faults) = (dataset.info.left_out, inspect(source).faults)
     assert (left_out.id, left_out.code) == ("articles.jsonl, line 7", "broken-line")
     assert [(fault.code, fault.where) for fault in faults] == [("broken-line", "articles.jsonl, line 7")]
-    with pytest.raises(DataError, match=r"1 rows cannot be used:\n.*line 7"):
+    with pytest.raises(DataError, match=r"1 row cannot be used:\n.*line 7"):
         prepare(source, tmp_path / "strict", strict=True)
 
 

@@ -153,7 +153,9 @@ def test_a_list_of_one_answer_is_that_answer(hub, tmp_path):
     dataset = visiontune.prepare("hub:me/charts", tmp_path / "out", workers=1)
     assert sorted(one.target.answer for one in samples(dataset)) == ["14", "Yes"]
     assert dataset.info.labels is None
-    assert [(row.code, row.found) for row in dataset.info.left_out] == [("not-a-text", "label is a list, not a text")]
+    assert [(row.code, row.found) for row in dataset.info.left_out] == [
+        ("not-a-text", "label is a list of 2, not a text")
+    ]
 
 
 def test_image_files_on_the_hub_arrive_as_they_are(hub, tmp_path):

@@ -132,9 +132,20 @@ def test_a_broken_csv_line_is_named_and_the_others_are_read(folder):
     assert [row.id for row in listing.rows] == ["1.png"]
     broken = [(fault.where, fault.found) for fault in listing.faults if fault.code == "broken-line"]
     assert broken == [
-        ("metadata.csv, line 3", "1 cells instead of 2"),
+        ("metadata.csv, line 3", "1 cell instead of 2"),
         ("metadata.csv, line 4", "the text is not UTF-8"),
     ]
+    assert "metadata file" in codes(listing)["broken-line"].fix
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_metadata_of_a_spreadsheet_may_be_parted_otherwise(folder, separator):
+    root = folder("1.png", "2.png")
+    lines = (("file_name", "text"), ("1.png", "one, two"), ("2.png", "three"))
+    (root / "metadata.csv").write_text("".join(separator.join(line) + "\n" for line in lines))
+    listing = formats.read(root)
+    assert [(row.id, row.answer) for row in listing.rows] == [("1.png", "one, two"), ("2.png", "three")]
+    assert not listing.faults
 
 
 def test_a_file_that_is_not_there_is_named(folder):

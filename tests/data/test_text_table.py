@@ -142,9 +142,33 @@ def test_broken_lines_of_csv(tmp_path):
     assert [(row.id, row.document) for row in listing.rows] == [("a.csv:2", "two\nlines"), ("a.csv:8", "u")]
     assert faults_of(listing) == [
         ("broken-line", "a.csv, line 4", "3 cells instead of 2"),
-        ("broken-line", "a.csv, line 5", "1 cells instead of 2"),
+        ("broken-line", "a.csv, line 5", "1 cell instead of 2"),
         ("broken-line", "a.csv, line 7", "the text is not UTF-8"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_first_line_of_a_csv_says_what_parts_the_cells(tmp_path, separator, encoding):
+    rows = [["text", "summary"], ['"one, two; three\tfour"', "s"], ["Größe", "t"]]
+    source = tmp_path / "a.csv"
+    source.write_text("".join(separator.join(row) + "\r\n" for row in rows), encoding=encoding)
+    listing = formats.read(source)
+    assert [(row.document, row.answer) for row in listing.rows] == [("one, two; three\tfour", "s"), ("Größe", "t")]
+    assert faults_of(listing) == []
+
+
+@pytest.mark.parametrize(("header", "row"), [("text;summary,more", "a;b,c"), ("text;summary\tmore", "a;b\tc")])
+def test_a_first_line_with_several_marks_is_parted_by_commas(tmp_path, header, row):
+    (tmp_path / "a.csv").write_text(f"{header}\n{row}\n")
+    with pytest.raises(DataError, match="the columns are text;summary"):
+        formats.read(tmp_path / "a.csv")
+
+
+def test_what_is_to_be_corrected_is_named_by_file_and_line(tmp_path):
+    (tmp_path / "a.csv").write_text("text,summary\na,b\nc\n")
+    (fault,) = formats.read(tmp_path / "a.csv").faults
+    assert fault.where == "a.csv, line 3" and fault.fix == "correct line 3 of a.csv"
 
 
 def test_a_quote_that_is_never_closed_would_swallow_the_file_and_is_refused(tmp_path):
@@ -172,7 +196,7 @@ def test_parquet_text_that_is_not_utf8_leaves_out_its_row_alone(tmp_path):
     pq.write_table(pa.table({"text": texts, "summary": ["a", "b", "c"]}), tmp_path / "a.parquet")
     listing = formats.read(tmp_path / "a.parquet")
     assert [row.document for row in listing.rows] == ["good", "fine"]
-    assert faults_of(listing) == [("broken-line", "a.parquet, line 2", "the text is not UTF-8")]
+    assert faults_of(listing) == [("broken-line", "a.parquet, row 2", "the text is not UTF-8")]
 
 
 def test_files_and_folders_called_like_a_split_give_it(tmp_path):

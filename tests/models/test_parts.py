@@ -1,5 +1,6 @@
 """Parts are trained, adapted or frozen as asked, and counted."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from visiontune.models.parts import (
     summarise,
     tensors_sha256,
     trained_tensors,
+    without_cpu_kernels,
 )
 from visiontune.recipe import Recipe
 from visiontune.recipe_sections import Lora, PartState
@@ -39,6 +41,15 @@ def adapter(tiny_checkpoint: Path, recipe_of: Recipe) -> ModelAdapter:
 
 def states(**changed: PartState) -> dict[str, PartState]:
     return {**dict.fromkeys(NAMES, "frozen"), **changed}
+
+
+def test_of_kernels_that_are_never_used_nothing_is_said_and_of_all_else_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    without_cpu_kernels()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "No module named 'kernels'")
+    logger.warning("another fault: %s", 3)
+    logger.error("an error")
+    assert caplog.messages == ["another fault: 3", "an error"]
 
 
 def test_every_weight_belongs_to_exactly_one_part(adapter: ModelAdapter) -> None:

@@ -18,7 +18,7 @@ from tests.paused import paused_at
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
 from visiontune.demo_shapes import draw_source
-from visiontune.errors import CertificateError, DataError, ModelError, RecipeError, RunError
+from visiontune.errors import CertificateError, DataError, ModelError, PartlyReadError, RecipeError, RunError
 from visiontune.machine import Hardware
 from visiontune.models.objects import nothing
 from visiontune.run import Run
@@ -186,6 +186,11 @@ def test_found_objects_are_listed_and_drawn(finished: Run, source: Path, tmp_pat
     assert (tmp_path / "drawn" / "0000.png").is_file()
     with pytest.raises(RecipeError, match="knows the classes"):
         visiontune.predict(finished.path, [picture], classes=["dog"])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(PartlyReadError, match=r"1 of 2 files(.|\n)*broken\.png") as caught:
+        visiontune.predict(finished.path, [tmp_path / "broken.png", picture], pictures=tmp_path / "again")
+    assert [answer.id for answer in caught.value.answers] == [str(picture)]
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["0000.png"]
 
 
 def test_a_run_is_what_its_folder_says(finished: Run, tmp_path: Path) -> None:

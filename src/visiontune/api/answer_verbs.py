@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from visiontune.api.options import check_limit, check_score, refuse
@@ -134,7 +135,9 @@ def compare(first: Source, second: Source, *, split: str = "test") -> RunCompari
         run = open_run(path)
         if isinstance(run, RunGroup):
             raise RecipeError(
-                "This is a group of runs.", where=str(path), fix=f"compare one of them: {path}/{next(iter(run.runs))}"
+                "This is a group of runs.",
+                where=str(path),
+                fix=f"compare one of them: {quote(f'{path}/{next(iter(run.runs))}')}",
             )
         return run
 
@@ -185,10 +188,11 @@ def predict(
 
     Objects that are found are also drawn, those with at least `least_score` (0.3), on copies in the folder `pictures`
     (`RUN/predictions` where not given). A model that finds objects by their names can be asked for other `classes`. A
-    run that was trained on documents answers about text files; of a run on recordings, `predict_movies` asks. Raises
-    DataError for a file that cannot be read.
+    run that was trained on documents answers about text files; of a run on recordings, `predict_movies` asks. Where
+    files cannot be read, the others are answered, and PartlyReadError is raised with these `answers`.
     """
-    from visiontune.data.images import SUFFIXES, TEXT_SUFFIXES, image_files
+    from visiontune.data.asked_files import asked_files
+    from visiontune.data.images import SUFFIXES, TEXT_SUFFIXES
     from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment, predict_shipped, shipped_members
 
@@ -203,17 +207,18 @@ def predict(
         from visiontune.exports.onnx_runtime import find_in_files
 
         refuse({"prompt": prompt, "classes": classes, "step": step, "device": device}, "A shipped detector takes")
-        paths = [path for source in images for path in image_files(Path(source))][:limit]
+        asked = asked_files(images, limit=limit)
         shipped = Path(run).resolve()
         # Not inside: what is shipped stays as it was certified.
         folder = shipped.with_name(f"{shipped.name}-predictions") if pictures is None else Path(pictures)
         refuse_file(folder)
-        return drawn_on(find_in_files(Path(run), paths), paths, folder, least_score)
+        found = find_in_files(Path(run), asked.paths)
+        return asked.answered(drawn_on(found, asked.paths, folder, least_score))
     of_objects = {"classes": classes, "pictures": pictures, "least_score": least_score}
     if is_shipment(Path(run)):
         refuse({**of_objects, "step": step, "device": device}, "A shipped model that writes text takes")
-        paths = [path for source in images for path in image_files(Path(source))][:limit]
-        return predict_shipped(Path(run), paths, prompt=prompt)
+        asked = asked_files(images, limit=limit)
+        return asked.answered(predict_shipped(Path(run), asked.paths, prompt=prompt))
     from visiontune.api.object_verbs import predict_objects
     from visiontune.models.text import writes_text
     from visiontune.run_group import RunGroup, open_run
@@ -239,16 +244,18 @@ def predict(
         )
     if recipe.objects is not None:
         refuse({"prompt": prompt}, "A run that finds objects takes")
-        paths = [path for source in images for path in image_files(Path(source))][:limit]
+        asked = asked_files(images, limit=limit)
         folder = Path(run) / "predictions" if pictures is None else Path(pictures)
         ranks = Ranks(recipe.machine.device)
-        return predict_objects(group, recipes, paths, ranks, step, classes, folder, least_score)
+        found = predict_objects(group, recipes, asked.paths, ranks, step, classes, folder, least_score)
+        return asked.answered(found)
     refuse(of_objects, "A run that writes text takes")
     suffixes = SUFFIXES if recipe.data.pages is None else TEXT_SUFFIXES
-    paths = [path for source in images for path in image_files(Path(source), suffixes)][:limit]
+    asked = asked_files(images, suffixes, limit)
     ranks = Ranks(recipe.machine.device)
     adapter, step = load_trained(opened, recipe, ranks.device, step)
-    return predict_files(opened, writes_text(adapter), paths, recipe, ranks.device, step, prompt)
+    made = predict_files(opened, writes_text(adapter), asked.paths, recipe, ranks.device, step, prompt)
+    return asked.answered(made)
 
 
 def predict_movies(

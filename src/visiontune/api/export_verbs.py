@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from visiontune.api.data_verbs import Source
 from visiontune.api.options import refuse
 from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
 from visiontune.progress import note, warn
+from visiontune.words import command
 
 if TYPE_CHECKING:
     from visiontune.exports.certificate import Check
@@ -77,7 +79,7 @@ def export(
         raise RunError(
             "A run on recordings has no form for other software.",
             where=str(opened.recipe_path),
-            fix=f"visiontune predict {opened.path} movie.npy, or train --from {opened.path}",
+            fix=f"{command('predict', opened.path, 'movie.npy')}, or train --from {quote(str(opened.path))}",
         )
     if failed := [receipt["name"] for receipt in opened.receipts if receipt["status"] == "failed"]:
         warn(f"receipts of this run failed: {', '.join(failed)}; its report says why. They go with the files.")

@@ -11,6 +11,7 @@ from visiontune.api.data_verbs import Source, prepare
 from visiontune.api.options import check_epochs, check_limit, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RunError
 from visiontune.progress import note
+from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.data.dataset import Dataset
@@ -154,7 +155,7 @@ def _plan(
     run, prepared = Run(at), Path(out) / "data"
     changes = dict(overrides or {}) | ({} if hours is None else {"schedule.hours": hours})
     fragment = read_fragment(Path(recipe)) if recipe is not None else {}
-    first, usual_epochs = read_preset(preset) if preset is not None else ({}, None)
+    first, usual_epochs = read_preset(preset or "standard")
     device: Device | None = changes.get("machine.device", fragment.get("machine", {}).get("device"))
     machine = hardware(device)
     ranks = Ranks(machine.device)
@@ -162,7 +163,8 @@ def _plan(
         # What can be known to be wrong at once is said before hours are spent on preparing data.
         if not data:
             raise DataError("No data were given.", fix="visiontune train DATA --model NAME --out RUN")
-        check_names([*changes, *fragment_names(fragment)])
+        check_names(changes, "the command line")
+        check_names(fragment_names(fragment), None if recipe is None else str(recipe))
         told = {name: changes[f"tracking.{name}"] for name in Tracking.model_fields if f"tracking.{name}" in changes}
         refuse_missing(validated(Tracking, {**(fragment.get("tracking") or {}), **told}, "tracking"))
         refuse_taken(Run(out))
@@ -235,7 +237,7 @@ def _dataset(source: Source, prepared: Path, limit: int | None) -> Dataset:
     if errors := [fault for fault in dataset.info.faults if fault.severity == "error"]:
         first = errors[0]
         raise DataError(
-            f"The data have {len(errors)} errors, the first: {first.found}", where=first.where, fix=first.fix
+            f"The data have {counted(len(errors), 'error')}, the first: {first.found}", where=first.where, fix=first.fix
         )
     return dataset
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from visiontune.errors import RecipeError
+from visiontune.errors import RecipeError, VisiontuneError
 
 Device = Literal["cpu", "cuda", "mps"]
 Limit = Annotated[int | None, Parameter(help="take N samples, for a first look")]
@@ -15,10 +15,14 @@ AtStep = Annotated[int | None, Parameter(help="the checkpoint of this step inste
 
 @dataclass(frozen=True)
 class Answer:
-    """What a verb has to say: `value` for programs (--json), `text` for people."""
+    """What a verb has to say: `value` for programs (--json), `text` for people.
+
+    `error`: a part could not be done; it is said behind the answer, and the exit code is its own.
+    """
 
     value: Any
     text: str
+    error: VisiontuneError | None = None
 
 
 def counts(labels: dict[str, int], most: int = 20) -> str:

@@ -8,7 +8,8 @@ from cyclopts import Parameter
 
 import visiontune
 from visiontune.cli.answer import Answer, AtStep, Limit, OnDevice, metric_lines, numbers
-from visiontune.errors import RecipeError
+from visiontune.errors import PartlyReadError, RecipeError
+from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.data.sample import ObjectPrediction
@@ -58,7 +59,7 @@ def compare(first: Path, second: Path, *, split: Split = "test") -> Answer:
         another run, evaluated on the same prepared dataset and split
     """
     found = visiontune.compare(first, second, split=split)
-    lines = [f"{second} beside {first}, {found.n} {split} {found.counted}"]
+    lines = [f"{second} beside {first}, {counted(found.n, f'{split} {found.counted}')}"]
     for one in found.metrics:
         if one.first.value is None or one.second.value is None or one.difference.value is None:
             lines.append(f"  {one.name}: nothing counted")
@@ -108,10 +109,14 @@ def predict(
         return Answer({"predictions": [str(path) for path in written]}, "\n".join(map(str, written)))
     _refuse_given({"--session": session, "--out": out}, "is for runs on recordings")
     names = None if classes is None else classes.split(",")
-    predictions = visiontune.predict(
-        run, images, prompt=prompt, limit=limit, step=step, device=device, classes=names, pictures=pictures,
-        least_score=least_score,
-    )  # fmt: skip
+    unread: PartlyReadError | None = None
+    try:
+        predictions = visiontune.predict(
+            run, images, prompt=prompt, limit=limit, step=step, device=device, classes=names, pictures=pictures,
+            least_score=least_score,
+        )  # fmt: skip
+    except PartlyReadError as error:
+        predictions, unread = error.answers, error
     unsure = {True: "unsure, perhaps ", False: "", None: ""}
     lines = [
         f"{p.source[0]}: {unsure[p.abstained]}{p.target.answer}  ({p.scores['confidence']:.2f})"
@@ -119,7 +124,9 @@ def predict(
         else f"{p.source[0]}: {_found(p, LEAST_SHOWN if least_score is None else least_score)}"
         for p in predictions
     ]
-    return Answer({"predictions": [p.to_json() for p in predictions]}, "\n".join(lines))
+    refused = [{"file": file, "found": found} for file, found in (unread.unreadable if unread else {}).items()]
+    value = {"predictions": [p.to_json() for p in predictions], "unreadable": refused}
+    return Answer(value, "\n".join(lines), unread)
 
 
 def _refuse_given(options: dict[str, Any], why: str) -> None:

@@ -87,7 +87,7 @@ def _run(given: list[str], as_json: bool, debug: bool) -> int:
     except VisiontuneError as error:
         if debug:
             traceback.print_exc()
-        _complain({"found": error.found, "where": error.where, "fix": error.fix}, as_json)
+        _complain(_parts(error), as_json)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -98,13 +98,24 @@ def _run(given: list[str], as_json: bool, debug: bool) -> int:
         found = f"visiontune met an error it did not expect: {type(error).__name__}: {error}"
         _complain({"found": found, "where": None, "fix": "run again with --debug and report what it prints"}, as_json)
         return 70
-    if isinstance(answer, Answer) and is_first_process():
-        text = json.dumps(answer.value, ensure_ascii=False, allow_nan=False) if as_json else answer.text
+    if not isinstance(answer, Answer):
+        return 0
+    failed = None if answer.error is None else _parts(answer.error)
+    if is_first_process():
+        value = answer.value if failed is None else {**answer.value, "error": failed}
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else answer.text
         try:
-            print(text, flush=True)
+            if text:
+                print(text, flush=True)
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        if failed is not None:
+            _complain(failed, as_json=False)
+    return 0 if answer.error is None else answer.error.exit_code
+
+
+def _parts(error: VisiontuneError) -> dict[str, str | None]:
+    return {"found": error.found, "where": error.where, "fix": error.fix}
 
 
 def _complain(error: dict[str, str | None], as_json: bool) -> None:

@@ -9,6 +9,7 @@ import visiontune
 from visiontune.cli.answer import Answer, Limit, counts
 from visiontune.data.format_names import Format
 from visiontune.errors import DataError, RecipeError
+from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.data.dataset import Dataset
@@ -57,10 +58,14 @@ def inspect(
     found = inspection.to_json()
     if isinstance(inspection, RecordingsInspection):
         return Answer(found, "\n".join([inspection.table(), *_recording_lines(found), *_fault_lines(found["faults"])]))
-    lines = [f"{found['samples']} samples; " + ", ".join(f"{split} {n}" for split, n in found["splits"].items())]
+    lines = [
+        f"{counted(found['samples'], 'sample')}; " + ", ".join(f"{split} {n}" for split, n in found["splits"].items())
+    ]
     for target, facts in found["targets"].items():
         labels = facts.get("labels")
-        lines.append(f"target: {target}" + (f", {len(labels)} classes: {counts(labels)}" if labels else ""))
+        lines.append(
+            f"target: {target}" + (f", {counted(len(labels), 'class', 'classes')}: {counts(labels)}" if labels else "")
+        )
     if (seen := found.get("model")) is not None:
         lines.append(
             f"{seen['model']}: images of {seen['image_longest_edge']} px"
@@ -69,15 +74,16 @@ def inspect(
         )
     lines += _document_lines(found["documents"]) + _object_lines(found["targets"].get("objects"))
     lines.append("trains: " + ("; ".join(f"{t['kind']} ({t['target']})" for t in found["trains"]) or "nothing yet"))
-    return Answer(found, "\n".join([*lines, *_fault_lines(found["faults"]), f"{len(found['faults'])} faults"]))
+    return Answer(found, "\n".join([*lines, *_fault_lines(found["faults"]), counted(len(found["faults"]), "fault")]))
 
 
 def _recording_lines(found: dict[str, Any]) -> list[str]:
     sessions, seconds = len(found["sessions"]), ", ".join(f"{s} {n:,.0f}" for s, n in found["splits"].items())
     return [
-        f"{sessions} sessions, {found['units']} units, {found['seconds']:,.0f} seconds ({seconds})",
+        f"{counted(sessions, 'session')}, {counted(found['units'], 'unit')}, "
+        f"{counted(found['seconds'], 'second', form=',.0f')} ({seconds})",
         f"trains: {'; '.join(t['kind'] for t in found['trains']) or 'nothing yet'}",
-        f"{len(found['faults'])} faults",
+        counted(len(found["faults"]), "fault"),
     ]
 
 
@@ -243,7 +249,7 @@ def prepare(
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
     cut = f", {dataset.info.windows} cut to a window" if dataset.info.windows else ""
-    text = f"{len(dataset)} samples ({splits}){cut}, {len(dataset.info.left_out)} left out: {dataset.path}"
+    text = f"{counted(len(dataset), 'sample')} ({splits}){cut}, {len(dataset.info.left_out)} left out: {dataset.path}"
     return Answer({"path": str(dataset.path), **info}, text)
 
 
@@ -255,8 +261,8 @@ def _sessions(datasets: "list[Dataset]") -> Answer:
         found = dataset.info.recording
         assert found is not None
         seconds = ", ".join(f"{split} {n:,.0f} s" for split, n in found.seconds.items())
-        left_out = f", {len(dataset.info.left_out)} trials left out" if dataset.info.left_out else ""
-        lines.append(f"{found.name}: {len(found.units)} units ({seconds}){left_out}: {dataset.path}")
+        left_out = f", {counted(len(dataset.info.left_out), 'trial')} left out" if dataset.info.left_out else ""
+        lines.append(f"{found.name}: {counted(len(found.units), 'unit')} ({seconds}){left_out}: {dataset.path}")
     return Answer({"datasets": value}, "\n".join(lines))
 
 

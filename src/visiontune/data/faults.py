@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from visiontune.words import counted
+
 Severity = Literal["error", "drop", "warning"]
 
 SPLITTABLE = 3
@@ -55,7 +57,7 @@ _FIXES = {
     "empty-file": "copy the file again, or take it out",
     "unknown-format": "save it as JPEG, PNG, WebP, BMP, TIFF or GIF, or take it out",
     "image-too-large": "make it smaller, or take it out",
-    "broken-line": "correct the line in the metadata file",
+    "broken-line": "correct the line",
     "missing-file": "add the file, or take out what points to it",
     "outside-folder": "copy the file into the folder",
     "empty-answer": "write the answer, or take the row out",
@@ -68,7 +70,7 @@ _FIXES = {
     "placeholders-do-not-match": "write one <image> (or one entry of type image) for each image of the row",
     "image-inside": "write the table as .jsonl or .parquet, or the image as a file beside it",
     "remote-image": "download the image, and write the path of the file",
-    "not-a-text": "write a text (or a list of texts) in this column, or name another column",
+    "not-a-text": "write one text in this column, or name another column",
     "missing-glyphs": "add a font that has these characters",
     "too-many-pages": "allow more pages (--max-pages), use larger pages or a smaller font, or take the row out",
     "unreadable-document": "clean the text, or take the row out",
@@ -85,6 +87,12 @@ def left_out(code: str, where: str, found: str, fix: str | None = None) -> Fault
     return Fault(code, "error" if code == "duplicate-id" else "drop", where, found, fix or _FIXES[code])
 
 
+def row_left_out(code: str, file: str, number: int, found: str) -> Fault:
+    """A row of a table that cannot be taken; JSON and Parquet have rows, other files lines."""
+    place = f"{'row' if file.lower().endswith(('.json', '.parquet')) else 'line'} {number}"
+    return left_out(code, f"{file}, {place}", found, f"correct {place} of {file}" if code == "broken-line" else None)
+
+
 def unreadable_image(code: str, row_id: str, path: str, reason: str) -> Fault:
     """An image that cannot be decoded; `code` is that of `images.ImageError`."""
     return left_out(code, row_id, reason if path == row_id else f"{path}: {reason}")
@@ -92,7 +100,7 @@ def unreadable_image(code: str, row_id: str, path: str, reason: str) -> Fault:
 
 def broken_line(file: str, line: int, reason: str) -> Fault:
     """A line of a metadata file that does not say what it must."""
-    return left_out("broken-line", f"{file}, line {line}", reason)
+    return left_out("broken-line", f"{file}, line {line}", reason, "correct the line in the metadata file")
 
 
 def missing_file(where: str, path: str) -> Fault:
@@ -173,7 +181,7 @@ def longer_than_the_model_reads(ids: Sequence[str], limit: int, model: str) -> l
     """Samples whose question and images leave no room for an answer: training refuses them."""
     if not ids:
         return []
-    found = f"{_number(ids, 'question')} with their images take more than the {limit} tokens that {model} reads"
+    found = f"{_number(ids, 'question')} of more than the {limit} tokens that {model} reads, images included"
     fix = "give these samples fewer images or less text, or lower data.image_longest_edge"
     return [Fault("longer-than-the-model-reads", "error", some(ids), found, fix)]
 
@@ -182,7 +190,7 @@ def shortened_answers(ids: Sequence[str], limit: int) -> list[Fault]:
     """Answers whose end will not be learned."""
     if not ids:
         return []
-    found = f"{_number(ids, 'answer')} end behind the {limit} tokens that the model reads, and will be shortened"
+    found = f"{_number(ids, 'answer')} reaching beyond the {limit} tokens that the model reads: the rest is not learned"
     return [Fault("shortened-answers", "warning", some(ids), found, "shorten the answers, or show fewer images")]
 
 
@@ -193,7 +201,9 @@ def mixed_types(file: str, kinds: Mapping[str, Mapping[str, int]]) -> list[Fault
             "mixed-types",
             "warning",
             f"{file}, column {column}",
-            ", ".join(f"{kind} in {count} rows" for kind, count in sorted(counts.items(), key=lambda one: -one[1])),
+            ", ".join(
+                f"{kind} in {counted(count, 'row')}" for kind, count in sorted(counts.items(), key=lambda one: -one[1])
+            ),
             "write one type in every row: numbers are taken as they are printed, and other rows left out",
         )
         for column, counts in kinds.items()
@@ -207,6 +217,15 @@ def placed_images(ids: Sequence[str]) -> list[Fault]:
         return []
     found = f"{_number(ids, 'conversation')} without a place for the images: they stand before the first question"
     return [Fault("places-not-written", "warning", some(ids), found, "write <image> where each image belongs")]
+
+
+def rows_without_image(ids: Sequence[str], rows: int) -> list[Fault]:
+    """Rows whose cell for the image is empty, in a table of `rows` of which others show one."""
+    if not ids:
+        return []
+    found = f"{len(ids)} of {counted(rows, 'row')} without an image: they are asked about nothing that is seen"
+    fix = "name their images, or take them out; write an empty list where none is meant"
+    return [Fault("rows-without-image", "warning", some(ids), found, fix)]
 
 
 def similar_class_names(labels: Iterable[str]) -> list[Fault]:
@@ -246,7 +265,7 @@ def imbalanced_classes(labels: Mapping[str, int]) -> list[Fault]:
     if labels[most] < IMBALANCE * labels[least]:
         return []
     times = labels[most] / labels[least]
-    found = f"{most!r} has {labels[most]} samples, {least!r} has {labels[least]}: {times:.0f} times as many"
+    found = f"{most!r} has {counted(labels[most], 'sample')}, {least!r} has {labels[least]}: {times:.0f} times as many"
     fix = "look at the scores of each class; add samples of the rare ones"
     return [Fault("imbalanced-classes", "warning", f"{most!r}, {least!r}", found, fix)]
 
@@ -298,7 +317,7 @@ def context_window(cut: int, most_pages: int | None) -> list[Fault]:
     """Questions about documents of too many pages, of which a part around the answer is shown."""
     if not cut:
         return []
-    found = f"{cut} documents have more than {most_pages} pages: a window around the answer is shown instead"
+    found = f"{counted(cut, 'document')} of more than {most_pages} pages: a window around the answer is shown instead"
     fix = "for scores on whole documents allow more pages (--max-pages)"
     return [Fault("context-window", "warning", "documents", found, fix)]
 
@@ -332,14 +351,14 @@ def _groups(code: str, groups: Sequence[Sequence[str]], what: str, fix: str) -> 
         return []
     largest = max(groups, key=len)
     shown = " | ".join(some(group, " = ") for group in groups[:_SHOWN])
-    more = f" | and {len(groups) - _SHOWN} groups more" if len(groups) > _SHOWN else ""
+    more = f" | and {counted(len(groups) - _SHOWN, 'group')} more" if len(groups) > _SHOWN else ""
     rows = sum(map(len, groups))
     found = f"{what}: {_number(groups, 'group')} of {rows} samples, the largest of {len(largest)}"
     return [Fault(code, "warning", shown + more, found, fix)]
 
 
 def _number(things: Sequence[object], singular: str, plural: str | None = None) -> str:
-    return f"{len(things)} {singular if len(things) == 1 else plural or singular + 's'}"
+    return counted(len(things), singular, plural)
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

@@ -38,6 +38,7 @@ from visiontune.data.workers import Engine, check_engine, started
 from visiontune.errors import DataError, MachineError
 from visiontune.files import write_text, written_whole
 from visiontune.progress import note, warn
+from visiontune.words import counted
 
 SHARD_BYTES = 256 * 2**20
 
@@ -175,7 +176,7 @@ def _refuse_unmended(listing: Listing, sources: Sequence[Source]) -> None:
     if listing.unmended:
         counts = ", ".join(f"{code} {count}" for code, count in sorted(listing.unmended.items()))
         raise DataError(
-            f"{sum(listing.unmended.values())} faults of the annotations can be mended: {counts}",
+            f"{counted(sum(listing.unmended.values()), 'fault')} of the annotations can be mended: {counts}",
             where=_places(sources),
             fix="see them with `visiontune inspect`, then prepare with --repair: repairs.jsonl lists every change",
         )
@@ -300,7 +301,7 @@ def _refuse_left_out(rows: Sequence[tuple[str, str]], where: str) -> None:
         shown = "".join(f"\n    {name}: {found}" for name, found in rows[:20])
         more = f"\n    and {len(rows) - 20} more" if len(rows) > 20 else ""
         raise DataError(
-            f"{len(rows)} rows cannot be used:{shown}{more}",
+            f"{counted(len(rows), 'row')} cannot be used:{shown}{more}",
             where=where,
             fix="repair or remove them, or leave --strict out: then they are left out and counted",
         )
@@ -368,7 +369,7 @@ def _say(dataset: Dataset, strict: bool, on_fault: Callable[[Fault], None] | Non
     if left_out:
         more = f", and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         names = ", ".join(f"{row.id} ({row.found})" for row in left_out[:3])
-        warn(f"{len(left_out)} rows were left out: {names}{more}")
+        warn(f"{counted(len(left_out), 'row was', 'rows were')} left out: {names}{more}")
     for split, count in dataset.info.splits.items():
         if count == 0:
             note(f"the {split} split is empty")

@@ -11,6 +11,7 @@ from visiontune.data.sample import Sample
 from visiontune.exports.certificate import Check, Limits, check_answers
 from visiontune.exports.reference import Reference, image_of, pixels_sha256
 from visiontune.models.labels import LabelTree
+from visiontune.models.parts import without_cpu_kernels
 from visiontune.models.text import TextAdapter
 from visiontune.recipe import Recipe
 from visiontune.training.precision import autocast
@@ -55,12 +56,14 @@ def check_reloaded(
 
     `adapter` lends its encoder and its way of asking; its own network is put back.
     """
-    from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
     dtype = torch.float32 if base is not None else "auto"
     network: Any = AutoModelForImageTextToText.from_pretrained(base or folder, dtype=dtype)
     if base is not None:
+        without_cpu_kernels()
+        from peft import PeftModel
+
         network = PeftModel.from_pretrained(network, str(folder)).base_model.model
     own, peft = adapter.network, adapter.peft
     adapter.network, adapter.peft = network.eval(), None

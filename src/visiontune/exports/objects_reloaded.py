@@ -12,6 +12,7 @@ from visiontune.exports.certificate import Check
 from visiontune.exports.object_agreement import ObjectLimits, check_objects
 from visiontune.models.load import load_adapter
 from visiontune.models.objects import ObjectAdapter, finds_objects
+from visiontune.models.parts import without_cpu_kernels
 from visiontune.recipe import Recipe
 from visiontune.training.model import new_weights_seed
 from visiontune.training.precision import autocast
@@ -46,12 +47,13 @@ def check_reloaded_objects(
 ) -> list[Check]:
     """Load an exported folder with plain transformers (with `base`: with PEFT upon that model) and compare what it
     finds."""
-    from peft import PeftModel
-
     options: dict[str, Any] = {"objects": recipe.objects, "seed": new_weights_seed(recipe)}
     name, revision = (str(folder), None) if base is None else (base, recipe.model.revision)
     again = finds_objects(load_adapter(name, revision, recipe.data, **options))
     if base is not None:
+        without_cpu_kernels()
+        from peft import PeftModel
+
         network: Any = again.network
         adapted: Any = PeftModel.from_pretrained(network, str(folder)).base_model.model
         again.network = adapted.eval()

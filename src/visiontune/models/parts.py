@@ -5,6 +5,7 @@ becomes `modules_to_save`, by full path of the modules that hold the weights.
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -115,7 +116,21 @@ def apply_states(
     return _add_lora(network, adapted, full, lora, seed)
 
 
+def without_cpu_kernels() -> None:
+    """Leave unsaid that a kernel for weights in four bits is not there on the CPU; call it before PEFT is imported.
+
+    PEFT imports bitsandbytes wherever that is installed, and bitsandbytes says so then. Here weights in four bits are
+    computed with on CUDA alone.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_no_cpu_kernel)
+
+
+def _is_of_no_cpu_kernel(record: logging.LogRecord) -> bool:
+    return "Failed to load CPU gemm_4bit_forward" not in record.getMessage()
+
+
 def _add_lora(network: nn.Module, adapted: list[Part], full: list[Part], lora: Lora, seed: int) -> "PeftModel":
+    without_cpu_kernels()
     from peft import LoraConfig, PeftModel, get_peft_model
 
     targets: list[str] = []

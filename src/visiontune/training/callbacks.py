@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visiontune.errors import RecipeError, RunError
+from visiontune.words import command
 
 if TYPE_CHECKING:
     from visiontune.run import Run
@@ -65,7 +66,7 @@ def _named(callback: Callback, run: Run, when: str) -> Iterator[None]:
             f"The callback {callback} failed {when}: {type(error).__name__}: {error}",
             where=str(run.path),
             fix=f"mend it and visiontune.resume({str(run.path)!r}, callbacks=[...]), or go on without: "
-            f"visiontune resume {run.path}; the last checkpoint is sound",
+            f"{command('resume', run.path)}; the last checkpoint is sound",
         ) from error
 
 

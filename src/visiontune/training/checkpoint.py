@@ -16,6 +16,7 @@ from visiontune.errors import MachineError, RunError
 from visiontune.files import fingerprint, folder_written_whole, is_same_file, write_json
 from visiontune.progress import warn
 from visiontune.run import Run
+from visiontune.words import command
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 AVERAGE = "average.safetensors"
@@ -75,7 +76,7 @@ def save(
         raise MachineError(
             f"The checkpoint of step {progress.step} could not be written: {error}",
             where=str(path),
-            fix=f"free disk space, then `visiontune resume {run.path}`; "
+            fix=f"free disk space, then `{command('resume', run.path)}`; "
             + (f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint stands yet"),
         ) from error
     remove_old(run, progress, keep)

@@ -5,6 +5,7 @@ from typing import Any
 
 from visiontune.data.dataset import Dataset
 from visiontune.machine import Hardware
+from visiontune.words import counted
 
 
 class Reasons:
@@ -21,7 +22,7 @@ class Reasons:
     def steps(self, n: int, samples: int, epochs: float | None, usual: tuple[float, str]) -> int:
         """`schedule.steps` that show each of n samples so many times, `samples` in a step: as asked, or, where None,
         as usual, which comes with its reason."""
-        times, reason = (epochs, f"{epochs:g} epochs, as asked") if epochs is not None else usual
+        times, reason = (epochs, f"{counted(epochs, 'epoch', form='g')}, as asked") if epochs is not None else usual
         self.why["schedule.steps"] = reason
         return max(1, -(-round(times * n) // samples))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visiontune.data.asked_files import read_document
 from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Document, ImageFile, Images, LabelProbabilities, Prediction, Sample, Text
 from visiontune.errors import DataError, RecipeError
@@ -29,6 +30,7 @@ from visiontune.training.baselines import Baseline, compare
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
 from visiontune.training.rows import first_rows, split_batches
+from visiontune.words import counted
 
 COMPARED = 32  # documents that baselines are asked about
 
@@ -171,7 +173,7 @@ def evaluate_split(
             aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
         seconds = round(time.monotonic() - started, 3)
         write_json(folder / "metrics.json", {**scores.to_json(), **facts, "seconds": seconds})
-        note(f"evaluation of {len(predictions)} {split} samples: {folder}")
+        note(f"evaluation of {counted(len(predictions), f'{split} sample')}: {folder}")
     return scores
 
 
@@ -208,14 +210,7 @@ def _seen(path: Path, recipe: Recipe) -> Images | Document:
     """A file as a run sees it: an image, or a UTF-8 text as pages. Raises DataError."""
     if recipe.data.pages is None:
         return Images((ImageFile(path.read_bytes(), str(path)),))
-    try:
-        return Document(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"This is no text in UTF-8: {error.reason} at byte {error.start}.",
-            where=str(path),
-            fix="save it as UTF-8, or give a text file: the run was trained on documents",
-        ) from error
+    return Document(read_document(path))
 
 
 def predict_files(

@@ -24,6 +24,7 @@ from visiontune.run import Run
 from visiontune.training.precision import autocast
 from visiontune.training.ranks import Ranks
 from visiontune.training.rows import split_batches
+from visiontune.words import counted
 
 
 def prompts_of(adapter: ObjectAdapter) -> Prompts:
@@ -141,7 +142,7 @@ def evaluate_split_of_objects(
         if prompts == "ground-truth boxes":
             facts["mask_iou"] = mask_iou(predictions).to_json()
         write_json(folder / "metrics.json", {**scores.to_json(), **facts})
-        note(f"evaluation of {len(predictions)} {split} images: {folder}")
+        note(f"evaluation of {counted(len(predictions), f'{split} image')}: {folder}")
     return scores
 
 

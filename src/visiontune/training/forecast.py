@@ -15,6 +15,7 @@ from visiontune.models.parts import trained_tensors
 from visiontune.models.text import TextEncoder
 from visiontune.recipe import Recipe
 from visiontune.training.batches import DRAWN_AT_ONCE, plan_window
+from visiontune.words import counted
 
 FORECAST_NAME = "forecast.json"
 WINDOWS_PLANNED = 32  # of these the padding is counted
@@ -54,7 +55,8 @@ class Forecast:
         images = "" if not self.image_tokens else f", {self.image_tokens / self.tokens:.0%} of them of images"
         disk = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in self.disk_bytes.items())
         found = [
-            f"steps: {self.steps:,} of {self.samples // self.steps} samples, {self.epochs:.3g} epochs",
+            f"steps: {self.steps:,} of {counted(self.samples // self.steps, 'sample')}, "
+            f"{counted(self.epochs, 'epoch', form='.3g')}",
             f"tokens: {self.tokens:,}{images}, padding {self.padding:.1%}",
             f"memory: {self.memory_bytes / 2**20:,.0f} MiB at most on a device",
             f"disk: {disk}",

@@ -36,6 +36,7 @@ from visiontune.training.scoring import score_some
 from visiontune.training.session import Session, foresee, set_up
 from visiontune.training.time_limit import resolve_hours, timed
 from visiontune.training.trackers import refuse_missing, tracked
+from visiontune.words import command
 
 
 def train_run(run: Run, callbacks: Sequence[Callback] = ()) -> Run:
@@ -151,7 +152,7 @@ def _after_step(session: Session, pauses: PauseRequests, log: Any) -> None:
         raise PausedError(
             f"Paused at step {at.step} of {recipe.schedule.steps}.",
             where=str(session.run.checkpoint_path(at.step)),
-            fix=f"visiontune resume {session.run.path}",
+            fix=command("resume", session.run.path),
         )
 
 

@@ -22,6 +22,7 @@ from visiontune.recipe_sections import Machine
 from visiontune.run import Run
 from visiontune.training.checkpoint import load, put_tensors
 from visiontune.training.precision import DTYPES
+from visiontune.words import command
 
 
 def open_datasets(recipe: Recipe) -> list[Dataset]:
@@ -140,7 +141,7 @@ def load_trained(run: Run, recipe: Recipe, device: torch.device, step: int | Non
     if step is None:
         steps = run.checkpoint_steps()
         if not steps:
-            raise RunError("The run has no checkpoint yet.", where=str(run.path), fix=f"visiontune resume {run.path}")
+            raise RunError("The run has no checkpoint yet.", where=str(run.path), fix=command("resume", run.path))
         step = int(run.best["step"]) if run.best else steps[-1]
     adapter = load_base(run, recipe, device)
     adapt(adapter, recipe)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from visiontune.data.object_measures import ObjectMeasures
+from visiontune.words import counted
 
 # A tiny model learns from nothing: so many objects are shown, on images repeated as often as it takes, but not without
 # end.
@@ -47,7 +48,7 @@ def object_choices(
     }
     if tiny:
         queries = min(TINY_QUERIES[1], max(TINY_QUERIES[0], math.ceil(1.5 * measures.most)))
-        choices["queries"] = queries, f"{measures.most} objects in an image at most, and half as many again"
+        choices["queries"] = queries, f"{counted(measures.most, 'object')} in an image at most, and half as many again"
     return choices
 
 
@@ -88,7 +89,7 @@ def _tiny_side(measures: ObjectMeasures, patch: int, multiple: int | None, patch
 
 def _most(measures: ObjectMeasures) -> tuple[int, str]:
     most = max(USUAL_MOST, math.ceil(1.5 * measures.most / 10) * 10)
-    return most, f"{measures.most} objects in an image at most"
+    return most, f"{counted(measures.most, 'object')} in an image at most"
 
 
 def _tiny_shown(measures: ObjectMeasures) -> int:

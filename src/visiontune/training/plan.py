@@ -38,6 +38,7 @@ from visiontune.training.derived import Reasons, batch_section, datasets_section
 from visiontune.training.evaluate import closed_labels
 from visiontune.training.plan_responses import build_network
 from visiontune.training.refusals import refuse_taken
+from visiontune.words import counted
 
 LABELS_IN_PROMPT = 40
 TINY_TEXTS = 20_000
@@ -175,7 +176,7 @@ def derive(
     n = facts.train_rows
     samples = choose("batch.samples", next(b for b in (4, 8, 16, 32) if b == 32 or n < 24 * b), f"{n} training samples")
     times = min(TINY_EPOCHS_AT_MOST, max(3.0, TINY_STEPS * samples / n)) if tiny else 3.0
-    because = f"{times:.3g} epochs: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
+    because = f"{counted(times, 'epoch', form='.3g')}: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
     steps = reasons.steps(n, samples, epochs, (times, because))
     tile = _tile(model, facts)
     device = None if profile is None else contract_for(profile, image_size=tile, chat_prompt=chat_prompt(model))
@@ -374,4 +375,5 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
             shutil.copyfile(font_path(datasets[0].path, font), kept)
     write_json(run.path / "labels.json", {"labels": closed_labels(datasets)})
     recipe.save(run.recipe_path)
-    note(f"run folder: {run.path}  ({recipe.schedule.steps} steps of {recipe.batch.samples} samples)")
+    steps, samples = counted(recipe.schedule.steps, "step"), counted(recipe.batch.samples, "sample")
+    note(f"run folder: {run.path}  ({steps} of {samples})")

@@ -17,6 +17,7 @@ from visiontune.recipe import ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
 from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
 from visiontune.training.object_choices import object_choices
+from visiontune.words import counted
 
 KEPT_FEATURES = "what the frozen encoder makes of an image is computed once"
 TINY_PATCH, TINY_MULTIPLE = 16, 32  # pixels: of a token, and of the windows that a tiny model looks through
@@ -234,7 +235,7 @@ class _Case:
         most = self.usual.most_epochs
         if most is not None and epochs > most:
             epochs, reason = most, f"{self.images} training images; enough for this family"
-        return float(epochs), f"{epochs:g} epochs: {reason}"
+        return float(epochs), f"{counted(epochs, 'epoch', form='g')}: {reason}"
 
 
 def derive_objects(

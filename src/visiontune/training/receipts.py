@@ -26,6 +26,7 @@ from visiontune.run import Run
 from visiontune.training.batches import Reading, SampleRef
 from visiontune.training.checkpoint import Progress
 from visiontune.training.precision import autocast
+from visiontune.words import counted
 
 NAMES = ("supervised", "placeholders", "image matters", "frozen stayed frozen", "trained moved", "seen", "memory")
 HELD_OUT_AT_LEAST, HELD_OUT_AT_MOST = 64, 128
@@ -120,7 +121,8 @@ def placeholders(progress: Progress, samples: int) -> Receipt:
     if progress.image_tokens == 0:
         return Receipt("placeholders", "not applicable", "no sample has images as tokens of its text", numbers)
     reason = (
-        f"image tokens equalled image features in all {samples} samples; {progress.shortened} answers were shortened"
+        f"image tokens equalled image features in all {counted(samples, 'sample')}; "
+        f"{counted(progress.shortened, 'answer was', 'answers were')} shortened"
     )
     return Receipt("placeholders", "passed", reason, numbers)
 

@@ -1,6 +1,5 @@
 """What a run is not planned for: fields that would change nothing, and folders that hold something else."""
 
-import shlex
 from collections.abc import Iterable, Sequence
 
 from visiontune.errors import RecipeError, RunError
@@ -8,6 +7,7 @@ from visiontune.progress import note
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.run_group import PLAN_NAME, RunGroup, open_run
+from visiontune.words import command
 
 # What `train` writes into a folder before a run is planned there: prepared data, forecasts of a dry run, also by roles.
 WRITTEN_BEFORE = ("data", "distilled", "forecast.json", "detector", "segmenter", "lock")
@@ -47,7 +47,7 @@ def refuse_taken(run: Run) -> None:
         raise RunError(
             "This folder holds a run already.",
             where=str(run.path),
-            fix=f"`visiontune resume {shlex.quote(str(run.path))}` continues it; or choose another --out",
+            fix=f"`{command('resume', run.path)}` continues it; or choose another --out",
         )
     note(f"what was planned in {run.path} never took a step, and is planned anew")
     for member in members:

@@ -13,6 +13,7 @@ from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.metrics.paired import Paired, paired_objects, paired_responses, paired_texts
 from visiontune.metrics.predicted_session import PredictedSession
 from visiontune.run import Run
+from visiontune.words import command
 
 T = TypeVar("T", Prediction, ObjectPrediction)
 
@@ -30,7 +31,7 @@ class RunComparison:
     metrics: tuple[Paired, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
-    counted: str = "samples"
+    counted: str = "sample"
 
     def to_json(self) -> dict[str, Any]:
         """{"split", "n", "metrics": {NAME: Paired.to_json}, "only_first", "only_second"}."""
@@ -75,7 +76,7 @@ def _evaluation(run: Run, split: str, name: str) -> Path:
         raise RunError(
             f"This run was not evaluated on the {split} split.",
             where=str(run.path),
-            fix=f"visiontune evaluate {run.path} --split {split}",
+            fix=command("evaluate", run.path, "--split", split),
         )
     return path
 
@@ -151,7 +152,7 @@ def _responses(
     n = sum(len(one.trials) for one in both[0])
     if n == 0:
         raise DataError("The two evaluations share no bin of a session with the same units.", fix="use one dataset")
-    return RunComparison(split, n, tuple(paired_responses(*both)), tuple(alone[0]), tuple(alone[1]), "bins")
+    return RunComparison(split, n, tuple(paired_responses(*both)), tuple(alone[0]), tuple(alone[1]), "bin")
 
 
 def _rows(session: PredictedSession, rows: Sequence[int]) -> PredictedSession:

@@ -32,6 +32,7 @@ from visiontune.training.model import adapt, load_base, open_datasets
 from visiontune.training.precision import loss_scaler
 from visiontune.training.ranks import Ranks
 from visiontune.training.scoring import refuse_unscored
+from visiontune.words import counted
 
 SUPERVISED_SHOWN = 6
 PROBE_SAMPLES = 4
@@ -237,8 +238,8 @@ def _refuse_too_long(adapter: ModelAdapter, datasets: Sequence[Dataset], recipe:
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise DataError(
-            f"{len(found)} samples leave no room for an answer: images and question take the {most} tokens allowed, "
-            "and images are never cut.",
+            f"{counted(len(found), 'sample leaves', 'samples leave')} no room for an answer: images and question take "
+            f"the {most} tokens allowed, and images are never cut.",
             where=", ".join(found[:5]) + more,
             fix="prepare with --max-pages, raise --data.max_tokens, or lower --data.image_longest_edge",
         )

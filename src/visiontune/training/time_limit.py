@@ -12,6 +12,7 @@ from visiontune.recipe import Recipe
 from visiontune.training.batches import load_steps, plan_steps
 from visiontune.training.scoring import score_some
 from visiontune.training.session import Session, order_of
+from visiontune.words import counted
 
 WARM, TIMED = 2, 6  # steps: the first ones are slower, whatever the device
 KEPT = 0.95  # share of the time for the steps and evaluations; the rest is checkpoints and the run's end
@@ -41,12 +42,13 @@ def resolve_hours(session: Session, computed: Computed) -> tuple[float, float] |
             where="schedule.hours",
             fix="give more time, or lower evaluation.samples",
         )
-    reason = f"{hours:g} hours; a step takes {step_seconds:.3g} s and an evaluation {evaluation_seconds:.3g} s"
+    given = counted(hours, "hour", form="g")
+    reason = f"{given}; a step takes {step_seconds:.3g} s and an evaluation {evaluation_seconds:.3g} s"
     session.recipe = with_steps(recipe, steps, reason)
     session.order = order_of(session.recipe, session.datasets)
     if ranks.is_first:
         session.recipe.save(session.run.recipe_path)
-        note(f"{steps} steps: {reason}")
+        note(f"{counted(steps, 'step')}: {reason}")
     ranks.wait()
     return step_seconds, evaluation_seconds
 

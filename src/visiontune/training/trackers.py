@@ -18,6 +18,7 @@ from visiontune.recipe import Recipe
 from visiontune.recipe_sections import Tracking
 from visiontune.run import Run
 from visiontune.training.callbacks import Callback
+from visiontune.words import command
 
 IDS = "tracking/ids.json"  # tracker -> the id of this run there, so that a resumed run goes on in it
 
@@ -56,7 +57,7 @@ def _started(name: str, run: Run, recipe: Recipe, step: int) -> Iterator[Callbac
         raise MachineError(
             f"The tracker {name} did not start: {type(error).__name__}: {error}",
             where="tracking.trackers",
-            fix=f"log in as {name} asks, or take it out of {run.recipe_path}; then visiontune resume {run.path}",
+            fix=f"log in as {name} asks, or take it out of {run.recipe_path}; then {command('resume', run.path)}",
         ) from error
     write_json(run.path / IDS, ids)
     feed = TrackerFeed(name, tracker, step)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from visiontune.data.format_names import ANNOTATIONS, FORMATS, LAYOUTS, Format
 from visiontune.data.formats import annotated_images, image_folder, image_text, text_table
+from visiontune.data.formats.lines import read_json
 from visiontune.data.formats.rows import Listing
 from visiontune.data.formats.tables import Columns
 from visiontune.errors import DataError
@@ -44,6 +45,8 @@ def read(source: Path, columns: Columns | None = None, repair: bool = False, cal
     if image_text.detect(source, columns):
         return image_text.read(source, columns)
     if not folder and not text_table.detect(source):
+        if source.suffix.lower() == ".json":
+            read_json(source)  # one that is broken says where
         raise DataError(
             "this is a file, not a folder, and no table of texts and no annotations",
             where=str(source),

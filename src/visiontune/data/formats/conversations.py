@@ -10,6 +10,7 @@ from typing import Any
 from visiontune.data.formats.lines import kind_of
 from visiontune.data.formats.rows import RowError
 from visiontune.data.turns import Role, Turn, Turns, question
+from visiontune.words import counted
 
 PLACE = "<image>"
 ROLES: dict[str, Role] = {
@@ -99,14 +100,18 @@ def conversation(said: Sequence[Said], images: Sequence[Any]) -> Conversation:
     places = sum(turn.images for turn in turns)
     placed = False
     if brought and images:
-        raise RowError("placeholders-do-not-match", f"{len(brought)} images in the turns and {len(images)} beside them")
+        raise RowError(
+            "placeholders-do-not-match", f"{counted(len(brought), 'image')} in the turns and {len(images)} beside them"
+        )
     shown = tuple(brought or images)
     if places == 0 and shown:
         first = next(i for i, turn in enumerate(before) if turn.role == "user")
         before[first] = replace(before[first], content=(*(None for _ in shown), *before[first].content))
         placed = len(before) > 2
     elif places != len(shown):
-        raise RowError("placeholders-do-not-match", f"{places} places for images and {len(shown)} images")
+        raise RowError(
+            "placeholders-do-not-match", f"{counted(places, 'place')} for images and {counted(len(shown), 'image')}"
+        )
     prompt = before[-1].text
     if len(before) == 1 and shown and not prompt.strip():  # a caption: the run's own prompt is asked
         return Conversation((), None, last.text, shown, placed)

@@ -161,6 +161,8 @@ class _Table:
     faults: list[Fault]
     kinds: dict[str, Counter[str]] = field(default_factory=dict)
     placed: list[str] = field(default_factory=list)
+    taken: int = 0
+    unseen: list[str] = field(default_factory=list)
 
     def rows(self) -> Iterator[SourceRow]:
         with readable(self.path):
@@ -180,10 +182,16 @@ class _Table:
                 self.faults.append(faults.empty_table(self.name))
             for number, values in lines:
                 try:
-                    yield self._row(number, values, chosen, names)
+                    row = self._row(number, values, chosen, names)
                 except RowError as error:
-                    self.faults.append(faults.left_out(error.code, f"{self.name}, line {number}", error.found))
+                    self.faults.append(faults.row_left_out(error.code, self.name, number, error.found))
+                    continue
+                self.taken += 1
+                self.unseen += [row.id] if self._lacks_image(values, chosen) else []
+                yield row
         self.faults += faults.mixed_types(self.name, self.kinds)
+        if len(self.unseen) < self.taken:
+            self.faults += faults.rows_without_image(self.unseen, self.taken)
         self.faults += faults.placed_images(self.placed)
 
     def _chosen(self, there: Sequence[str]) -> dict[str, str]:
@@ -274,6 +282,12 @@ class _Table:
             raise RowError("empty-answer", f"there is no {column}" if answer is None else f"{column} is blank")
         return answer
 
+    def _lacks_image(self, values: dict[str, Any] | str, chosen: Mapping[str, str]) -> bool:
+        """Whether a question's cell for its image is empty. Of conversations the text says where images belong."""
+        if "turns" in chosen or "image" not in chosen or isinstance(values, str):
+            return False
+        return values.get(chosen["image"]) in (None, "")
+
     def _is_label(self, values: Mapping[str, Any], column: str | None) -> bool:
         return column in _LABELS and not isinstance(values.get(column), list)
 
@@ -287,7 +301,8 @@ class _Table:
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
-        raise RowError("not-a-text", f"{column} is {kind_of(value)}, not a text")
+        found = f"a list of {len(value)}" if isinstance(value, list) else kind_of(value)
+        raise RowError("not-a-text", f"{column} is {found}, not a text")
 
     def _place(
         self, written: Any, i: int, number: int, values: Mapping[str, Any], chosen: Mapping[str, str]

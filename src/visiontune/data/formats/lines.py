@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visiontune.errors import DataError
+from visiontune.words import counted
 
 LOOKED_AT = 100
 BATCH_ROWS = 256
@@ -100,24 +101,31 @@ def jsonl(path: Path) -> Iterator[Line]:
 
 def json_array(path: Path) -> Iterator[Line]:
     """The entries of a JSON array; DataError where the file holds none."""
-    try:
-        values = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"this is not JSON: {error}", where=str(path), fix="mend the file, or write one object a line (.jsonl)"
-        ) from error
+    values = read_json(path)
     if not isinstance(values, list):
         raise DataError(f"the file holds {kind_of(values)}, not a list of rows", where=str(path), fix="write a list")
     for number, value in enumerate(values, start=1):
         yield number, value if isinstance(value, dict) else "not a JSON object"
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; DataError, with line and column, where it is broken."""
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"this is not JSON: {error}", where=str(path), fix="mend the file, or write one object a line (.jsonl)"
+        ) from error
+
+
 def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
     """The first line and the columns of each row, or what is wrong with it; DataError where a quote is never closed, or
-    the column `needed` is not there."""
+    the column `needed` is not there. Commas part the cells, or what `_separator` finds."""
     csv.field_size_limit(sys.maxsize)  # or else a cell may have no more than 131,072 characters
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        separator = _separator(file.readline())
+        file.seek(0)
+        reader = csv.reader(file, delimiter=separator, strict=True)
         header = _cells(reader, path, 1)
         if needed is not None and needed not in (header or []):
             raise DataError(
@@ -142,9 +150,18 @@ def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
             elif not _is_utf8(cells):
                 yield number, "the text is not UTF-8"
             elif cells and len(cells) != len(header):
-                yield number, f"{len(cells)} cells instead of {len(header)}"
+                yield number, f"{counted(len(cells), 'cell')} instead of {len(header)}"
             elif cells:
                 yield number, dict(zip(header, cells, strict=True))
+
+
+def _separator(header: str) -> str:
+    """What parts the cells: a comma, or where the first line holds none the semicolon or the tab, if only one is there.
+
+    Spreadsheets write semicolons where a comma stands in numbers.
+    """
+    found = [mark for mark in (";", "\t") if mark in header]
+    return found[0] if "," not in header and len(found) == 1 else ","
 
 
 def _cells(reader: Any, path: Path, number: int) -> list[str] | str | None:

@@ -97,7 +97,7 @@ class _Table:
                 try:
                     yield self._row(number, values, chosen)
                 except RowError as error:
-                    self.faults.append(faults.left_out(error.code, f"{self.name}, line {number}", error.found))
+                    self.faults.append(faults.row_left_out(error.code, self.name, number, error.found))
 
     def _chosen(self, there: Sequence[str]) -> dict[str, str]:
         """The column of each role that has one; unknown columns are a fault, a missing or a second one an error."""
