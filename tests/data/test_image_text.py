@@ -1,7 +1,6 @@
 """Tables of images and texts, as people bring them: every usual layout is read as it was meant, row for row."""
 
 import base64
-import json
 
 import datasets
 import pyarrow as pa
@@ -348,64 +347,6 @@ def test_a_broken_line_is_named_by_file_and_number(place):
     source.write_text(source.read_text() + '{"image": "images/01.png", "answ\n')
     (fault,) = formats.read(source).faults
     assert (fault.code, fault.where) == ("broken-line", "rows.jsonl, line 3")
-
-
-def test_rows_of_a_json_array_are_called_rows_though_the_file_is_one_line(place):
-    rows = [{"image": f"images/{i:02d}.png", "answer": answer} for i, answer in enumerate(("a", "", {"x": 1}))]
-    source = place / "rows.json"
-    source.write_text(json.dumps(rows))
-    assert [fault.where for fault in formats.read(source).faults if fault.severity == "drop"] == [
-        "rows.json, row 2",
-        "rows.json, row 3",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ('[{"image": "images/00.png", "answer": "a"},]', "line 1 column"),
-        ('[\n{"image": "images/00.png", "answer": "a"}', "line 2 column"),
-        ('{"images": [', "line 1 column"),
-        ("", "line 1 column 1"),
-    ],
-)
-def test_a_json_file_that_is_broken_is_called_so_with_its_place(place, text, found):
-    source = place / "rows.json"
-    source.write_text(text)
-    with pytest.raises(DataError, match="this is not JSON") as caught:
-        formats.read(source)
-    assert found in caught.value.found and caught.value.where == str(source)
-    assert caught.value.fix is not None and len(caught.value.fix) < 100
-
-
-def test_of_several_answers_none_is_chosen_and_the_fix_says_to_write_one(place):
-    rows = [{"image": "images/00.png", "answer": "a"}, {"image": "images/01.png", "answer": ["a", "b"]}]
-    (fault,) = [f for f in formats.read(jsonl(place / "rows.jsonl", rows)).faults if f.severity == "drop"]
-    assert fault.found == "answer is a list of 2, not a text"
-    assert "one text" in fault.fix and "list" not in fault.fix
-
-
-@pytest.mark.parametrize("prompt", ["question", "prefix"])
-@pytest.mark.parametrize("cell", [None, ""])
-def test_questions_whose_cell_for_the_image_is_empty_are_told_where_others_show_one(place, cell, prompt):
-    answer = {"question": "answer", "prefix": "suffix"}[prompt]
-    rows = [{"image": f"images/{i:02d}.png", prompt: f"{i}?", answer: f"{i}."} for i in range(4)]
-    rows[1]["image"] = cell
-    del rows[2]["image"]
-    rows[3]["image"] = []
-    listing = formats.read(jsonl(place / "rows.jsonl", rows))
-    assert [len(row.images) for row in listing.rows] == [1, 0, 0, 0], "they are kept"
-    (fault,) = listing.faults
-    assert (fault.code, fault.severity) == ("rows-without-image", "warning")
-    assert fault.where == "rows.jsonl:2, rows.jsonl:3" and "2 of 4 rows" in fault.found
-    for row in rows:
-        row["image"] = cell
-    assert formats.read(jsonl(place / "rows.jsonl", rows)).faults == [], "a table of questions alone"
-
-
-def test_conversations_without_images_beside_others_are_no_fault(place):
-    rows = [chat(ASK, TELL, images=["images/00.png"]), chat(ASK, TELL, images=None)]
-    assert formats.read(jsonl(place / "rows.jsonl", rows)).faults == []
 
 
 def test_mixed_types_in_a_column_are_counted(place):
