@@ -19,6 +19,7 @@ from visiontune.recipe_files import presets, read_preset
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 from visiontune.training.plan import derive, page_side
+from visiontune.words import counted
 
 
 def losses(run: Run) -> list[float]:
@@ -54,7 +55,7 @@ def test_the_longest_document_decides_the_longest_sequence(tmp_path: Path) -> No
     recipe = derive([data], [None], "tiny/deepseek-ocr", hardware("cpu"))
     assert most * 21 < recipe.data.max_tokens <= 4096 and f"{most} pages at most" in recipe.why["data.max_tokens"]
     run = planned(data, tmp_path / "run", **{"data.max_tokens": 2048})
-    with pytest.raises(DataError, match="1 samples leave no room for an answer") as caught:
+    with pytest.raises(DataError, match="1 sample leaves no room for an answer") as caught:
         train_run(run)
     assert (caught.value.where or "").endswith(" 7") and "--max-pages" in (caught.value.fix or "")
     assert not run.metrics("step")
@@ -145,7 +146,10 @@ def test_a_preset_changes_the_derived_recipe_and_is_changed_by_what_is_asked(
     assert changed == (name != "standard")
     epochs = read_preset(name)[1]
     if epochs is not None:
-        assert f"{epochs:g} epochs" in preset.why["schedule.steps"] and preset.schedule.steps != plain.schedule.steps
+        assert (
+            counted(epochs, "epoch", form="g") in preset.why["schedule.steps"]
+            and preset.schedule.steps != plain.schedule.steps
+        )
     mine = recipe("mine", preset=name, epochs=2, overrides={"lora.rank": 5, "parts.language_model": "lora"})
     assert mine.lora.rank == 5 and "2 epochs" in mine.why["schedule.steps"]
     assert set(presets()) == {"quick", "standard", "quality", "low-memory"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_arrays
 from visiontune.progress import note
+from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.api.data_verbs import Source
@@ -131,6 +132,6 @@ def predict_rates(
         units, rates = predict_movie(adapter, movie, session, recipe, ranks.device, str(path))
         target = out or folder / f"{path.stem}.npz"
         write_arrays(target, {"rates": rates, "units": np.array(units)})
-        note(f"rates of {len(units)} units in {len(rates)} bins: {target}")
+        note(f"rates of {counted(len(units), 'unit')} in {counted(len(rates), 'bin')}: {target}")
         written.append(target)
     return written

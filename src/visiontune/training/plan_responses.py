@@ -33,6 +33,7 @@ from visiontune.training.import_core import (
 )
 from visiontune.training.model import load_trained
 from visiontune.training.response_places import place_readouts
+from visiontune.words import counted
 
 MODEL = "cortex"
 # Bins of a clip and clips of a step, on a CPU and on a GPU. The burn-in costs little beside a long clip; many short
@@ -148,7 +149,9 @@ def derive_responses(
     core_learns = any(state == "full" for part, state in states.items() if part != "readout")
     shown, (few, many) = (CLIPS_SHOWN[on_cpu], EPOCHS) if core_learns else (READOUT_CLIPS_SHOWN, READOUT_EPOCHS)
     times = float(min(many, max(few, round(shown / clips))))
-    steps = reasons.steps(clips, samples, epochs, (times, f"{times:g} epochs of {clips} clips"))
+    steps = reasons.steps(
+        clips, samples, epochs, (times, f"{counted(times, 'epoch', form='g')} of {counted(clips, 'clip')}")
+    )
     frames = (choices["clip"] + choices["burn_in"]) * samples
     tokens = frames if on_cpu else int(min(1 << 20, max(frames, machine.memory / 2**30 * 1024)))
     values: dict[str, Any] = {

@@ -11,6 +11,7 @@ from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.data.recordings.split import Clusters
 from visiontune.data.recordings.survey import Survey
 from visiontune.data.split import SPLITS
+from visiontune.words import counted
 
 LEAST_VALID = 0.2
 # Clocks may part by so much of a bin before frames and spikes are no longer the same moment.
@@ -152,7 +153,7 @@ def _silent_units(units: Sequence[str], spikes: NDArray[np.float64], valid: NDAr
     silent = [unit for unit, n, bins in zip(units, spikes, valid, strict=True) if n == 0 and bins]
     if not silent:
         return []
-    found = f"{len(silent)} units have no spike in any valid bin"
+    found = f"no spike in any valid bin of {counted(len(silent), 'unit')}"
     return [Fault("silent-unit", "warning", some(silent), found, "leave them out: nothing can be learned of them")]
 
 
@@ -164,7 +165,7 @@ def _seldom_valid_units(units: Sequence[str], share: NDArray[np.float64]) -> lis
     seldom = [f"{unit} ({part:.0%})" for unit, part in zip(units, share, strict=True) if part < LEAST_VALID]
     if not seldom:
         return []
-    found = f"{len(seldom)} units are valid in less than {LEAST_VALID:.0%} of the bins"
+    found = f"{counted(len(seldom), 'unit')} valid in less than {LEAST_VALID:.0%} of the bins"
     return [Fault("seldom-valid", "warning", some(seldom), found, "check `valid`, or leave these units out")]
 
 

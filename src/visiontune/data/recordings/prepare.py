@@ -14,6 +14,7 @@ from visiontune.data.recordings.readers import holders, is_recordings, read_sess
 from visiontune.data.recordings.store import contents, write_recording
 from visiontune.errors import DataError
 from visiontune.progress import note, progress, warn
+from visiontune.words import command, counted
 
 
 def prepare_recordings(
@@ -54,9 +55,10 @@ def prepare_recordings(
     for path in paths:
         info = read_info(path)
         if info.left_out:
-            warn(f"{path.name}: {len(info.left_out)} trials were left out: {info.left_out[0].found}")
+            out_of_it = counted(len(info.left_out), "trial")
+            warn(f"{path.name}: {out_of_it} left out: {info.left_out[0].found}")
         if info.faults:
-            warn(f"{path.name}: {len(info.faults)} faults, listed by `visiontune inspect {path}`")
+            warn(f"{path.name}: {counted(len(info.faults), 'fault')}, listed by `{command('inspect', path)}`")
     for fault in leaks_between_sessions(earlier):
         warn(f"{fault.found}: {fault.where}; {fault.fix}")
     return paths
