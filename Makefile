@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench test-hub install
+.PHONY: demo test pytest check bench test-hub install
 
 install: $(VENV)/.installed
 
@@ -21,7 +21,11 @@ check: install
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: check
+# Checks use what the tests leave of two cores.
+test: install
+	$(MAKE) --jobs 2 check pytest
+
+pytest: install
 	$(BIN)/pytest -n 2 --dist worksteal
 
 bench: install
