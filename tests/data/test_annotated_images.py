@@ -242,6 +242,18 @@ def test_images_outside_the_source_are_not_read(tmp_path: Path) -> None:
     assert "missing-image-file" in found
 
 
+def test_without_a_single_image_the_faults_are_named_and_nothing_would_be_trained(tmp_path: Path) -> None:
+    source = coco(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source" / "images")
+    found = visiontune.inspect(source)
+    assert found.samples == 0 and found.trains == []
+    codes = Counter(fault.code for fault in found.faults)
+    assert codes == {"missing-image-file": IMAGES, "nothing-usable": 1}
+    assert found.to_json()["targets"]["objects"]["classes"] == dict.fromkeys(CLASSES, 0)
+    with pytest.raises(DataError, match="nothing is left to prepare: .*there is no file"):
+        visiontune.prepare(source, tmp_path / "data", repair=True)
+
+
 def test_a_model_that_writes_text_is_not_trained_on_objects_and_that_is_said(prepared: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="finds no objects"):
         visiontune.train(prepared.path, model="tiny/smolvlm", out=tmp_path / "run")

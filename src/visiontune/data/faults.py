@@ -133,6 +133,12 @@ def no_training_samples(splits: Mapping[str, int]) -> list[Fault]:
     ]
 
 
+def nothing_usable() -> Fault:
+    """Not one sample can be used."""
+    found = "no sample can be used, so that nothing would be trained"
+    return Fault("nothing-usable", "error", "all samples", found, "mend what is named besides, or give other data")
+
+
 def no_label(paths: Sequence[str], why: str) -> list[Fault]:
     """Images that nothing says anything about."""
     if not paths:

@@ -296,7 +296,7 @@ def _whole_faults(
     labels: dict[str, int] | None,
 ) -> list[Fault]:
     if not rows:
-        return []
+        return [faults.nothing_usable()]
     of_documents = rows[0].document is not None
     members: dict[int, list[int]] = defaultdict(list)
     same_seen: dict[tuple[str, ...], list[int]] = defaultdict(list)
