@@ -208,6 +208,17 @@ def test_yolo_says_the_same_as_coco(prepared: Dataset, tmp_path: Path) -> None:
         assert np.allclose(found[name].boxes, objects.boxes, atol=1e-4)
 
 
+def test_images_of_a_data_yaml_are_read_from_the_folder_that_it_calls_path(tmp_path: Path) -> None:
+    source = coco(tmp_path / "source").parent
+    (source / "labels").mkdir()
+    (source / "labels/003.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (tmp_path / "described").mkdir()
+    (tmp_path / "described/data.yaml").write_text(f"path: {source}\ntrain: images\nnames: [cat, dog, owl]\n")
+    for given in (tmp_path / "described", tmp_path / "described/data.yaml"):
+        found = visiontune.inspect(given)
+        assert found.samples == IMAGES and found.objects is not None and found.objects.count == 1
+
+
 def test_the_splits_of_a_roboflow_export_are_kept(tmp_path: Path) -> None:
     for split, numbers in (("train", range(6)), ("valid", range(6, 9)), ("test", range(9, 12))):
         (tmp_path / "source" / split).mkdir(parents=True)
@@ -238,8 +249,71 @@ def test_images_outside_the_source_are_not_read(tmp_path: Path) -> None:
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "secret.png")
     value["images"][3]["file_name"] = "../secret.png"
     source.write_text(json.dumps(value))
-    found = [fault.code for fault in visiontune.inspect(source).faults]
-    assert "missing-image-file" in found
+    value["images"][4]["file_name"] = str(tmp_path / "secret.png")
+    source.write_text(json.dumps(value))
+    found = [fault for fault in visiontune.inspect(source).faults if fault.code == "missing-image-file"]
+    assert [fault.found for fault in found] == [
+        f"{name!r} is outside the source's folder, {tmp_path / 'source'}"
+        for name in ("../secret.png", str(tmp_path / "secret.png"))
+    ]
+    assert all("put the image, or a link to its folder, into that folder" in fault.fix for fault in found)
+
+
+def _moved(folder: Path, to: str, names: str = "{}") -> Path:
+    """The COCO file in folder/source/labels, with its images in folder/`to` and `names` of them."""
+    source = coco(folder / "source", masks=False)
+    labels = folder / "source/labels/annotations.json"
+    labels.parent.mkdir()
+    value = json.loads(source.read_text())
+    for image in value["images"]:
+        image["file_name"] = names.format(image["file_name"])
+    labels.write_text(json.dumps(value))
+    source.unlink()
+    (folder / to).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "source/images").rename(folder / to)
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("to", "names"),
+    [
+        ("source/labels/a/b/c", "{}"),
+        ("source/labels/a/b/c", "c/{}"),
+        ("source/pics", "../pics/{}"),
+        ("source/pics", "FOLDER/source/pics/{}"),
+    ],
+)
+def test_images_are_found_far_below_and_where_names_lead_from_a_folder_of_annotations_alone(
+    tmp_path: Path, to: str, names: str
+) -> None:
+    source = _moved(tmp_path, to, names.replace("FOLDER", str(tmp_path)))
+    found = visiontune.inspect(source)
+    assert (found.samples, found.faults) == (IMAGES, [])
+    if "FOLDER" in names:  # the dataset may go to another machine
+        assert found.ids[0] == "pics/000.png"
+
+
+def test_a_name_that_folders_far_below_share_is_not_guessed(tmp_path: Path) -> None:
+    source = _moved(tmp_path, "source/labels/a/b/c")
+    (tmp_path / "source/labels/a/d").mkdir()
+    shutil.copy(tmp_path / "source/labels/a/b/c/003.png", tmp_path / "source/labels/a/d")
+    (fault,) = visiontune.inspect(source).faults
+    assert fault.code == "unreadable-image" and "files in several folders have this name" in fault.found
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_links_in_the_source_are_followed_wherever_they_lead(tmp_path: Path, what: str) -> None:
+    source = coco(tmp_path / "source")
+    images = tmp_path / "source/images"
+    images.rename(tmp_path / "elsewhere")
+    if what == "folder":
+        images.symlink_to(tmp_path / "elsewhere")
+    else:
+        images.mkdir()
+        for path in (tmp_path / "elsewhere").iterdir():
+            (images / path.name).symlink_to(path)
+    found = visiontune.inspect(source)
+    assert (found.samples, found.faults) == (IMAGES, [])
 
 
 def test_without_a_single_image_the_faults_are_named_and_nothing_would_be_trained(tmp_path: Path) -> None:
@@ -250,7 +324,7 @@ def test_without_a_single_image_the_faults_are_named_and_nothing_would_be_traine
     codes = Counter(fault.code for fault in found.faults)
     assert codes == {"missing-image-file": IMAGES, "nothing-usable": 1}
     assert found.to_json()["targets"]["objects"]["classes"] == dict.fromkeys(CLASSES, 0)
-    with pytest.raises(DataError, match="nothing is left to prepare: .*there is no file"):
+    with pytest.raises(DataError, match=r"nothing is left to prepare: .*there is no file"):
         visiontune.prepare(source, tmp_path / "data", repair=True)
 
 

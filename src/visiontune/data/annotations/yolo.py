@@ -51,15 +51,20 @@ def detect(source: Path) -> bool:
     return any((source / name).is_file() for name in (*_YAMLS, *_NAMES))
 
 
+def root(source: Path) -> Path:
+    """The folder that paths of images start from: what data.yaml calls `path`, else its own."""
+    return _description(source)[0]
+
+
 def read(source: Path) -> Table:
     """The objects of a YOLO data set; DataError where nothing names the classes or there are no images.
 
     Images are read for their sizes; one that cannot be read has the size 0, which is a fault with a name.
     """
-    root, description = _description(source)
-    names = _class_names(root, description, source)
+    base, description = _description(source)
+    names = _class_names(base, description, source)
     lines = _Lines()
-    files = _images(root, description)
+    files = _images(base, description)
     if not files:
         raise DataError("there are no images here", where=str(source), fix=LAYOUTS)
     sizes = np.zeros((len(files), 2), np.int64)
@@ -70,14 +75,14 @@ def read(source: Path) -> Table:
             odd |= {(row, "width"): None, (row, "height"): None}
         else:
             sizes[row] = size
-        _read_labels(_label_file(path), root, row, size, _name(path, root), lines)
+        _read_labels(_label_file(path), base, row, size, _name(path, base), lines)
     count = len(lines.classes)
     kinds = [Kind.NONE if parts is None else Kind.POLYGONS for parts in lines.polygons]
     return Table(
         source.name if source.is_dir() else source.parent.name,
         Images(
             np.arange(1, len(files) + 1),
-            tuple(_name(path, root) for path, _ in files),
+            tuple(_name(path, base) for path, _ in files),
             sizes[:, 0],
             sizes[:, 1],
             tuple(split for _, split in files),

@@ -7,7 +7,7 @@ from pathlib import Path
 from visiontune.data.annotations import formats
 from visiontune.data.annotations.examine import Examined, examine
 from visiontune.data.annotations.findings import Finding
-from visiontune.data.annotations.image_files import Places, measure
+from visiontune.data.annotations.image_files import measure
 from visiontune.data.annotations.masks import objects
 from visiontune.data.annotations.table import merged
 from visiontune.data.faults import Fault
@@ -39,7 +39,7 @@ def read(source: Path, repair: bool = False, kind: formats.Format | None = None)
     read it as that.
     """
     kind = kind or formats.detect(source)
-    written, places = merged(formats.read(source, kind), source.name), Places(source)
+    written, places = merged(formats.read(source, kind), source.name), formats.places(source, kind)
     found = examine(written, measure(written, places, _workers(len(written.images))))
     table, rows = found.mended, []
     wrong = {finding.image_id for finding in found.findings if finding.severity == "error"}
@@ -50,7 +50,8 @@ def read(source: Path, repair: bool = False, kind: formats.Format | None = None)
         mine = objects(table, place)
         shown = tuple(sorted({table.categories.names[c] for c in mine.classes.tolist()}))
         answer = to_text(mine, table.categories.names)
-        rows.append(SourceRow(name, (path,), (name,), None, answer, False, split, of_classes=shown))
+        called = places.shown(name, path)
+        rows.append(SourceRow(called, (path,), (called,), None, answer, False, split, of_classes=shown))
     return Listing(
         format=NAMES[kind],
         rows=sorted(rows, key=lambda row: row.id),
