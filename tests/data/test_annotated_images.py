@@ -171,6 +171,45 @@ def test_a_repair_lists_every_change_loses_nothing_uncounted_and_is_done_once(tm
     assert again.info == data.info
 
 
+def test_an_image_that_is_not_taken_is_listed_with_its_reason_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco(tmp_path / "source", masks=False)
+    value = json.loads(source.read_text())
+    of_image = {number: [one for one in value["annotations"] if one["image_id"] == number] for number in range(IMAGES)}
+    of_image[4][0]["iscrowd"] = 2
+    (only,) = of_image[1]
+    only["bbox"][2] = 0
+    source.write_text(json.dumps(value))
+    data = visiontune.prepare(source, tmp_path / "data", workers=1, repair=True)
+    left_out = {(row.id, row.code): row.found for row in data.info.left_out}
+    name = "annotations.json, image"
+    assert left_out.pop((f"{name} 1 (001.png), annotation {only['id']}", "box-without-area"))
+    assert left_out == {
+        (f"{name} 4 (004.png)", "image-with-errors"): "it has an error: iscrowd is 2",
+        (f"{name} 1 (001.png)", "lost-all-objects"): "all of its objects were taken out (box-without-area 1): it would "
+        "be learned as an image without any",
+    }
+    assert {"001.png", "004.png"}.isdisjoint(rows(data)) and len(rows(data)) == IMAGES - 2
+    said = capsys.readouterr().err
+    assert "2 images and 1 object were left out" in said and "it has an error: iscrowd is 2" in said
+    assert "training refuses these data: iscrowd is 2" in said
+
+
+@pytest.mark.parametrize("reference", [None, "nobody", 999_999])
+def test_objects_of_nobody_knows_which_image_forbid_training_where_images_have_none(
+    tmp_path: Path, reference: Any
+) -> None:
+    source = coco(tmp_path / "source", masks=False)
+    value = json.loads(source.read_text())
+    for one in value["annotations"]:
+        one["image_id"] = reference
+    source.write_text(json.dumps(value))
+    data = visiontune.prepare(source, tmp_path / "data", workers=1, repair=True)
+    (error,) = [fault for fault in data.info.faults if fault.severity == "error"]
+    assert error.code == "objects-of-no-image" and f"{IMAGES} images have no object" in error.found
+
+
 def test_a_corrected_box_is_another_dataset_and_leaves_every_image_in_its_split(
     prepared: Dataset, tmp_path: Path
 ) -> None:

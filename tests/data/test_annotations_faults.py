@@ -173,5 +173,5 @@ def test_findings_are_faults_of_the_house_with_their_place():
     (finding,) = examine(coco.to_table(copy.deepcopy(file), "a.json")).findings
     fault = finding.to_fault()
     assert (fault.code, fault.severity) == ("box-without-area", "drop")
-    assert fault.where == f"a.json, image {image_id}, annotation {annotation_id}"
+    assert fault.where == f"a.json, image {image_id} (003.png), annotation {annotation_id}"
     assert json.loads(json.dumps(finding.to_json()))["annotation_id"] == annotation_id

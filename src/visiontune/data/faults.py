@@ -78,6 +78,13 @@ _FIXES = {
 
 
 LEFT_OUT = frozenset(_FIXES)
+# Of data with objects, those of whole images; a broken line there is one object.
+OF_IMAGES = (LEFT_OUT - {"broken-line"}) | {
+    "broken-file",
+    "missing-image-file",
+    "image-with-errors",
+    "lost-all-objects",
+}
 
 
 def left_out(code: str, where: str, found: str, fix: str | None = None) -> Fault:

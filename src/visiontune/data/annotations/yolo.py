@@ -41,6 +41,7 @@ class _Lines:
     boxes: list[list[float]] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     polygons: list[list[list[float]] | None] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
 
 
@@ -77,16 +78,18 @@ def read(source: Path) -> Table:
             sizes[row] = size
         _read_labels(_label_file(path), base, row, size, _name(path, base), lines)
     count = len(lines.classes)
+    names_of_files = tuple(_name(path, base) for path, _ in files)
     kinds = [Kind.NONE if parts is None else Kind.POLYGONS for parts in lines.polygons]
     return Table(
         source.name if source.is_dir() else source.parent.name,
         Images(
             np.arange(1, len(files) + 1),
-            tuple(_name(path, base) for path, _ in files),
+            names_of_files,
             sizes[:, 0],
             sizes[:, 1],
             tuple(split for _, split in files),
             odd=odd,
+            places=names_of_files,
         ),
         Categories(np.array(list(names), np.int64), tuple(names.values()), (None,) * len(names)),
         Annotations(
@@ -98,6 +101,7 @@ def read(source: Path) -> Table:
             np.full(count, -1, np.int8),
             np.array(kinds, np.int8),
             tuple(lines.polygons),
+            places=tuple(lines.places),
         ),
         {key: value for key, value in description.items() if key not in _KNOWN},
         unread=tuple(lines.unread),
@@ -261,6 +265,7 @@ def _read_labels(path: Path, root: Path, row: int, size: tuple[int, int] | None,
         lines.boxes.append(box)
         lines.areas.append(area)
         lines.polygons.append(polygon)
+        lines.places.append(f"{where}, line {number}")
 
 
 def _problem(words: list[str], size: tuple[int, int] | None) -> str | None:
