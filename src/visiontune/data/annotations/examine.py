@@ -66,7 +66,8 @@ def examine(table: Table, files: ImageFiles | None = None) -> Examined:
     With `files`, the measured image files of the table, those are looked at first.
 
     A file without one of its lists is not looked at further; where boxes are written in a way that is not certain,
-    boxes, masks and areas are left as they are, and so are those of an image whose size is an error. Mended twice is mended once.
+    boxes, masks and areas are left as they are, and so are those of an image whose size is an error. Mended
+    twice is mended once.
     """
     findings: list[Finding] = []
     changes: list[Change] = []
