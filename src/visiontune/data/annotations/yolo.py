@@ -76,7 +76,7 @@ def read(source: Path) -> Table:
             odd |= {(row, "width"): None, (row, "height"): None}
         else:
             sizes[row] = size
-        _read_labels(_label_file(path), base, row, size, _name(path, base), lines)
+        _read_labels(label_file(path), base, row, size, _name(path, base), lines)
     count = len(lines.classes)
     names_of_files = tuple(_name(path, base) for path, _ in files)
     kinds = [Kind.NONE if parts is None else Kind.POLYGONS for parts in lines.polygons]
@@ -127,7 +127,7 @@ def write(table: Table, folder: Path) -> Counter[str]:
                 lost["objects without box, class or image size"] += 1
             else:
                 lines.append(f"{numbers[int(table.category_rows[row])]} {_shares(table, row, size, lost)}")
-        label = _label_file(Path(name)).as_posix()
+        label = label_file(Path(name)).as_posix()
         write_text(folder / label, "".join(line + "\n" for line in lines))
     lost["objects of unknown images"] = int((table.image_rows < 0).sum())
     lost["fields of objects"] = len(columns.other)
@@ -208,7 +208,7 @@ def _listed(place: Path) -> list[Path]:
     return [place.parent / line.strip() for line in lines if line.strip()]
 
 
-def _label_file(image: Path) -> Path:
+def label_file(image: Path) -> Path:
     """Where an image's labels stand: the last folder `images` of the path becomes `labels`; else beside the image."""
     parts = list(image.parts)
     folders = [k for k, part in enumerate(parts[:-1]) if part == "images"]

@@ -11,6 +11,7 @@ from visiontune.data.annotations.image_files import measure
 from visiontune.data.annotations.left_out import left_out
 from visiontune.data.annotations.masks import objects
 from visiontune.data.annotations.table import merged
+from visiontune.data.annotations.unused_files import unused_files
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.data.objects import to_text
@@ -41,7 +42,8 @@ def read(source: Path, repair: bool = False, kind: formats.Format | None = None)
     """
     kind = kind or formats.detect(source)
     written, places = merged(formats.read(source, kind), source.name), formats.places(source, kind)
-    found = examine(written, measure(written, places, _workers(len(written.images))))
+    files = measure(written, places, _workers(len(written.images)))
+    found = examine(written, files)
     table, rows = found.mended, []
     unusable, besides = left_out(written, found)
     for place, (name, split) in enumerate(zip(table.images.file_names, table.images.splits, strict=True)):
@@ -56,7 +58,7 @@ def read(source: Path, repair: bool = False, kind: formats.Format | None = None)
     return Listing(
         format=NAMES[kind],
         rows=sorted(rows, key=lambda row: row.id),
-        faults=_faults([*found.findings, *besides], repair),
+        faults=_faults([*found.findings, *besides, *unused_files(written, files, kind)], repair),
         classes=table.categories.names,
         changes=found.changes,
         unmended=_unmended(found, repair),
