@@ -10,8 +10,8 @@ import visiontune
 from tests.planted_annotations import sound_annotations
 from tests.planted_images import draw_images
 
-XML = """<annotation><filename>{}.png</filename><size><width>40</width><height>20</height></size><object><name>cat</name>
-<bndbox><xmin>3</xmin><ymin>5</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object></annotation>"""
+XML = """<annotation><filename>{}.png</filename><size><width>40</width><height>20</height></size><object>
+<name>cat</name><bndbox><xmin>3</xmin><ymin>5</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object></annotation>"""
 
 
 def pictures(folder: Path, *names: str) -> None:

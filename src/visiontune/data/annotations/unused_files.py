@@ -1,5 +1,6 @@
 """Files that nobody uses: images that no annotation lists, labels that belong to no image."""
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ def unused_files(table: Table, files: ImageFiles, kind: Format) -> list[Finding]
     used = {path for path in files.paths if path is not None}
     findings: list[Finding] = []
     if kind != "yolo":  # its reader takes every image of a folder
-        images = _others(used, lambda path: path.suffix.lower() in SUFFIXES)
+        listed = {posixpath.basename(name) for name in table.images.file_names}  # several files may have one name
+        images = _others(used, lambda path: path.suffix.lower() in SUFFIXES and path.name not in listed)
         what = "without an XML file" if kind == "voc" else "that the annotations do not list"
         fix = "annotate them, or take them out; they are not used, not even as images without objects"
         findings += _told(table, "unused-images", images, f"images {what}: {len(images)}", fix)
