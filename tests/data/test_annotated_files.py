@@ -9,6 +9,7 @@ from PIL import Image
 import visiontune
 from tests.planted_annotations import sound_annotations
 from tests.planted_images import draw_images
+from visiontune.errors import DataError
 
 XML = """<annotation><filename>{}.png</filename><size><width>40</width><height>20</height></size><object>
 <name>cat</name><bndbox><xmin>3</xmin><ymin>5</ymin><xmax>20</xmax><ymax>15</ymax></bndbox></object></annotation>"""
@@ -56,3 +57,57 @@ def test_files_that_nobody_uses_are_told_once(tmp_path, make, found, names):
     make(tmp_path / "set")
     told = [fault for fault in visiontune.inspect(tmp_path / "set").faults if fault.code.startswith("unused-")]
     assert [(fault.severity, fault.where, fault.found) for fault in told] == [("warning", f"set, {names}", found)]
+
+
+RESULTS = '[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]'
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "found"),
+    [
+        ("folder", "", "this JSON file is empty"),
+        ("file", "", "this JSON file is empty"),
+        ("folder", RESULTS, "a list of 1 results"),
+        ("file", RESULTS, "a list of 1 results"),
+        ("folder", '{"info": {}}', "has no images, annotations, categories"),
+    ],
+)
+def test_a_json_file_beside_images_that_is_no_coco_file_is_said_to_be_none(tmp_path, text, found, form):
+    pictures(tmp_path / "images", "a", "b")
+    (tmp_path / "annotations.json").write_text(text)
+    with pytest.raises(DataError, match=found) as caught:
+        visiontune.inspect(tmp_path if form == "folder" else tmp_path / "annotations.json")
+    assert "images, annotations and categories" in (caught.value.fix or "")
+    assert (caught.value.where or "").endswith("annotations.json")
+
+
+def test_labels_without_the_names_of_their_classes_are_said_to_lack_them(tmp_path):
+    of_yolo(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    with pytest.raises(
+        DataError, match=r"YOLO label files \(labels/train/a.txt and 2 more\), and nothing names"
+    ) as caught:
+        visiontune.inspect(tmp_path)
+    assert "data.yaml" in (caught.value.fix or "") and "classes.txt" in (caught.value.fix or "")
+
+
+def test_stray_texts_and_json_files_beside_class_folders_refuse_nothing(tmp_path):
+    pictures(tmp_path / "cat", "a", "b")
+    pictures(tmp_path / "dog", "c")
+    (tmp_path / "notes.json").write_text("")
+    (tmp_path / "cat/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    assert visiontune.inspect(tmp_path).labels == {"cat": 2, "dog": 1}
+
+
+@pytest.mark.parametrize("crowds", [True, False])
+def test_data_without_an_object_say_why_nothing_would_be_trained(tmp_path, crowds):
+    file = sound_annotations(6)
+    draw_images(tmp_path / "images", file)
+    file["annotations"] = [{**one, "iscrowd": 1} for one in file["annotations"]] if crowds else []
+    (tmp_path / "annotations.json").write_text(json.dumps(file))
+    found = visiontune.inspect(tmp_path / "annotations.json")
+    (fault,) = found.faults
+    assert found.trains == [] and fault.code == "no-objects"
+    assert fault.found == "none of 6 images has an object" + " that is no crowd" * crowds
+    assert found.objects is not None and (found.objects.masks, found.objects.count) == (0, 0)
+    assert (found.objects.crowds > 0) == crowds

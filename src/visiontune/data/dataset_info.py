@@ -143,7 +143,9 @@ class ObjectSummary(_Model):
         return ObjectSummary(
             count=len(places),
             classes=dict(zip(classes, counts, strict=True)),
-            masks=sum(mask is not None for one in objects for mask in one.masks),
+            masks=sum(
+                mask is not None for one, keep in kept for mask, single in zip(one.masks, keep, strict=True) if single
+            ),
             crowds=sum(int(one.crowd.sum()) for one in objects),
             negatives=sum(not len(one) for one in objects),
             on_an_image=Range.of(np.array([int(keep.sum()) for keep in single] or [0])),

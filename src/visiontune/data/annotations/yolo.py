@@ -244,7 +244,7 @@ def _read_labels(path: Path, root: Path, row: int, size: tuple[int, int] | None,
         words = line.split()
         if not words:
             continue
-        found = _problem(words, size)
+        found = problem(words, size)
         if found is not None:
             lines.unread.append(Unread(f"{where}, line {number}", image, found))
             continue
@@ -268,7 +268,7 @@ def _read_labels(path: Path, root: Path, row: int, size: tuple[int, int] | None,
         lines.places.append(f"{where}, line {number}")
 
 
-def _problem(words: list[str], size: tuple[int, int] | None) -> str | None:
+def problem(words: list[str], size: tuple[int, int] | None) -> str | None:
     """What is wrong with a line, None if nothing is."""
     try:
         numbers = [float(word) for word in words]

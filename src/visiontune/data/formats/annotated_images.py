@@ -6,7 +6,7 @@ from pathlib import Path
 
 from visiontune.data.annotations import formats
 from visiontune.data.annotations.examine import Examined, examine
-from visiontune.data.annotations.findings import Finding
+from visiontune.data.annotations.findings import Finding, on_file
 from visiontune.data.annotations.image_files import measure
 from visiontune.data.annotations.left_out import left_out
 from visiontune.data.annotations.masks import objects
@@ -46,15 +46,22 @@ def read(source: Path, repair: bool = False, kind: formats.Format | None = None)
     found = examine(written, files)
     table, rows = found.mended, []
     unusable, besides = left_out(written, found)
+    single = 0
     for place, (name, split) in enumerate(zip(table.images.file_names, table.images.splits, strict=True)):
         if place in unusable:
             continue
         (path,) = places.find(name, split)  # one without a file, or with several, was taken out
         mine = objects(table, place)
+        single += int((~mine.crowd).sum())
         shown = tuple(sorted({table.categories.names[c] for c in mine.classes.tolist()}))
         answer = to_text(mine, table.categories.names)
         called = places.shown(name, path)
         rows.append(SourceRow(called, (path,), (called,), None, answer, False, split, of_classes=shown))
+    if rows and not single:
+        what = f"none of {len(rows)} images has an object{' that is no crowd' * any(row.of_classes for row in rows)}"
+        besides.append(
+            on_file(written, "no-objects", "warning", what, "add boxes: nothing can be learned from these data")
+        )
     return Listing(
         format=NAMES[kind],
         rows=sorted(rows, key=lambda row: row.id),
