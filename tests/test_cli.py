@@ -350,3 +350,14 @@ def test_a_killed_run_is_not_said_to_be_running(plan: Callable[..., Run]) -> Non
     assert run.status == "interrupted"
     with run.locked():
         assert run.status == "running"
+
+
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [
+        ({"cat": 2, "big dog": 1}, "cat 2, big dog 1"),
+        ({"a, b": 2, "class 0": 3, "it's": 1}, "'a, b' 2, 'class 0' 3, \"it's\" 1"),
+    ],
+)
+def test_names_of_classes_are_told_apart_from_what_counts_them(labels: dict[str, int], line: str) -> None:
+    assert counts(labels) == line

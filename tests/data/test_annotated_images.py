@@ -171,6 +171,45 @@ def test_a_repair_lists_every_change_loses_nothing_uncounted_and_is_done_once(tm
     assert again.info == data.info
 
 
+def test_an_image_that_is_not_taken_is_listed_with_its_reason_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco(tmp_path / "source", masks=False)
+    value = json.loads(source.read_text())
+    of_image = {number: [one for one in value["annotations"] if one["image_id"] == number] for number in range(IMAGES)}
+    of_image[4][0]["iscrowd"] = 2
+    (only,) = of_image[1]
+    only["bbox"][2] = 0
+    source.write_text(json.dumps(value))
+    data = visiontune.prepare(source, tmp_path / "data", workers=1, repair=True)
+    left_out = {(row.id, row.code): row.found for row in data.info.left_out}
+    name = "annotations.json, image"
+    assert left_out.pop((f"{name} 1 (001.png), annotation {only['id']}", "box-without-area"))
+    assert left_out == {
+        (f"{name} 4 (004.png)", "image-with-errors"): "it has an error: iscrowd is 2",
+        (f"{name} 1 (001.png)", "lost-all-objects"): "all of its objects were taken out (box-without-area 1): it would "
+        "be learned as an image without any",
+    }
+    assert {"001.png", "004.png"}.isdisjoint(rows(data)) and len(rows(data)) == IMAGES - 2
+    said = capsys.readouterr().err
+    assert "left out: 2 images and 1 object" in said and "it has an error: iscrowd is 2" in said
+    assert "training refuses these data: iscrowd is 2" in said
+
+
+@pytest.mark.parametrize("reference", [None, "nobody", 999_999])
+def test_objects_of_nobody_knows_which_image_forbid_training_where_images_have_none(
+    tmp_path: Path, reference: Any
+) -> None:
+    source = coco(tmp_path / "source", masks=False)
+    value = json.loads(source.read_text())
+    for one in value["annotations"]:
+        one["image_id"] = reference
+    source.write_text(json.dumps(value))
+    data = visiontune.prepare(source, tmp_path / "data", workers=1, repair=True)
+    (error,) = [fault for fault in data.info.faults if fault.severity == "error"]
+    assert error.code == "objects-of-no-image" and f"{IMAGES} images have no object" in error.found
+
+
 def test_a_corrected_box_is_another_dataset_and_leaves_every_image_in_its_split(
     prepared: Dataset, tmp_path: Path
 ) -> None:
@@ -208,6 +247,17 @@ def test_yolo_says_the_same_as_coco(prepared: Dataset, tmp_path: Path) -> None:
         assert np.allclose(found[name].boxes, objects.boxes, atol=1e-4)
 
 
+def test_images_of_a_data_yaml_are_read_from_the_folder_that_it_calls_path(tmp_path: Path) -> None:
+    source = coco(tmp_path / "source").parent
+    (source / "labels").mkdir()
+    (source / "labels/003.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    (tmp_path / "described").mkdir()
+    (tmp_path / "described/data.yaml").write_text(f"path: {source}\ntrain: images\nnames: [cat, dog, owl]\n")
+    for given in (tmp_path / "described", tmp_path / "described/data.yaml"):
+        found = visiontune.inspect(given)
+        assert found.samples == IMAGES and found.objects is not None and found.objects.count == 1
+
+
 def test_the_splits_of_a_roboflow_export_are_kept(tmp_path: Path) -> None:
     for split, numbers in (("train", range(6)), ("valid", range(6, 9)), ("test", range(9, 12))):
         (tmp_path / "source" / split).mkdir(parents=True)
@@ -238,8 +288,83 @@ def test_images_outside_the_source_are_not_read(tmp_path: Path) -> None:
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "secret.png")
     value["images"][3]["file_name"] = "../secret.png"
     source.write_text(json.dumps(value))
-    found = [fault.code for fault in visiontune.inspect(source).faults]
-    assert "missing-image-file" in found
+    value["images"][4]["file_name"] = str(tmp_path / "secret.png")
+    source.write_text(json.dumps(value))
+    found = [fault for fault in visiontune.inspect(source).faults if fault.code == "missing-image-file"]
+    assert [fault.found for fault in found] == [
+        f"{name!r} is outside the source's folder, {tmp_path / 'source'}"
+        for name in ("../secret.png", str(tmp_path / "secret.png"))
+    ]
+    assert all("put the image, or a link to its folder, into that folder" in fault.fix for fault in found)
+
+
+def _moved(folder: Path, to: str, names: str = "{}") -> Path:
+    """The COCO file in folder/source/labels, with its images in folder/`to` and `names` of them."""
+    source = coco(folder / "source", masks=False)
+    labels = folder / "source/labels/annotations.json"
+    labels.parent.mkdir()
+    value = json.loads(source.read_text())
+    for image in value["images"]:
+        image["file_name"] = names.format(image["file_name"])
+    labels.write_text(json.dumps(value))
+    source.unlink()
+    (folder / to).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "source/images").rename(folder / to)
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("to", "names"),
+    [
+        ("source/labels/a/b/c", "{}"),
+        ("source/labels/a/b/c", "c/{}"),
+        ("source/pics", "../pics/{}"),
+        ("source/pics", "FOLDER/source/pics/{}"),
+    ],
+)
+def test_images_are_found_far_below_and_where_names_lead_from_a_folder_of_annotations_alone(
+    tmp_path: Path, to: str, names: str
+) -> None:
+    source = _moved(tmp_path, to, names.replace("FOLDER", str(tmp_path)))
+    found = visiontune.inspect(source)
+    assert (found.samples, found.faults) == (IMAGES, [])
+    if "FOLDER" in names:  # the dataset may go to another machine
+        assert found.ids[0] == "pics/000.png"
+
+
+def test_a_name_that_folders_far_below_share_is_not_guessed(tmp_path: Path) -> None:
+    source = _moved(tmp_path, "source/labels/a/b/c")
+    (tmp_path / "source/labels/a/d").mkdir()
+    shutil.copy(tmp_path / "source/labels/a/b/c/003.png", tmp_path / "source/labels/a/d")
+    (fault,) = visiontune.inspect(source).faults
+    assert fault.code == "unreadable-image" and "files in several folders have this name" in fault.found
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_links_in_the_source_are_followed_wherever_they_lead(tmp_path: Path, what: str) -> None:
+    source = coco(tmp_path / "source")
+    images = tmp_path / "source/images"
+    images.rename(tmp_path / "elsewhere")
+    if what == "folder":
+        images.symlink_to(tmp_path / "elsewhere")
+    else:
+        images.mkdir()
+        for path in (tmp_path / "elsewhere").iterdir():
+            (images / path.name).symlink_to(path)
+    found = visiontune.inspect(source)
+    assert (found.samples, found.faults) == (IMAGES, [])
+
+
+def test_without_a_single_image_the_faults_are_named_and_nothing_would_be_trained(tmp_path: Path) -> None:
+    source = coco(tmp_path / "source")
+    shutil.rmtree(tmp_path / "source" / "images")
+    found = visiontune.inspect(source)
+    assert found.samples == 0 and found.trains == []
+    codes = Counter(fault.code for fault in found.faults)
+    assert codes == {"missing-image-file": IMAGES, "nothing-usable": 1}
+    assert found.to_json()["targets"]["objects"]["classes"] == dict.fromkeys(CLASSES, 0)
+    with pytest.raises(DataError, match=r"nothing is left to prepare: .*there is no file"):
+        visiontune.prepare(source, tmp_path / "data", repair=True)
 
 
 def test_a_model_that_writes_text_is_not_trained_on_objects_and_that_is_said(prepared: Dataset, tmp_path: Path) -> None:

@@ -56,6 +56,19 @@ def test_a_fault_of_an_image_file_is_found_and_nothing_else(plant, tmp_path):
     assert [(finding.code, finding.image_id) for finding in findings] == [(plant.code, image_id)]
 
 
+def test_of_an_image_with_a_wrong_size_that_is_told_and_nothing_that_follows_from_it(tmp_path):
+    file = sound_annotations(9)
+    draw_images(tmp_path, file)
+    image = file["images"][4]
+    image["width"], image["height"] = image["width"] // 3, image["height"] // 3
+    table = coco.to_table(file, "x")
+    found = examine(table, measure(table, Places(tmp_path)))
+    assert [(one.code, one.severity, one.image_id) for one in found.findings] == [
+        ("image-size-differs", "error", image["id"])
+    ]
+    assert found.changes == [] and coco.to_json(found.mended) == coco.to_json(table)
+
+
 def test_real_masks_as_published_raise_no_alarm():
     (table,) = formats.read(REAL / "nuclei")
     assert len(table.annotations) == 217
@@ -173,5 +186,5 @@ def test_findings_are_faults_of_the_house_with_their_place():
     (finding,) = examine(coco.to_table(copy.deepcopy(file), "a.json")).findings
     fault = finding.to_fault()
     assert (fault.code, fault.severity) == ("box-without-area", "drop")
-    assert fault.where == f"a.json, image {image_id}, annotation {annotation_id}"
+    assert fault.where == f"a.json, image {image_id} (003.png), annotation {annotation_id}"
     assert json.loads(json.dumps(finding.to_json()))["annotation_id"] == annotation_id

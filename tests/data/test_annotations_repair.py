@@ -81,6 +81,59 @@ def test_whatever_is_mended_or_dropped_stands_in_the_list_of_changes(plant):
     json.dumps([change.to_json() for change in found.changes])
 
 
+def with_ids(image, annotation, category, reference):
+    """Sound annotations with their ids written by these functions of the number, references to images by the last."""
+    file = copy.deepcopy(SOUND)
+    for entry in file["images"]:
+        entry["id"] = image(entry["id"])
+    for entry in file["annotations"]:
+        entry["id"], entry["image_id"] = annotation(entry["id"]), reference(entry["image_id"])
+        entry["category_id"] = category(entry["category_id"])
+    for entry in file["categories"]:
+        entry["id"] = category(entry["id"])
+    return file
+
+
+@pytest.mark.parametrize("kinds", [(str, str, str, str), (int, int, int, str), (str, int, int, int), (float,) * 4])
+def test_ids_that_are_whole_numbers_written_as_text_become_those_numbers(kinds):
+    found = examine(coco.to_table(with_ids(*kinds), "x"))
+    assert coco.to_json(found.mended) == coco.to_json(coco.to_table(SOUND, "x"))
+    assert {finding.severity for finding in found.findings} == {"repair"}
+    written = sum(kind is not int for kind in kinds[1:]) * len(SOUND["annotations"])
+    written += (kinds[0] is not int) * len(SOUND["images"]) + (kinds[2] is not int) * len(SOUND["categories"])
+    assert len(found.changes) == len(found.findings) == written
+
+
+def test_ids_of_any_text_become_numbers_and_are_named_as_their_author_knows_them():
+    file = with_ids("img-{}".format, "ann-{}".format, "c{}".format, "img-{}".format)
+    file["annotations"][0]["bbox"][0] = -500
+    del file["annotations"][0]["segmentation"]
+    found = examine(coco.to_table(file, "x"))
+    assert {finding.severity for finding in found.findings} == {"repair", "drop"}
+    (gone,) = [finding for finding in found.findings if finding.severity == "drop"]
+    assert (
+        gone.place == f"image {file['annotations'][0]['image_id']} (001.png), annotation {file['annotations'][0]['id']}"
+    )
+    (change,) = [change for change in found.changes if change.field == "annotation"]
+    assert change.place == gone.place
+    sound = coco.to_table(SOUND, "x")
+    kept = found.mended.annotations
+    assert (found.mended.image_rows == sound.image_rows[1:]).all()
+    assert (found.mended.category_rows == sound.category_rows[1:]).all() and len(set(kept.ids.tolist())) == len(kept)
+
+
+def test_a_text_beside_the_same_number_is_another_image():
+    file = copy.deepcopy(SOUND)
+    first, second = file["images"][1], file["images"][2]
+    for entry in file["annotations"]:
+        if entry["image_id"] == second["id"]:
+            entry["image_id"] = str(first["id"])
+    second["id"] = str(first["id"])
+    mended = examine(coco.to_table(file, "x")).mended
+    assert len(set(mended.images.ids.tolist())) == len(file["images"])
+    assert (mended.image_rows == coco.to_table(SOUND, "x").image_rows).all()
+
+
 def test_the_table_that_is_examined_stays_as_it_is():
     for plant in PLANTS:
         file, _, _ = planted(SOUND, plant)

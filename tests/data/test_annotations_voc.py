@@ -91,9 +91,24 @@ def test_splits_are_those_of_imagesets(tmp_path):
 )
 def test_what_cannot_be_read_is_named_with_its_place(tmp_path, text, found):
     table = voc.read(folder(tmp_path, a=text, b=annotation(an_object(3, 5, 9, 9), name="b.jpg")))
-    (finding,) = [finding for finding in examine(table).findings if finding.code == "broken-line"]
-    assert finding.severity == "drop" and found in finding.found and "Annotations/a.xml" in finding.file
+    (finding,) = [finding for finding in examine(table).findings if finding.code in ("broken-line", "broken-file")]
+    assert finding.severity == "drop" and found in finding.found and "Annotations/a.xml" in finding.place
     assert len(table.annotations) == 1
+
+
+def test_faults_and_changes_name_the_file_and_the_number_of_the_object(tmp_path):
+    text = annotation("<object></object>", an_object(9, 5, 3, 8), size="<width>40</width>")
+    found = examine(voc.read(folder(tmp_path / "set", a=text)))
+    where = {finding.code: finding.to_fault().where for finding in found.findings}
+    assert where == {
+        "bad-image-size": "set, Annotations/a.xml",
+        "box-without-area": "set, Annotations/a.xml, object 2",
+        "broken-line": "set, Annotations/a.xml, object 1",
+    }
+    assert [change.to_json()["place"] for change in found.changes] == [
+        "Annotations/a.xml, object 1",
+        "Annotations/a.xml, object 2",
+    ]
 
 
 def test_a_missing_size_is_a_fault(tmp_path):

@@ -112,9 +112,24 @@ def test_lines_that_say_no_object_are_named_with_their_place(tmp_path, line, fou
     table = yolo.read(dataset(tmp_path, {"a": f"0 0.5 0.5 0.5 0.5\n{line}\n"}, {"names": ["cat"], "train": "images"}))
     (finding,) = examine(table).findings
     assert (finding.code, finding.severity) == ("broken-line", "drop")
-    assert "labels/a.txt, line 2" in finding.file and found in finding.found
+    assert "labels/a.txt, line 2" in finding.place and found in finding.found
     assert examine(table).dropped == {"broken-line": 1}
     assert len(table.annotations) == 1
+
+
+def test_faults_and_changes_name_the_file_and_the_line(tmp_path):
+    text = "0 0.5 0.5 0.25 0.5\n\n0 0.5 0.5 0 0.5\n0 0.5 0.5 0.25 0.5\nx\n"
+    found = examine(yolo.read(dataset(tmp_path / "set", {"train/a": text}, {"names": ["cat"], "train": "images"})))
+    where = {finding.code: finding.to_fault().where for finding in found.findings}
+    assert where == {
+        "box-without-area": "set, labels/train/a.txt, line 3",
+        "broken-line": "set, labels/train/a.txt, line 5",
+        "duplicate-annotation": "set, labels/train/a.txt, line 4",
+    }
+    assert "it says what labels/train/a.txt, line 1 says" in {finding.found for finding in found.findings}
+    assert {change.to_json()["place"] for change in found.changes} == {
+        place.removeprefix("set, ") for place in where.values()
+    }
 
 
 def test_a_class_that_has_no_name_is_a_fault(tmp_path):

@@ -89,8 +89,24 @@ def test_images_that_are_made_rgb_are_counted(plant, encode, picture, mode, kind
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
         (plant / f"cat/odd{seed}.{kind.lower()}").write_bytes(encode(image, kind))
     fault = only(plant, "normalised-images", "warning")
-    assert fault.found == f"2 samples with images {how}"
+    assert fault.found.partition(": values")[0] == f"2 samples with images {how}"
     assert "cat/odd1001" in fault.where
+
+
+@pytest.mark.parametrize(
+    ("highest", "found"),
+    [
+        (4095, ": values from 0 to 4,095, and 65,535 is white: they are seen as 0 to 16 of 255"),
+        (65535, ": values from 0 to 65,535"),
+    ],
+)
+def test_the_range_of_images_of_more_than_8_bits_is_told(plant, encode, picture, highest, found):
+    grey = np.asarray(picture(1001).convert("L")).astype(np.float64)
+    values = np.rint((grey - grey.min()) * highest / np.ptp(grey)).astype(np.uint16)
+    (plant / "cat/deep.png").write_bytes(encode(Image.fromarray(values), "PNG"))
+    fault = only(plant, "normalised-images", "warning")
+    assert fault.found == "1 sample with images of more than 8 bits" + found
+    assert ("stretch the values" in fault.fix) == (highest == 4095)
 
 
 def test_images_that_are_turned_as_their_file_says_are_counted(plant, encode, picture):

@@ -81,4 +81,5 @@ def test_data_of_which_nothing_can_be_used_trains_nothing(tmp_path):
     (tmp_path / "cat/bad.png").write_bytes(b"not an image")
     found = inspect(tmp_path).to_json()
     assert (found["samples"], found["targets"], found["trains"]) == (0, {}, [])
-    assert found["faults"][0]["where"] == "cat/bad.png"
+    assert [fault["code"] for fault in found["faults"]] == ["nothing-usable", "unknown-format"]
+    assert found["faults"][1]["where"] == "cat/bad.png"

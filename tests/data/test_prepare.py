@@ -206,7 +206,7 @@ def test_a_corrupt_image_is_named_counted_and_left_out(classes, tmp_path, capsys
         ("dog/empty.jpg", "empty-file"),
     }
     said = capsys.readouterr().err
-    assert "2 rows were left out" in said
+    assert "left out: 2 rows" in said
     assert "cat/bad.png" in said
     assert [(fault.where, fault.severity) for fault in faults] == [("dog/empty.jpg", "drop"), ("cat/bad.png", "drop")]
 

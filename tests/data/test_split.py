@@ -46,6 +46,8 @@ def test_the_order_of_the_rows_does_not_matter(counts, seed, random):
 def test_each_class_is_split_70_15_15_to_the_row(counts, seed):
     classes = classes_of(counts)
     found = split(classes, seed=seed)
+    if max(counts) < 3:  # a split is filled from classes that are too small for three
+        return
     for name, count in Counter(classes).items():
         here = Counter(s for s, c in zip(found, classes, strict=True) if c == name)
         if count == 1:
@@ -57,6 +59,22 @@ def test_each_class_is_split_70_15_15_to_the_row(counts, seed):
             assert abs(here["validation"] - 0.15 * count) <= 1
             assert abs(here["test"] - 0.15 * count) <= 1
             assert abs(here["train"] - 0.70 * count) <= 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([1] * 20, {"train": 14, "validation": 3, "test": 3}),
+        ([2] * 20, {"train": 20, "validation": 6, "test": 14}),
+        ([1] * 3, {"train": 1, "validation": 1, "test": 1}),
+        ([1] * 2, {"train": 2}),
+        ([1], {"train": 1}),
+    ],
+)
+def test_many_small_classes_leave_no_split_empty(counts, expected):
+    assert Counter(split(classes_of(counts))) == expected
+    standing = {f"content {i}": "train" for i in range(sum(counts))}
+    assert set(split(classes_of(counts), earlier=standing)) == {"train"}
 
 
 @pytest.mark.parametrize(("classes", "each"), [(100, 10), (50, 7), (1000, 9), (3, 400)])

@@ -1,5 +1,6 @@
 """What the verbs of the command line share: what they answer with, and the options of several of them."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ from cyclopts import Parameter
 
 from visiontune.errors import RecipeError, VisiontuneError
 
+UNCLEAR = re.compile(r"[,:;'\"]|\s\d+$|^\s|\s$")  # what parts names and counts in a line
 Device = Literal["cpu", "cuda", "mps"]
 Limit = Annotated[int | None, Parameter(help="take N samples, for a first look")]
 OnDevice = Annotated[Device | None, Parameter(help="compute here instead of on the run's own device")]
@@ -26,9 +28,13 @@ class Answer:
 
 
 def counts(labels: dict[str, int], most: int = 20) -> str:
-    """The first labels with their counts, for a line of text."""
-    shown = ", ".join(f"{label} {count}" for label, count in list(labels.items())[:most])
+    """The first labels with their counts, for a line of text; quoted where they hold what parts them."""
+    shown = ", ".join(f"{_plain(label)} {count}" for label, count in list(labels.items())[:most])
     return shown + (", ..." if len(labels) > most else "")
+
+
+def _plain(label: str) -> str:
+    return repr(label) if UNCLEAR.search(label) else label
 
 
 def metric_lines(split: str, metrics: dict[str, Any]) -> list[str]:

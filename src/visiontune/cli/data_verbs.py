@@ -104,11 +104,11 @@ def _fault_lines(found: list[dict[str, str]], shown: int = 3) -> list[str]:
 def _object_lines(facts: dict[str, Any] | None) -> list[str]:
     if facts is None:
         return []
-    sides = "" if facts["sides"] is None else f", {_range(facts['sides'])} px a side"
+    sides = "" if facts["sides"] is None else f", square root of the area {_range(facts['sides'])} px"
     return [
         f"objects: {facts['count']:,}, {facts['masks']:,} with a mask, {facts['crowds']:,} crowds{sides}",
         f"images: {_range(facts['on_an_image'])} objects each, {facts['negatives']:,} without any",
-        f"classes: {counts(facts['classes'])}",
+        f"{counted(len(facts['classes']), 'class', 'classes')}: {counts(facts['classes'])}",
     ]
 
 
@@ -245,11 +245,14 @@ def prepare(
     options |= {"pages": pages, "fonts": font, "max_pages": max_pages, "ratio": ratio, "model": model}
     options |= {"engine": engine, "materialise": materialise, "staging": staging, "push": push, "public": public}
     options |= {"format": called, "messages": messages}
+    from visiontune.data.prepare import left_out_of
+
     dataset = visiontune.prepare(data, out, columns=_columns(columns), repair=repair, **options)
     info = dataset.info.model_dump(mode="json")
     splits = ", ".join(f"{split} {count}" for split, count in dataset.info.splits.items())
     cut = f", {dataset.info.windows} cut to a window" if dataset.info.windows else ""
-    text = f"{counted(len(dataset), 'sample')} ({splits}){cut}, {len(dataset.info.left_out)} left out: {dataset.path}"
+    left_out = f", {left_out_of(dataset.info)} left out" if dataset.info.left_out else ""
+    text = f"{counted(len(dataset), 'sample')} ({splits}){cut}{left_out}: {dataset.path}"
     return Answer({"path": str(dataset.path), **info}, text)
 
 

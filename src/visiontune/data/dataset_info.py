@@ -133,19 +133,22 @@ class ObjectSummary(_Model):
 
     @staticmethod
     def of(objects: Sequence[Objects], classes: Sequence[str]) -> "ObjectSummary":
-        """Summarise the objects of images, one entry each."""
+        """Summarise the objects of images, one entry each; there may be no image."""
         single = [~one.crowd for one in objects]
-        places = np.concatenate([one.classes[keep] for one, keep in zip(objects, single, strict=True)])
-        boxes = np.concatenate([one.boxes[keep] for one, keep in zip(objects, single, strict=True)])
+        kept = list(zip(objects, single, strict=True))
+        places = np.concatenate([np.zeros(0, np.int64), *(one.classes[keep] for one, keep in kept)])
+        boxes = np.concatenate([np.zeros((0, 4)), *(one.boxes[keep] for one, keep in kept)])
         counts = np.bincount(places, minlength=len(classes)).tolist()
         sides = np.sqrt(boxes[:, 2] * boxes[:, 3]).round().astype(int)
         return ObjectSummary(
             count=len(places),
             classes=dict(zip(classes, counts, strict=True)),
-            masks=sum(mask is not None for one in objects for mask in one.masks),
+            masks=sum(
+                mask is not None for one, keep in kept for mask, single in zip(one.masks, keep, strict=True) if single
+            ),
             crowds=sum(int(one.crowd.sum()) for one in objects),
             negatives=sum(not len(one) for one in objects),
-            on_an_image=Range.of(np.array([int(keep.sum()) for keep in single])),
+            on_an_image=Range.of(np.array([int(keep.sum()) for keep in single] or [0])),
             sides=Range.of(sides) if len(sides) else None,
         )
 

@@ -11,6 +11,7 @@ Severity = Literal["error", "drop", "warning"]
 
 SPLITTABLE = 3
 IMBALANCE = 20  # times as many samples in one class as in another
+DEEP = "of more than 8 bits"
 # Modes of Pillow that are not what models are shown, and what they are called.
 CONVERTED = {
     "CMYK": "CMYK",
@@ -22,9 +23,9 @@ CONVERTED = {
     "RGBA": "with transparency",
     "La": "with transparency",
     "RGBa": "with transparency",
-    "I": "of more than 8 bits",
-    "F": "of more than 8 bits",
-    **{f"I;16{order}": "of more than 8 bits" for order in ("", "B", "L", "N")},
+    "I": DEEP,
+    "F": DEEP,
+    **{f"I;16{order}": DEEP for order in ("", "B", "L", "N")},
 }
 _SHOWN = 5
 _ORDER = ("error", "drop", "warning")
@@ -80,6 +81,13 @@ _FIXES = {
 
 
 LEFT_OUT = frozenset(_FIXES)
+# Of data with objects, those of whole images; a broken line there is one object.
+OF_IMAGES = (LEFT_OUT - {"broken-line"}) | {
+    "broken-file",
+    "missing-image-file",
+    "image-with-errors",
+    "lost-all-objects",
+}
 
 
 def left_out(code: str, where: str, found: str, fix: str | None = None) -> Fault:
@@ -139,6 +147,12 @@ def no_training_samples(splits: Mapping[str, int]) -> list[Fault]:
     return [
         Fault("no-training-samples", "error", "train", found, "add a train folder, or leave the split to visiontune")
     ]
+
+
+def nothing_usable() -> Fault:
+    """Not one sample can be used."""
+    found = "no sample can be used, so that nothing would be trained"
+    return Fault("nothing-usable", "error", "all samples", found, "mend what is named besides, or give other data")
 
 
 def no_label(paths: Sequence[str], why: str) -> list[Fault]:
@@ -279,18 +293,20 @@ def single_class(labels: Sequence[str]) -> list[Fault]:
     ]
 
 
-def normalised_images(changed: Mapping[str, Sequence[str]]) -> list[Fault]:
-    """Images that are made upright 8-bit RGB. `changed`: of each way the ids of the rows."""
-    return [
-        Fault(
-            "normalised-images",
-            "warning",
-            some(ids),
-            f"{_number(ids, 'sample')} with images {how}",
-            "models see upright 8-bit RGB: look whether that shows what matters, or save them so yourself",
-        )
-        for how, ids in sorted(changed.items())
-    ]
+def normalised_images(changed: Mapping[str, Sequence[str]], values: tuple[float, float] | None = None) -> list[Fault]:
+    """Images that are made upright 8-bit RGB. `changed`: of each way the ids of the rows. `values`: the smallest and
+    the largest value of images of more than 8 bits."""
+    fix = "models see upright 8-bit RGB: look whether that shows what matters, or save them so yourself"
+    found = []
+    for how, ids in sorted(changed.items()):
+        what, remedy = f"{_number(ids, 'sample')} with images {how}", fix
+        if how == DEEP and values is not None:
+            what += f": values from {values[0]:,.6g} to {values[1]:,.6g}"
+            if 255 < values[1] < 65535 / 2:
+                what += f", and 65,535 is white: they are seen as {values[0] / 257:.0f} to {values[1] / 257:.0f} of 255"
+                remedy = "stretch the values to 0 .. 65,535, or save the images with 8 bits"
+        found.append(Fault("normalised-images", "warning", some(ids), what, remedy))
+    return found
 
 
 def duplicate_images(groups: Sequence[Sequence[str]]) -> list[Fault]:

@@ -32,13 +32,17 @@ class ImageError(DataError):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an image's header says. Width and height are in pixels, after the EXIF orientation (1 to 8) is applied."""
+    """What an image's header says. Width and height are in pixels, after the EXIF orientation (1 to 8) is applied.
+
+    `values`: the smallest and the largest grey value, where there are more than 8 bits and the pixels were decoded.
+    """
 
     width: int
     height: int
     format: str
     mode: str
     orientation: int
+    values: tuple[float, float] | None = None
 
 
 def read_header(data: bytes) -> ImageFacts:
@@ -60,7 +64,9 @@ def decode_with_facts(data: bytes) -> tuple[ImageFacts, Image.Image]:
     mode = image.mode
     try:
         image.load()
-        facts = replace(_facts(image), mode=mode)
+        deep = np.asarray(image) if image.mode in ("I", "F") or image.mode.startswith("I;16") else None
+        values = None if deep is None or not deep.size else (float(deep.min()), float(deep.max()))
+        facts = replace(_facts(image), mode=mode, values=values)
         upright = ImageOps.exif_transpose(image) if facts.orientation != 1 else image
         return facts, _rgb(upright)
     except DataError:

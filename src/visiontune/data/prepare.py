@@ -363,19 +363,33 @@ def _tidy(dataset: Dataset) -> None:
 
 
 def _say(dataset: Dataset, strict: bool, on_fault: Callable[[Fault], None] | None) -> None:
-    left_out = dataset.info.left_out
+    left_out = sorted(dataset.info.left_out, key=lambda row: row.code not in faults.OF_IMAGES)
     if strict:
         _refuse_left_out([(row.id, row.found) for row in left_out], str(dataset.path))
     if left_out:
         more = f", and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         names = ", ".join(f"{row.id} ({row.found})" for row in left_out[:3])
-        warn(f"{counted(len(left_out), 'row was', 'rows were')} left out: {names}{more}")
+        warn(f"left out: {left_out_of(dataset.info)}: {names}{more}")
+    errors = [fault for fault in dataset.info.faults if fault.severity == "error"]
+    if errors and not strict:
+        more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+        warn("training refuses these data: " + "; ".join(f"{one.found} ({one.where})" for one in errors[:3]) + more)
     for split, count in dataset.info.splits.items():
         if count == 0:
             note(f"the {split} split is empty")
     if on_fault is not None:
         for fault in dataset_faults(dataset.info):
             on_fault(fault)
+
+
+def left_out_of(info: DatasetInfo) -> str:
+    """How many rows were left out: of data with objects, how many images and how many objects."""
+    count = len(info.left_out)
+    if info.target != "objects":
+        return counted(count, "row")
+    images = sum(row.code in faults.OF_IMAGES for row in info.left_out)
+    parts = [(images, "image"), (count - images, "object")]
+    return " and ".join(counted(number, name) for number, name in parts if number) or "nothing"
 
 
 def dataset_faults(info: DatasetInfo) -> list[Fault]:

@@ -25,13 +25,14 @@ from visiontune.files import written_whole
 from visiontune.machine import cores
 from visiontune.progress import progress
 
-SCAN_VERSION = 2
+SCAN_VERSION = 3
 CHUNK_ROWS = 256
 BYTES_FOR_WORKERS = 64 * 2**20
 MAX_FILE_BYTES = 2**30
 
 # One entry a row; the lists have one entry an image, and are empty where `error` says why the row cannot be read.
-# `pack` is the file in the store that holds the images of the row which lie inside a table, each from `start` on.
+# `lowest` and `highest` are the ends of the grey values of an image of more than 8 bits, else None. `pack` is the file
+# in the store that holds the images of the row which lie inside a table, each from `start` on.
 SCHEMA = pa.schema(
     [
         ("error", pa.string()),
@@ -43,6 +44,8 @@ SCHEMA = pa.schema(
         ("format", pa.list_(pa.string())),
         ("mode", pa.list_(pa.string())),
         ("orientation", pa.list_(pa.int32())),
+        ("lowest", pa.list_(pa.float64())),
+        ("highest", pa.list_(pa.float64())),
         ("sha256", pa.list_(pa.string())),
         ("hash", pa.list_(pa.uint64())),
         ("thumbnail", pa.list_(pa.binary(256))),
@@ -146,6 +149,8 @@ def look(data: bytes) -> dict[str, object]:
         "format": header.format,
         "mode": header.mode,
         "orientation": header.orientation,
+        "lowest": None if header.values is None else header.values[0],
+        "highest": None if header.values is None else header.values[1],
         "sha256": hashlib.sha256(data).hexdigest(),
         "hash": int(hash_),
         "thumbnail": np.ascontiguousarray(thumbnail).tobytes(),

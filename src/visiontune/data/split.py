@@ -87,7 +87,7 @@ def assign(
         stratum = min(counts, key=lambda name: (-counts[name], name))
         strata[stratum].append(_Cluster(min(keyed(seed, contents[row]) for row in rows), tuple(rows)))
 
-    share = dict(zip(SPLITS, shares, strict=True))
+    share: dict[str, float] = dict(zip(SPLITS, shares, strict=True))
     for rank, name in enumerate(sorted({*strata, *standing})):
         served = Counter(split for split, _ in standing_clusters[name])
         offset = (0.5 + rank * _GOLDEN) % 1
@@ -95,6 +95,7 @@ def assign(
         for split, cluster in _placed(strata[name], standing[name], served, wanted, offset):
             for row in cluster.rows:
                 result[row] = split
+    _fill_empty_splits(result, clusters, [one for own in strata.values() for one in own], classes, open_splits, share)
     return result
 
 
@@ -162,6 +163,37 @@ def _placed(
                 counts[split] += 1
                 placed[i] = split
     return list(zip(placed, clusters, strict=True))
+
+
+def _fill_empty_splits(
+    result: list[str | None],
+    clusters: Sequence[int],
+    free: Sequence[_Cluster],
+    classes: Sequence[str],
+    open_splits: Sequence[str],
+    shares: Mapping[str, float],
+) -> None:
+    """Fill, in `result`, splits that no row came to though there are as many clusters as splits.
+
+    It happens where nearly every class has fewer clusters than there are splits. The split gets its share of clusters
+    from the split that has most beyond its own; those whose class stays there too go first.
+    """
+    while True:
+        of_split = {split: {c for c, s in zip(clusters, result, strict=True) if s == split} for split in open_splits}
+        total = sum(map(len, of_split.values()))
+        empty = [split for split in _FIRST_SERVED if split in open_splits and not of_split[split]]
+        donors = [split for split in open_splits if len(of_split[split]) > 1]
+        if not empty or not donors or total < len(SPLITS):
+            return
+        donor = max(donors, key=lambda split: len(of_split[split]) - shares[split] * total)
+        movable = [cluster for cluster in free if result[cluster.rows[0]] == donor]
+        if not movable:
+            return
+        stay = Counter(classes[one.rows[0]] for one in movable)
+        movable.sort(key=lambda one: (stay[classes[one.rows[0]]] < 2, one.key))
+        for cluster in movable[: max(1, min(round(shares[empty[0]] * total), len(of_split[donor]) - 1))]:
+            for row in cluster.rows:
+                result[row] = empty[0]
 
 
 def _quotas(total: int, shares: dict[str, float], offset: float) -> dict[str, int]:

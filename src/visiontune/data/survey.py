@@ -150,7 +150,7 @@ def survey(
     whole = _sha256s(facts) if rendering is None else [[sha256] for sha256 in facts["whole"].to_pylist()]
     found += _whole_faults(rows, chosen, whole, together.tolist(), labels)
     if rendering is None:
-        found += faults.normalised_images(_changed_images(rows, facts))
+        found += faults.normalised_images(_changed_images(rows, facts), _values(facts))
     else:
         spec, fonts = rendering.spec, rendering.fonts()
         drawn = x_height(spec, fonts), LEGIBLE_X_HEIGHT
@@ -187,6 +187,12 @@ def _changed_images(rows: Sequence[SourceRow], facts: pa.Table) -> dict[str, lis
         for name in sorted(told | ({"turned as EXIF says"} if any(turn != 1 for turn in turns) else set())):
             found[name].append(row.id)
     return found
+
+
+def _values(facts: pa.Table) -> tuple[float, float] | None:
+    """The smallest and the largest grey value of all images of more than 8 bits, None without any."""
+    lowest, highest = (_flat(facts, name).drop_null().to_numpy() for name in ("lowest", "highest"))
+    return (float(lowest.min()), float(highest.max())) if len(lowest) else None
 
 
 def _unreadable_documents(rows: Sequence[SourceRow], facts: pa.Table) -> dict[int, Fault]:
@@ -296,7 +302,7 @@ def _whole_faults(
     labels: dict[str, int] | None,
 ) -> list[Fault]:
     if not rows:
-        return []
+        return [faults.nothing_usable()]
     of_documents = rows[0].document is not None
     members: dict[int, list[int]] = defaultdict(list)
     same_seen: dict[tuple[str, ...], list[int]] = defaultdict(list)

@@ -27,6 +27,7 @@ class Change:
     field: str
     before: Any
     after: Any
+    place: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The change as plain JSON; long polygons and run lengths are cut."""
@@ -40,13 +41,13 @@ def dropped(changes: Iterable[Change]) -> Counter[str]:
 
 def on_annotation(table: Table, row: int, why: str, field: str, before: Any, after: Any) -> Change:
     """A change of one annotation's field."""
-    columns = table.annotations
-    return Change(why, table.name, _id(columns.image_ids[row]), _id(columns.ids[row]), field, before, after)
+    image_id, number = _id(table.annotations.image_ids[row]), _id(table.annotations.ids[row])
+    return Change(why, table.name, image_id, number, field, before, after, table.annotation_place(row))
 
 
 def on_image(table: Table, row: int, why: str, field: str, before: Any, after: Any) -> Change:
     """A change of one image's field."""
-    return Change(why, table.name, _id(table.images.ids[row]), None, field, before, after)
+    return Change(why, table.name, _id(table.images.ids[row]), None, field, before, after, table.image_place(row))
 
 
 def annotations_dropped(table: Table, why: Mapping[int, str]) -> tuple[Table, list[Change]]:

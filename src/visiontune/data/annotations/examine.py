@@ -5,8 +5,8 @@ way that boxes are written are known.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from visiontune.data.annotations.changes import Change, dropped
 from visiontune.data.annotations.conventions import convention_faults, told
@@ -31,6 +31,7 @@ Mend = Callable[[Table, Measures], tuple[Table, list[Change]]]
 
 # A stage is run again on what it mended, so often at most: a repair that undid itself would never end.
 _PASSES = 5
+_WRONG_SIZES = ("image-size-differs", "exif-rotation")
 
 # In this order. `geometry`: the stage needs boxes in pixels.
 STAGES: tuple[tuple[Find, Mend, bool], ...] = (
@@ -65,19 +66,23 @@ def examine(table: Table, files: ImageFiles | None = None) -> Examined:
     With `files`, the measured image files of the table, those are looked at first.
 
     A file without one of its lists is not looked at further; where boxes are written in a way that is not certain,
-    boxes, masks and areas are left as they are. Mended twice is mended once.
+    boxes, masks and areas are left as they are, and so are those of an image whose size is an error. Mended
+    twice is mended once.
     """
     findings: list[Finding] = []
     changes: list[Change] = []
+    unsure: dict[tuple[int, str], tuple[int, int]] = {}
     if files is not None:
         findings += image_faults(table, files)
         table, made = mend_images(table, files)
         changes += made
+        table, unsure = _without_wrong_sizes(table, findings)
+    of_unsure = {number for number, _ in unsure}
     measures = Measures(table)
     for find, mend, geometry in STAGES:
         if geometry and not told(table).certain:
             continue
-        found = find(table, measures)
+        found = [one for one in find(table, measures) if not (geometry and one.image_id in of_unsure)]
         findings += found
         if any(finding.code == "missing-section" for finding in found):
             break
@@ -90,7 +95,34 @@ def examine(table: Table, files: ImageFiles | None = None) -> Examined:
                 break
             changes += made
             measures = Measures(table)
-            found = find(table, measures)
+            found = [one for one in find(table, measures) if not (geometry and one.image_id in of_unsure)]
             said = set(findings)
             findings += [finding for finding in found if finding not in said]
-    return Examined(ordered(findings), table, changes)
+    return Examined(ordered(findings), _with_sizes(table, unsure), changes)
+
+
+def _without_wrong_sizes(table: Table, findings: list[Finding]) -> tuple[Table, dict[tuple[int, str], tuple[int, int]]]:
+    """The table with the size 0, unknown, of images whose written size is an error; and these sizes by id and name.
+
+    What follows from a wrong size is no fault of boxes, masks and areas.
+    """
+    wrong = {one.image_id for one in findings if one.code in _WRONG_SIZES and one.severity == "error"}
+    images = table.images
+    rows = [row for row, number in enumerate(images.ids.tolist()) if number in wrong]
+    kept = {
+        (int(images.ids[row]), images.file_names[row]): (int(images.widths[row]), int(images.heights[row]))
+        for row in rows
+    }
+    return _with_sizes(table, dict.fromkeys(kept, (0, 0))), kept
+
+
+def _with_sizes(table: Table, sizes: Mapping[tuple[int, str], tuple[int, int]]) -> Table:
+    """The table with these widths and heights, by the id and the name of the image."""
+    if not sizes:
+        return table
+    images = table.images
+    widths, heights = images.widths.copy(), images.heights.copy()
+    for row, key in enumerate(zip(images.ids.tolist(), images.file_names, strict=True)):
+        if key in sizes:
+            widths[row], heights[row] = sizes[key]
+    return replace(table, images=replace(images, widths=widths, heights=heights))

@@ -36,7 +36,7 @@ def duplicate_annotations(table: Table) -> list[Finding]:
         np.array(sorted(found), np.int64),
         "duplicate-annotation",
         "repair",
-        lambda row: f"it says what annotation {table.annotations.ids[found[row]]} says",
+        lambda row: f"it says what {table.annotation_name(found[row])} says",
         "the first is kept",
     )
 
@@ -56,7 +56,7 @@ def boxes_of_two_classes(table: Table) -> list[Finding]:
         "warning",
         lambda row: (
             f"the box {pixels(columns.boxes[row])} is {names[table.category_rows[row]]!r} here and "
-            f"{names[table.category_rows[found[row]]]!r} in annotation {columns.ids[found[row]]}"
+            f"{names[table.category_rows[found[row]]]!r} in {table.annotation_name(found[row])}"
         ),
         "decide which class it is",
     )

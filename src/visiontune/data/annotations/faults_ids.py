@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from visiontune.data.annotations.faults_structure import odd_rows, written_as
 from visiontune.data.annotations.findings import Finding, on_annotations, on_file, on_image
 from visiontune.data.annotations.table import Table
+from visiontune.data.annotations.text_ids import whole_number
 
 
 def id_faults(table: Table) -> list[Finding]:
@@ -69,9 +70,11 @@ def duplicate_file_names(table: Table) -> Iterator[Finding]:
     for row, earlier in twins(images.file_names):
         if images.ids[row] == images.ids[earlier] or min(images.ids[row], images.ids[earlier]) < 0:
             continue  # faults of their own
-        found = f"{images.file_names[row]} is listed as image {images.ids[earlier]} and as image {images.ids[row]}"
+        first = images.places[earlier] if images.places else f"image {images.ids[earlier]}"
+        again = images.places[row] if images.places else f"image {images.ids[row]}"
+        found = f"{images.file_names[row]} is listed as {first} and as {again}"
         if same_image(table, row, earlier):
-            fix = f"its annotations go to image {images.ids[earlier]}"
+            fix = f"its annotations go to {first}"
             yield on_image(table, row, "duplicate-file-name", "repair", found, fix)
         else:
             fix = "keep the entry with the right size"
@@ -103,7 +106,7 @@ def bad_annotation_ids(table: Table) -> list[Finding]:
         "bad-annotation-id",
         "repair",
         lambda row: f"{written_as('id', odd[row, 'id'])} (entry {row} of annotations)",
-        "it gets an id of its own",
+        lambda row: "it gets an id of its own" if whole_number(odd[row, "id"]) is None else "it becomes a number",
     )
 
 

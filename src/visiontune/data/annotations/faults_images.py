@@ -29,10 +29,12 @@ def image_faults(table: Table, files: ImageFiles) -> list[Finding]:
 
 
 def missing_files(table: Table, files: ImageFiles) -> Iterator[Finding]:
-    """Images without a file."""
+    """Images without a file, or with one outside of the source, which is not looked at."""
     for row in np.flatnonzero(files.missing).tolist():
-        found = files.errors[row] or ""
-        yield on_image(table, row, "missing-image-file", "drop", found, "add the file, or take the image out")
+        fix = "add the file, or take the image out"
+        if files.outside[row]:
+            fix = "put the image, or a link to its folder, into that folder, and write its path from there"
+        yield on_image(table, row, "missing-image-file", "drop", files.errors[row] or "", fix)
 
 
 def unreadable_images(table: Table, files: ImageFiles) -> Iterator[Finding]:

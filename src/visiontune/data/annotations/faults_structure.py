@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from visiontune.data.annotations.coco import ENTRY, SECTIONS
 from visiontune.data.annotations.findings import Finding, Severity, on_annotations, on_file, on_image, shown
 from visiontune.data.annotations.table import ABSENT, Table
+from visiontune.data.annotations.text_ids import TextIds
 
 # What people write for 0 and 1.
 CROWD_VALUES: tuple[tuple[Any, int], ...] = ((False, 0), (True, 1), (0.0, 0), (1.0, 1), ("0", 0), ("1", 1), (None, 0))
@@ -55,40 +56,56 @@ def broken_entries(table: Table) -> Iterator[Finding]:
     ):
         for (row, name), value in part.odd.items():
             if name == ENTRY:
-                found = f"entry {row} of {section} is {shown(value)}, not an object"
-                yield on_file(table, "not-an-object", "drop", found, "take the entry out")
+                found = f"this is {shown(value)}, not an object"
+                yield on_file(table, "not-an-object", "drop", found, "take the entry out", f"entry {row} of {section}")
 
 
 def bad_image_fields(table: Table) -> Iterator[Finding]:
-    """Images whose id, file name, width or height is missing or of the wrong kind."""
+    """Images whose id, file name, width or height is missing or of the wrong kind. Ids that are texts are mended."""
+    numbers = TextIds(table).images
     for (row, name), value in table.images.odd.items():
         if name in _IMAGE_FIELDS:
             code, fix = _IMAGE_FIELDS[name]
-            yield on_image(table, row, code, "error", f"{written_as(name, value)} ({_image_name(table, row)})", fix)
+            mended = name == "id" and row in numbers
+            fix = f"its number becomes {numbers[row]}" if mended else fix
+            found = f"{written_as(name, value)} ({_image_name(table, row)})"
+            yield on_image(table, row, code, "repair" if mended else "error", found, fix)
 
 
 def bad_category_fields(table: Table) -> Iterator[Finding]:
-    """Classes whose id or name is missing or of the wrong kind."""
+    """Classes whose id or name is missing or of the wrong kind. Ids that are texts are mended."""
+    numbers = TextIds(table).categories
     for (row, name), value in table.categories.odd.items():
         if name in _CATEGORY_FIELDS:
             code, fix = _CATEGORY_FIELDS[name]
             severity: Severity = "warning" if name == "supercategory" else "error"
-            yield on_file(table, code, severity, f"{written_as(name, value)} (class {row + 1} of the list)", fix)
+            if name == "id" and row in numbers:
+                severity, fix = "repair", f"its number becomes {numbers[row]}"
+            called = f" ({table.categories.names[row]})" if table.categories.names[row] else ""
+            yield on_file(table, code, severity, written_as(name, value), fix, f"class {row + 1} of the list{called}")
 
 
 def bad_references(table: Table) -> list[Finding]:
-    """Annotations whose image_id or category_id is missing or no whole number."""
-    odd = table.annotations.odd
+    """Annotations whose image_id or category_id is missing or no whole number. Texts that are an id are mended."""
+    odd, known = table.annotations.odd, TextIds(table)
+    kinds = (
+        ("image_id", "bad-image-reference", "an image", known.image_references),
+        ("category_id", "bad-category-reference", "a class", known.category_references),
+    )
     return [
         finding
-        for name, code in (("image_id", "bad-image-reference"), ("category_id", "bad-category-reference"))
+        for name, code, what, meant in kinds
         for finding in on_annotations(
             table,
             odd_rows(table, name),
             code,
-            "drop",
+            lambda row, meant=meant: "repair" if row in meant else "drop",
             lambda row, name=name: written_as(name, odd[row, name]),
-            f"write the id of {'an image' if name == 'image_id' else 'a class'} as a whole number, or take it out",
+            lambda row, what=what, meant=meant: (
+                f"it becomes {meant[row]}"
+                if row in meant
+                else f"write the id of {what} as a whole number, or take it out"
+            ),
         )
     ]
 
@@ -114,15 +131,8 @@ def crowd_of(value: Any) -> int | None:
 def unread_lines(table: Table) -> Iterator[Finding]:
     """Lines of YOLO labels and objects of VOC files that say no object."""
     for unread in table.unread:
-        yield Finding(
-            "broken-line",
-            "drop",
-            f"{table.name}, {unread.where}",
-            None,
-            None,
-            unread.found,
-            "correct it, or take it out",
-        )
+        fix = "correct it, or take it out"
+        yield Finding(unread.code, "drop", table.name, None, None, unread.found, fix, unread.where)
 
 
 def odd_rows(table: Table, name: str) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ _ORDER: tuple[Severity, ...] = ("error", "drop", "repair", "warning")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, in `file`.
+    """One thing that is wrong, in `file`. `place` says where in it, as people find it.
 
     `error`: nothing mends it for certain, and training refuses. `drop`: an annotation, image or line that `repair`
     takes out, and counts. `repair`: `repair` mends it; `fix` says how. `warning`: said, and left as it is.
@@ -29,6 +29,7 @@ class Finding:
     annotation_id: int | None
     found: str
     fix: str
+    place: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The finding as plain JSON."""
@@ -36,10 +37,8 @@ class Finding:
 
     def to_fault(self) -> Fault:
         """The finding among the faults of all data. What `repair` would mend is a warning there."""
-        image = "" if self.image_id is None else f", image {self.image_id}"
-        annotation = "" if self.annotation_id is None else f", annotation {self.annotation_id}"
         severity = "warning" if self.severity == "repair" else self.severity
-        return Fault(self.code, severity, f"{self.file}{image}{annotation}", self.found, self.fix)
+        return Fault(self.code, severity, ", ".join(filter(None, (self.file, self.place))), self.found, self.fix)
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
@@ -70,6 +69,7 @@ def on_annotations(
             _id(ids[row]),
             found(row) if callable(found) else found,
             fix(row) if callable(fix) else fix,
+            table.annotation_place(row),
         )
         for row in listed.tolist()
     ]
@@ -77,12 +77,13 @@ def on_annotations(
 
 def on_image(table: Table, row: int, code: str, severity: Severity, found: str, fix: str) -> Finding:
     """A finding about one image."""
-    return Finding(code, severity, table.name, _id(table.images.ids[row]), None, found, fix)
+    number = _id(table.images.ids[row])
+    return Finding(code, severity, table.name, number, None, found, fix, table.image_place(row))
 
 
-def on_file(table: Table, code: str, severity: Severity, found: str, fix: str) -> Finding:
-    """A finding about a whole file, or about its classes."""
-    return Finding(code, severity, table.name, None, None, found, fix)
+def on_file(table: Table, code: str, severity: Severity, found: str, fix: str, place: str = "") -> Finding:
+    """A finding about a whole file, about its classes, or about an entry of its lists that `place` names."""
+    return Finding(code, severity, table.name, None, None, found, fix, place)
 
 
 def shown(value: Any, most: int = 60) -> str:

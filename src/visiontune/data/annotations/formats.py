@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from visiontune.data.annotations import coco, voc, yolo
+from visiontune.data.annotations.image_files import Places
 from visiontune.data.annotations.table import Table
 from visiontune.data.format_names import Annotations as Format
 from visiontune.errors import DataError
@@ -39,6 +40,11 @@ def read(source: Path, kind: Format | None = None) -> tuple[Table, ...]:
     if found == "coco":
         return coco.read(source)
     return (yolo.read(source) if found == "yolo" else voc.read(source),)
+
+
+def places(source: Path, kind: Format) -> Places:
+    """Where the images of a source lie: of YOLO in the folder that data.yaml names, where its reader looks too."""
+    return Places(yolo.root(source) if kind == "yolo" else source)
 
 
 def _contents(source: Path) -> str:

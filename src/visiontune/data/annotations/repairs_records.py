@@ -1,8 +1,10 @@
 """Repairs of form, ids, references, class names and conventions. Each is a table in, a table and its changes out."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visiontune.data.annotations.changes import (
     Change,
@@ -19,18 +21,19 @@ from visiontune.data.annotations.faults_classes import alike_classes
 from visiontune.data.annotations.faults_ids import repeated, same_image, twins
 from visiontune.data.annotations.faults_structure import crowd_of
 from visiontune.data.annotations.table import Table, without
+from visiontune.data.annotations.text_ids import TextIds, whole_number
 
 Mended = tuple[Table, list[Change]]
 
 
 def mend_structure(table: Table) -> Mended:
-    """Entries that are no objects go; references that say nothing go; crowd flags are written anew."""
+    """Ids that are texts become numbers; entries that are no objects go, and references that say nothing; crowd flags
+    are written anew."""
     changes = [
-        Change("broken-line", f"{table.name}, {unread.where}", None, None, "line", unread.found, None)
-        for unread in table.unread
+        Change(unread.code, table.name, None, None, "line", unread.found, None, unread.where) for unread in table.unread
     ]
     table = replace(table, unread=()) if table.unread else table
-    for step in (_without_broken_entries, _without_bad_references, _with_known_crowd):
+    for step in (_with_whole_ids, _without_broken_entries, _without_bad_references, _with_known_crowd):
         table, more = step(table)
         changes += more
     return table, changes
@@ -80,6 +83,60 @@ def mend_convention(table: Table) -> Mended:
     return boxes_changed(table, {row: boxes[row] for row in rows}, dict.fromkeys(rows, code))
 
 
+def _with_whole_ids(table: Table) -> Mended:
+    known = TextIds(table)
+    images, classes, columns = table.images, table.categories, table.annotations
+    changes = [
+        on_image(table, row, "bad-image-id", "id", images.odd[row, "id"], number)
+        for row, number in known.images.items()
+    ]
+    changes += [
+        Change("bad-category-id", table.name, None, None, "id", classes.odd[row, "id"], number, classes.names[row])
+        for row, number in known.categories.items()
+    ]
+    for name, code, meant in (
+        ("image_id", "bad-image-reference", known.image_references),
+        ("category_id", "bad-category-reference", known.category_references),
+    ):
+        changes += [on_annotation(table, row, code, name, columns.odd[row, name], meant[row]) for row in meant]
+    if not changes:
+        return table, []
+    # What is said later of an image names the id that its author knows.
+    places = [*images.places] or [None] * len(images)
+    for row, number in known.images.items():
+        if number != whole_number(images.odd[row, "id"]):
+            places[row] = table.image_place(row)
+    odd = without(
+        without(columns.odd, list(known.image_references), "image_id"), [*known.category_references], "category_id"
+    )
+    return replace(
+        table,
+        images=replace(
+            images,
+            ids=_renumbered(images.ids, known.images),
+            odd=without(images.odd, list(known.images), "id"),
+            places=tuple(places),
+        ),
+        categories=replace(
+            classes,
+            ids=_renumbered(classes.ids, known.categories),
+            odd=without(classes.odd, list(known.categories), "id"),
+        ),
+        annotations=replace(
+            columns,
+            image_ids=_renumbered(columns.image_ids, known.image_references),
+            category_ids=_renumbered(columns.category_ids, known.category_references),
+            odd=odd,
+        ),
+    ), changes
+
+
+def _renumbered(ids: NDArray[np.int64], numbers: Mapping[int, int]) -> NDArray[np.int64]:
+    ids = ids.copy()
+    ids[list(numbers)] = list(numbers.values())
+    return ids
+
+
 def _without_broken_entries(table: Table) -> Mended:
     parts = {"image": table.images, "class": table.categories, "annotation": table.annotations}
     changes: list[Change] = []
@@ -87,7 +144,11 @@ def _without_broken_entries(table: Table) -> Mended:
         broken = {row: value for (row, name), value in part.odd.items() if name == ENTRY}
         if not broken:
             continue
-        changes += [Change("not-an-object", table.name, None, None, field, value, None) for value in broken.values()]
+        section = "categories" if field == "class" else f"{field}s"
+        changes += [
+            Change("not-an-object", table.name, None, None, field, value, None, f"entry {row} of {section}")
+            for row, value in broken.items()
+        ]
         rows = np.array([row for row in range(len(part)) if row not in broken], np.int64)
         if field == "image":
             table = replace(table, images=table.images.take(rows))
@@ -129,15 +190,22 @@ def _with_annotation_ids(table: Table) -> Mended:
     if not bad and not again:
         return table, []
     ids = columns.ids.copy()
-    free = int(ids.max(initial=0)) + 1
+    taken = set(ids.tolist())
+    said = {row: number for row in bad if (number := whole_number(columns.odd[row, "id"])) is not None}
+    free = max(int(ids.max(initial=0)), *said.values(), 0) + 1
+    places = [*columns.places] or [None] * len(ids)
     changes = []
     for row in sorted({*bad, *again}):
         code = "bad-annotation-id" if (row, "id") in columns.odd else "duplicate-annotation-id"
         before = written(columns.odd.get((row, "id"), int(ids[row])))
-        changes.append(on_annotation(table, row, code, "id", before, free))
-        ids[row] = free
-        free += 1
-    return table.with_annotations(ids=ids, odd=without(columns.odd, bad, "id")), changes
+        number = said.get(row, -1)
+        if number < 0 or number in taken:
+            number, free = free, free + 1
+            places[row] = table.annotation_place(row)
+        changes.append(on_annotation(table, row, code, "id", before, number))
+        ids[row] = number
+        taken.add(number)
+    return table.with_annotations(ids=ids, odd=without(columns.odd, bad, "id"), places=tuple(places)), changes
 
 
 def _with_images_once(table: Table) -> Mended:

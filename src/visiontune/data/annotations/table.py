@@ -5,7 +5,7 @@ faults can be named and a file is written back as it was read.
 """
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from functools import cached_property
@@ -27,6 +27,7 @@ ABSENT = Absent.ABSENT
 Odd = Mapping[tuple[int, str], Any]
 # row -> the fields that have no column of their own.
 Other = Mapping[int, Mapping[str, Any]]
+Places = tuple[str | None, ...]
 
 
 class Kind(IntEnum):
@@ -44,7 +45,8 @@ class Images:
     """n images.
 
     ids: (n,) int64, -1 where there is no usable id. widths, heights: (n,) int64 in pixels, 0 where unknown. file_names:
-    "" where there is none. splits: the split that the author gave, or None.
+    "" where there is none. splits: the split that the author gave, or None. places: where an image stands in its
+    author's files, None or no places at all where its id says so.
     """
 
     ids: NDArray[np.int64]
@@ -54,6 +56,7 @@ class Images:
     splits: tuple[str | None, ...]
     other: Other = field(default_factory=dict)
     odd: Odd = field(default_factory=dict)
+    places: Places = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,6 +71,7 @@ class Images:
             tuple(self.splits[row] for row in rows.tolist()),
             _taken_other(self.other, rows),
             _taken_odd(self.odd, rows),
+            tuple(self.places[row] for row in rows.tolist()) if self.places else (),
         )
 
 
@@ -103,6 +107,7 @@ class Annotations:
     top, width, height in pixels, NaN where there is no usable box. areas: (n,) float64 in square pixels, NaN where
     there is none. crowd: (n,) int8, 0 or 1, -1 where the file does not say. kinds: (n,) int8, a `Kind`. segmentations:
     as COCO has them: a list of polygons [x0, y0, x1, y1, ...], or {"size": [height, width], "counts": str or list}.
+    places: as those of images.
     """
 
     ids: NDArray[np.int64]
@@ -115,6 +120,7 @@ class Annotations:
     segmentations: tuple[Any, ...]
     other: Other = field(default_factory=dict)
     odd: Odd = field(default_factory=dict)
+    places: Places = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,6 +138,7 @@ class Annotations:
             tuple(self.segmentations[row] for row in rows.tolist()),
             _taken_other(self.other, rows),
             _taken_odd(self.odd, rows),
+            tuple(self.places[row] for row in rows.tolist()) if self.places else (),
         )
 
 
@@ -142,6 +149,11 @@ class Unread:
     where: str
     image: str | None
     found: str
+
+    @property
+    def code(self) -> str:
+        """The name of the fault: of a line, or of a whole file that has nothing to say of its image."""
+        return "broken-file" if self.image is None else "broken-line"
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +206,41 @@ class Table:
         order, starts = self._by_image
         return order[starts[image_row] : starts[image_row + 1]]
 
+    def image_place(self, row: int) -> str:
+        """Where people find an image in their files."""
+        images = self.images
+        if images.places and (place := images.places[row]) is not None:
+            return place
+        name = images.file_names[row]
+        return f"{_numbered('image', images, row)}{f' ({name})' if name else ''}"
+
+    def annotation_name(self, row: int) -> str:
+        """What people call an annotation, among those of its image."""
+        places = self.annotations.places
+        place = places[row] if places else None
+        return _numbered("annotation", self.annotations, row) if place is None else place
+
+    def annotation_place(self, row: int) -> str:
+        """Where people find an annotation in their files."""
+        columns, image_row = self.annotations, int(self.image_rows[row])
+        if columns.places and columns.places[row] is not None:
+            return self.annotation_name(row)
+        if image_row >= 0:
+            return f"{self.image_place(image_row)}, {self.annotation_name(row)}"
+        written = columns.odd.get((row, "image_id"), int(columns.image_ids[row]))
+        image = "" if written is ABSENT or written == -1 else f"image {written}, "
+        return image + self.annotation_name(row)
+
     def with_annotations(self, **columns: Any) -> "Table":
         """The table with some columns of its annotations replaced."""
         return replace(self, annotations=replace(self.annotations, **columns))
+
+
+def _numbered(kind: str, part: Images | Annotations, row: int) -> str:
+    """An image or annotation by its id, as it was written; by its entry in the file where it has none."""
+    number = int(part.ids[row])
+    written = number if number >= 0 else part.odd.get((row, "id"), ABSENT)
+    return f"entry {row} of {kind}s" if written is ABSENT else f"{kind} {written}"
 
 
 def rows_of(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -222,13 +266,10 @@ def merged(tables: Sequence[Table], name: str) -> Table:
     """
     if len(tables) == 1:
         return replace(tables[0], name=name)
-    class_ids: dict[str, int] = {}
-    for table in tables:
-        for class_name in table.categories.names:
-            class_ids.setdefault(class_name, len(class_ids))
-    categories = _concatenated_categories(tables).take(
-        np.array([_first_row(tables, class_name) for class_name in class_ids], np.int64)
-    )
+    names = [class_name for table in tables for class_name in table.categories.names]
+    first = {class_name: row for row, class_name in reversed(list(enumerate(names)))}
+    class_ids = {class_name: number for number, class_name in enumerate(dict.fromkeys(names))}
+    categories = _concatenated_categories(tables).take(np.array([first[one] for one in class_ids], np.int64))
     image_ids = _renumbered([table.images.ids for table in tables])
     annotation_ids = _renumbered([table.annotations.ids for table in tables])
     offsets = np.cumsum([0, *(len(table.images) for table in tables)])
@@ -257,23 +298,20 @@ def merged(tables: Sequence[Table], name: str) -> Table:
             ignored[key] = ignored.get(key, 0) + count
     return Table(
         name,
-        replace(_concatenated_images(tables), ids=image_ids),
+        replace(_concatenated_images(tables), ids=image_ids, places=_places(tables, Table.image_place)),
         replace(categories, ids=np.arange(len(class_ids))),
-        replace(annotations, ids=annotation_ids, image_ids=all_images[rows], category_ids=all_classes[classes]),
+        replace(
+            annotations,
+            ids=annotation_ids,
+            image_ids=all_images[rows],
+            category_ids=all_classes[classes],
+            places=_places(tables, Table.annotation_place),
+        ),
         top,
         frozenset().union(*(table.sections for table in tables)),
         tuple(unread for table in tables for unread in table.unread),
         ignored,
     )
-
-
-def _first_row(tables: Sequence[Table], class_name: str) -> int:
-    start = 0
-    for table in tables:
-        if class_name in table.categories.names:
-            return start + table.categories.names.index(class_name)
-        start += len(table.categories)
-    raise ValueError(class_name)
 
 
 def _renumbered(columns: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -292,6 +330,12 @@ def _concatenated_images(tables: Sequence[Table]) -> Images:
         tuple(split for part in parts for split in part.splits),
         *_shifted(parts),
     )
+
+
+def _places(tables: Sequence[Table], place: Callable[[Table, int], str]) -> Places:
+    """All places with the names of their tables: ids alone do not tell these apart."""
+    counts = [len(t.images if place is Table.image_place else t.annotations) for t in tables]
+    return tuple(f"{t.name}, {place(t, row)}" for t, count in zip(tables, counts, strict=True) for row in range(count))
 
 
 def _with_folder(file_name: str, table: Table) -> str:

@@ -39,6 +39,8 @@ class _Listed:
     corners: list[list[float]] = field(default_factory=list)
     image_of: list[int] = field(default_factory=list)
     fields: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
 
@@ -145,6 +147,7 @@ def _read_file(path: Path, root: Path, splits: dict[str, str], listed: _Listed) 
         return
     image = len(listed.names)
     listed.names.append(_image_name(path, root, annotation.findtext("filename")))
+    listed.files.append(where)
     listed.sizes.append((annotation.findtext("size/width"), annotation.findtext("size/height")))
     listed.splits.append(splits.get(path.stem))
     listed.image_fields.append(_texts(annotation, ("filename", "size", "object", "path")))
@@ -159,6 +162,7 @@ def _read_file(path: Path, root: Path, splits: dict[str, str], listed: _Listed) 
         listed.classes.append(name)
         listed.corners.append([corner for corner in corners if corner is not None])
         listed.image_of.append(image)
+        listed.places.append(f"{where}, object {number}")
         listed.fields.append(_texts(element, ("name", "bndbox", "part", "polygon")))
         listed.ignored["parts of objects"] += len(element.findall("part"))
         listed.ignored["polygons"] += len(element.findall("polygon"))
@@ -205,6 +209,7 @@ def _table(listed: _Listed, name: str, pixels: Pixels) -> Table:
             tuple(listed.splits),
             {row: fields for row, fields in enumerate(listed.image_fields) if fields},
             odd,
+            tuple(listed.files),
         ),
         Categories(np.arange(1, len(names) + 1), tuple(names), (None,) * len(names)),
         Annotations(
@@ -217,6 +222,7 @@ def _table(listed: _Listed, name: str, pixels: Pixels) -> Table:
             np.zeros(count, np.int8),
             (None,) * count,
             {row: fields for row, fields in enumerate(listed.fields) if fields},
+            places=tuple(listed.places),
         ),
         top={_PIXELS: pixels},
         unread=tuple(listed.unread),

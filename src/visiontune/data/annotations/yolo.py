@@ -41,6 +41,7 @@ class _Lines:
     boxes: list[list[float]] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     polygons: list[list[list[float]] | None] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
 
 
@@ -51,15 +52,20 @@ def detect(source: Path) -> bool:
     return any((source / name).is_file() for name in (*_YAMLS, *_NAMES))
 
 
+def root(source: Path) -> Path:
+    """The folder that paths of images start from: what data.yaml calls `path`, else its own."""
+    return _description(source)[0]
+
+
 def read(source: Path) -> Table:
     """The objects of a YOLO data set; DataError where nothing names the classes or there are no images.
 
     Images are read for their sizes; one that cannot be read has the size 0, which is a fault with a name.
     """
-    root, description = _description(source)
-    names = _class_names(root, description, source)
+    base, description = _description(source)
+    names = _class_names(base, description, source)
     lines = _Lines()
-    files = _images(root, description)
+    files = _images(base, description)
     if not files:
         raise DataError("there are no images here", where=str(source), fix=LAYOUTS)
     sizes = np.zeros((len(files), 2), np.int64)
@@ -70,18 +76,20 @@ def read(source: Path) -> Table:
             odd |= {(row, "width"): None, (row, "height"): None}
         else:
             sizes[row] = size
-        _read_labels(_label_file(path), root, row, size, _name(path, root), lines)
+        _read_labels(label_file(path), base, row, size, _name(path, base), lines)
     count = len(lines.classes)
+    names_of_files = tuple(_name(path, base) for path, _ in files)
     kinds = [Kind.NONE if parts is None else Kind.POLYGONS for parts in lines.polygons]
     return Table(
         source.name if source.is_dir() else source.parent.name,
         Images(
             np.arange(1, len(files) + 1),
-            tuple(_name(path, root) for path, _ in files),
+            names_of_files,
             sizes[:, 0],
             sizes[:, 1],
             tuple(split for _, split in files),
             odd=odd,
+            places=names_of_files,
         ),
         Categories(np.array(list(names), np.int64), tuple(names.values()), (None,) * len(names)),
         Annotations(
@@ -93,6 +101,7 @@ def read(source: Path) -> Table:
             np.full(count, -1, np.int8),
             np.array(kinds, np.int8),
             tuple(lines.polygons),
+            places=tuple(lines.places),
         ),
         {key: value for key, value in description.items() if key not in _KNOWN},
         unread=tuple(lines.unread),
@@ -118,7 +127,7 @@ def write(table: Table, folder: Path) -> Counter[str]:
                 lost["objects without box, class or image size"] += 1
             else:
                 lines.append(f"{numbers[int(table.category_rows[row])]} {_shares(table, row, size, lost)}")
-        label = _label_file(Path(name)).as_posix()
+        label = label_file(Path(name)).as_posix()
         write_text(folder / label, "".join(line + "\n" for line in lines))
     lost["objects of unknown images"] = int((table.image_rows < 0).sum())
     lost["fields of objects"] = len(columns.other)
@@ -199,7 +208,7 @@ def _listed(place: Path) -> list[Path]:
     return [place.parent / line.strip() for line in lines if line.strip()]
 
 
-def _label_file(image: Path) -> Path:
+def label_file(image: Path) -> Path:
     """Where an image's labels stand: the last folder `images` of the path becomes `labels`; else beside the image."""
     parts = list(image.parts)
     folders = [k for k, part in enumerate(parts[:-1]) if part == "images"]
@@ -235,7 +244,7 @@ def _read_labels(path: Path, root: Path, row: int, size: tuple[int, int] | None,
         words = line.split()
         if not words:
             continue
-        found = _problem(words, size)
+        found = problem(words, size)
         if found is not None:
             lines.unread.append(Unread(f"{where}, line {number}", image, found))
             continue
@@ -256,9 +265,10 @@ def _read_labels(path: Path, root: Path, row: int, size: tuple[int, int] | None,
         lines.boxes.append(box)
         lines.areas.append(area)
         lines.polygons.append(polygon)
+        lines.places.append(f"{where}, line {number}")
 
 
-def _problem(words: list[str], size: tuple[int, int] | None) -> str | None:
+def problem(words: list[str], size: tuple[int, int] | None) -> str | None:
     """What is wrong with a line, None if nothing is."""
     try:
         numbers = [float(word) for word in words]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from visiontune.data.annotations.unclear import refuse_unclear
 from visiontune.data.format_names import ANNOTATIONS, FORMATS, LAYOUTS, Format
 from visiontune.data.formats import annotated_images, image_folder, image_text, text_table
 from visiontune.data.formats.lines import read_json
@@ -44,6 +45,8 @@ def read(source: Path, columns: Columns | None = None, repair: bool = False, cal
         return image_folder.read(source)
     if image_text.detect(source, columns):
         return image_text.read(source, columns)
+    if columns is None and not (source.is_file() and text_table.detect(source)):
+        refuse_unclear(source)
     if not folder and not text_table.detect(source):
         if source.suffix.lower() == ".json":
             read_json(source)  # one that is broken says where

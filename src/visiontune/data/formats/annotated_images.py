@@ -6,10 +6,12 @@ from pathlib import Path
 
 from visiontune.data.annotations import formats
 from visiontune.data.annotations.examine import Examined, examine
-from visiontune.data.annotations.findings import Finding
-from visiontune.data.annotations.image_files import Places, measure
+from visiontune.data.annotations.findings import Finding, on_file
+from visiontune.data.annotations.image_files import measure
+from visiontune.data.annotations.left_out import left_out
 from visiontune.data.annotations.masks import objects
 from visiontune.data.annotations.table import merged
+from visiontune.data.annotations.unused_files import unused_files
 from visiontune.data.faults import Fault
 from visiontune.data.formats.rows import Listing, SourceRow
 from visiontune.data.objects import to_text
@@ -35,26 +37,35 @@ def read(source: Path, repair: bool = False, kind: formats.Format | None = None)
     """List the images of a source with their objects, as they are once mended; DataError where it cannot be read.
 
     The listing has each change that mending takes. Without `repair` it counts the findings that nobody agreed to
-    mend. An image with a finding that nothing mends for certain is left out, and the finding is an error. `kind`:
-    read it as that.
+    mend. An image with a finding that nothing mends for certain is left out, and so is one that lost all of its objects
+    (`left_out`). `kind`: read it as that.
     """
     kind = kind or formats.detect(source)
-    written, places = merged(formats.read(source, kind), source.name), Places(source)
-    found = examine(written, measure(written, places, _workers(len(written.images))))
+    written, places = merged(formats.read(source, kind), source.name), formats.places(source, kind)
+    files = measure(written, places, _workers(len(written.images)))
+    found = examine(written, files)
     table, rows = found.mended, []
-    wrong = {finding.image_id for finding in found.findings if finding.severity == "error"}
+    unusable, besides = left_out(written, found)
+    single = 0
     for place, (name, split) in enumerate(zip(table.images.file_names, table.images.splits, strict=True)):
-        if int(table.images.ids[place]) in wrong:
+        if place in unusable:
             continue
         (path,) = places.find(name, split)  # one without a file, or with several, was taken out
         mine = objects(table, place)
+        single += int((~mine.crowd).sum())
         shown = tuple(sorted({table.categories.names[c] for c in mine.classes.tolist()}))
         answer = to_text(mine, table.categories.names)
-        rows.append(SourceRow(name, (path,), (name,), None, answer, False, split, of_classes=shown))
+        called = places.shown(name, path)
+        rows.append(SourceRow(called, (path,), (called,), None, answer, False, split, of_classes=shown))
+    if rows and not single:
+        what = f"none of {len(rows)} images has an object{' that is no crowd' * any(row.of_classes for row in rows)}"
+        besides.append(
+            on_file(written, "no-objects", "warning", what, "add boxes: nothing can be learned from these data")
+        )
     return Listing(
         format=NAMES[kind],
         rows=sorted(rows, key=lambda row: row.id),
-        faults=_faults(found, repair),
+        faults=_faults([*found.findings, *besides, *unused_files(written, files, kind)], repair),
         classes=table.categories.names,
         changes=found.changes,
         unmended=_unmended(found, repair),
@@ -71,9 +82,9 @@ def _unmended(found: Examined, repair: bool) -> dict[str, int]:
     return {} if repair else dict(Counter(f.code for f in found.findings if f.severity in ("repair", "drop")))
 
 
-def _faults(found: Examined, repair: bool) -> list[Fault]:
+def _faults(findings: Sequence[Finding], repair: bool) -> list[Fault]:
     """The findings as faults; what was mended is said once for each kind."""
-    told = [finding for finding in found.findings if finding.code not in _SAID_ANYWAY]
+    told = [finding for finding in findings if finding.code not in _SAID_ANYWAY]
     if not repair:
         return [finding.to_fault() for finding in told]
     left = [finding.to_fault() for finding in told if finding.severity != "repair"]
