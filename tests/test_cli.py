@@ -13,6 +13,7 @@ import yaml
 
 from tests.conftest import QUICK
 from visiontune.cli import main, recipe_options
+from visiontune.cli.answer import counts
 from visiontune.data.dataset import Dataset
 from visiontune.recipe import Recipe
 from visiontune.run import Run
