@@ -148,3 +148,22 @@ def test_evaluate_says_why_a_metric_has_no_value(
     assert "validation feve: no stimulus has bins that are valid in two trials" in out
     with pytest.raises(RequirementError, match=r"feve>=0 \(there is none: no stimulus has"):
         visiontune.evaluate(copy, split="validation", require="feve>=0")
+
+
+def test_a_movie_gets_the_rates_that_an_evaluation_gives_its_trial(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A recurrent core remembers from where a clip begins: both cut a trial in the same places."""
+    few = {**QUICK, "schedule.steps": 1, "evaluation.every": 1, "responses.modulation": "none"}
+    run: Any = visiontune.train(prepared, out=tmp_path / "run", overrides=few)
+    visiontune.evaluate(run.path, split="test")
+    dataset = open_datasets(run.recipe)[0]
+    assert isinstance(dataset, ClipDataset) and run.recipe.responses.recurrence == "convgru"
+    lengths = {i: t.stop - t.start for i, t in enumerate(dataset.trials) if t.split == "test"}
+    number = max(lengths, key=lambda i: lengths[i])
+    assert (lengths[number] - run.recipe.responses.burn_in) % run.recipe.responses.clip, "the last clip is moved back"
+    trial = dataset.trials[number]
+    np.save(tmp_path / "movie.npy", np.load(dataset.path / "stimulus.npy")[trial.start : trial.stop])
+    (written,) = visiontune.predict_movies(run.path, [tmp_path / "movie.npy"], session="session-0")
+    with np.load(written) as movie, np.load(run.path / "evaluations/test/session-0.npz") as file:
+        own = file["trials"] == number
+        assert own.any()
+        np.testing.assert_allclose(movie["rates"][file["places"][own]], file["rates"][own], rtol=1e-4, atol=1e-6)
