@@ -30,7 +30,7 @@ def _problem(path: Path, beside_images: bool) -> str | None:
     """Why a JSON file is no COCO file; None where it is one, or may be something else."""
     data = path.read_bytes()
     if not data.strip():
-        return "this JSON file is empty"
+        return "this JSON file is empty" if beside_images else None
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
