@@ -66,7 +66,6 @@ RESULTS = '[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5
     ("form", "text", "found"),
     [
         ("folder", "", "this JSON file is empty"),
-        ("file", "", "this is not JSON"),
         ("folder", RESULTS, "a list of 1 results"),
         ("file", RESULTS, "a list of 1 results"),
         ("folder", '{"info": {}}', "has no images, annotations, categories"),
