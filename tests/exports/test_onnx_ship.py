@@ -183,3 +183,16 @@ def test_a_folder_of_something_else_is_not_replaced(run: Run, tmp_path: Path) ->
     (tmp_path / "out" / "holiday.jpg").write_bytes(b"")
     with pytest.raises(RunError, match="holds something else"):
         ship_onnx(run, tmp_path / "out")
+
+
+def test_failed_receipts_are_said_where_their_run_is_exported(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Run(tmp_path / "run")
+    shutil.copytree(run.path, copy.path)
+    written = json.loads((copy.path / "receipts.json").read_text())
+    written["receipts"][0] |= {"status": "failed", "name": "image matters"}
+    (copy.path / "receipts.json").write_text(json.dumps(written))
+    monkeypatch.setattr("visiontune.exports.onnx_ship.ship_onnx", lambda *_, **__: None)  # what it writes is not asked
+    visiontune.export(copy.path, to="onnx", out=tmp_path / "ship")
+    assert "receipts of this run failed: image matters" in capsys.readouterr().err
