@@ -120,15 +120,13 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
     from visiontune.data.dataset import Dataset
     from visiontune.exports.certificate import failures, is_weights
     from visiontune.exports.onnx_runtime import is_onnx_shipment
-    from visiontune.exports.shipment import is_shipment
+    from visiontune.exports.shipment import is_shipment, shipped_members
     from visiontune.run import Run
+    from visiontune.run_group import RunGroup
 
     path = Path(path)
     if not path.exists():
         raise DataError("There is no such folder.", where=str(path), fix="check the path")
-    from visiontune.exports.shipment import shipped_members
-    from visiontune.run_group import RunGroup
-
     if members := sorted(RunGroup.open(path).runs) if RunGroup.stands_at(path) else shipped_members(path):
         raise DataError(
             "This folder holds several models, each with a certificate of its own.",

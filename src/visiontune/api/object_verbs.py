@@ -88,9 +88,6 @@ def plan_objects(
             recipe = recipe.overlaid(fragment)
         planned[role] = recipe.changed(changes), measures
     refuse_idle([recipe for recipe, _ in planned.values()], changes)
-    has_masks = any(dataset.info.objects is not None and dataset.info.objects.masks for dataset in datasets)
-    if any(recipe.objects is not None and recipe.objects.masks for recipe, _ in planned.values()) and not has_masks:
-        raise RecipeError("The data have no masks.", where="objects.masks", fix="leave it out, or annotate masks")
     for role, (recipe, measures) in planned.items():
         plan_run(runs[role], recipe, datasets)
         write_json(runs[role].path / "measures.json", measures.to_json())

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.recordings.clips import ClipDataset, recorded
+from visiontune.data.recordings.clips import ClipDataset, cut_into_clips, recorded
 from visiontune.data.responses import Clip, Responses, session_of
 from visiontune.data.sample import Sample
 from visiontune.errors import DataError
@@ -125,12 +125,11 @@ def predict_movie(
         )
     rates = np.full((len(movie), len(units)), np.nan, np.float32)
     adapter.trained_module.eval()
-    clips = range(choices.burn_in, len(movie), choices.clip)
+    clips = cut_into_clips(len(movie), choices.clip, choices.burn_in)
     with progress("predicting", len(clips), "clips") as advance:
-        for begin in clips:
-            # The last one is moved back to end with the movie; what it shares with another is that one's.
-            start = max(choices.burn_in, min(begin, len(movie) - choices.clip))
-            shown = movie[start - choices.burn_in : start + choices.clip]
+        for first, covered in clips:
+            start = first + choices.burn_in
+            shown = movie[first : start + choices.clip]
             missing = choices.burn_in + choices.clip - len(shown)
             frames = np.concatenate([shown, np.repeat(shown[-1:], missing, axis=0)])
             behaviour = np.zeros((len(frames), config.behaviour), np.float32) if config.behaviour else None
@@ -140,6 +139,6 @@ def predict_movie(
             batch = adapter.encoder.collate([adapter.encoder.encode(sample, with_answer=False)])
             with torch.no_grad(), autocast(device, recipe.machine.precision):
                 made = adapter.rates(batch.to(device))[0].float().cpu().numpy()
-            rates[begin : start + choices.clip] = made[begin - start : choices.clip - missing]
+            rates[start + covered : start + choices.clip] = made[covered : choices.clip - missing]
             advance(1)
     return units, rates

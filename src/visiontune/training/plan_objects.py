@@ -8,7 +8,7 @@ import torch
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.object_measures import ObjectMeasures, measure_objects
-from visiontune.errors import DataError, ModelError
+from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.machine import Hardware
 from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
 from visiontune.models.objects import ObjectAdapter, finds_objects
@@ -252,7 +252,7 @@ def derive_objects(
     """The recipe that data, model and machine call for, with its reasons, and what was measured of the data.
 
     `masks` says whether masks are learned; None: where the data have some and the model draws them.
-    Raises ModelError and DataError.
+    Raises ModelError, DataError, and RecipeError where masks are asked for and the data have none.
     """
     classes = check_objects(datasets)
     if family_of(model) not in USUAL:
@@ -312,9 +312,10 @@ def _case(
 ) -> _Case:
     tiny, family = is_tiny(model), family_of(model)
     usual = (TINY if tiny else USUAL)[family]
-    if masks is None:
-        drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
-        masks = draws_masks(model) and drawn
+    drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
+    if masks and not drawn:
+        raise RecipeError("The data have no masks.", where="objects.masks", fix="leave it out, or annotate masks")
+    masks = draws_masks(model) and drawn if masks is None else masks
     states = dict(USUAL[family].states) | (dict(USUAL[family].mask_states) if masks else {})
     of_data = object_choices(
         measures,

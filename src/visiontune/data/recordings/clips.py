@@ -249,12 +249,17 @@ class ClipDataset(Dataset):
             if length <= self.burn_in:
                 short += length
                 continue
-            for offset in range(0, length - self.burn_in, self.clip):
-                moved = max(0, min(offset, length - frames))
-                place = moved + self.burn_in
-                rows.append((trial.start + moved, number, place, min(frames, length), offset - moved))
+            for first, covered in cut_into_clips(length, self.clip, self.burn_in):
+                rows.append((trial.start + first, number, first + self.burn_in, min(frames, length), covered))
         columns = np.array(rows, np.int64).reshape(-1, 5).T
         return _Plan(*columns, left_out_bins=short)
+
+
+def cut_into_clips(length: int, clip: int, burn_in: int) -> list[tuple[int, int]]:
+    """For each clip of `length` frames its first frame, and how many of its predicted bins an earlier one predicts."""
+    offsets = range(0, length - burn_in, clip)
+    firsts = [max(0, min(offset, length - burn_in - clip)) for offset in offsets]
+    return [(first, offset - first) for first, offset in zip(firsts, offsets, strict=True)]
 
 
 def recorded(dataset: Dataset) -> ClipDataset:
