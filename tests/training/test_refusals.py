@@ -97,6 +97,7 @@ def test_a_plan_that_never_took_a_step_makes_room_for_another(plan: Plan, tmp_pa
     run = plan("mistaken")
     write_json(run.path / "state.json", {"status": "failed", "attempt": 0, "step": 0, "reason": "no such part"})
     (run.path / "data").mkdir()
+    run.base_folder.mkdir(exist_ok=True)
     refuse_taken(run)
     assert not run.recipe_path.exists() and not run.base_folder.exists() and (run.path / "data").is_dir()
     refuse_taken(run)  # what is left is what a run may be planned beside

@@ -167,3 +167,15 @@ def test_a_movie_gets_the_rates_that_an_evaluation_gives_its_trial(prepared: Pat
         own = file["trials"] == number
         assert own.any()
         np.testing.assert_allclose(movie["rates"][file["places"][own]], file["rates"][own], rtol=1e-4, atol=1e-6)
+
+
+def test_validation_without_a_spike_is_not_called_no_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = with_trials(made(name="quiet"), split=["train"] * 8 + ["validation"] * 2 + ["test"] * 2)
+    counts = recording.counts.copy()
+    counts[240:] = 0
+    path = write_recording(replace(recording, counts=counts), tmp_path / "quiet")
+    few = {**QUICK, "schedule.steps": 1, "evaluation.every": 1, "responses.clip": 12}
+    visiontune.train(path, out=tmp_path / "run", overrides=few)
+    assert "step 1: bits_per_spike: nothing to score" in capsys.readouterr().err
