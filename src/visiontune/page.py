@@ -6,57 +6,14 @@ from typing import Any
 
 import jinja2
 
+from visiontune.metric_names import FIGURES, NAMES
+
 CHARACTERS_SHOWN = 600
 THIN_SPACE = "\u202f"  # narrow and not breaking
-NAMES = {
-    "accuracy": "Accuracy",
-    "exact_match": "Exact match",
-    "normalised_match": "Match, case and punctuation aside",
-    "at_length_limit": "Answers cut at their greatest length",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "repetition": "Repeated runs of words",
-    "cer": "Character error rate",
-    "wer": "Word error rate",
-    "length_ratio": "Length, answer / truth",
-    "compression": "Length, document / answer",
-    "bertscore_precision": "BERTScore precision",
-    "bertscore_recall": "BERTScore recall",
-    "bertscore_f1": "BERTScore F1",
-    "macro_f1": "Macro F1",
-    "outside_labels": "Answers outside the labels",
-    "answered": "Answered, not abstained",
-    "accuracy_answered": "Accuracy of the answered",
-    "bits_per_spike": "Bits per spike",
-    "bits_per_spike_median": "Bits per spike, median unit",
-    "above_zero": "Units above zero",
-    "correlation": "Correlation, single trials",
-    "average_correlation": "Correlation with the average",
-    "feve": "FEVE",
-    "ccnorm": "CCnorm",
-}
-_FIGURES = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    "ap_small": "AP of small objects",
-    "ap_medium": "AP of medium objects",
-    "ap_large": "AP of large objects",
-    "ar1": "AR, best 1",
-    "ar10": "AR, best 10",
-    "ar100": "AR, best 100",
-    "ar_small": "AR of small objects",
-    "ar_medium": "AR of medium objects",
-    "ar_large": "AR of large objects",
-}
-NAMES |= _FIGURES
-for _prefix, _named in (("box", "Box {}"), ("mask", "Mask {}"), ("prompted_mask", "Mask {}, ground-truth boxes given")):
-    NAMES |= {f"{_prefix}_{figure}": _named.format(name) for figure, name in _FIGURES.items()}
 
 
 def within(name: str) -> str:
-    """A name of NAMES as it stands within a sentence: without the capital letter that starts a word."""
+    """A name of a metric as it stands within a sentence: without the capital letter that starts a word."""
     return name[:1].lower() + name[1:] if name[1:2].islower() else name
 
 
@@ -82,7 +39,7 @@ def _environment() -> jinja2.Environment:
         "memory": memory,
         "thousands": thousands,
         "short": short,
-        "label": lambda name: NAMES.get(name, name.replace("_", " ")),
+        "label": lambda name: (NAMES | FIGURES).get(name, name.replace("_", " ")),
     }
     return environment
 

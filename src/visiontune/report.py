@@ -12,8 +12,9 @@ from markupsafe import Markup
 from visiontune.charts import Line, line_chart, smoothed, stacked_bar
 from visiontune.data.sample import Prediction
 from visiontune.files import write_text
+from visiontune.metric_names import NAMES
 from visiontune.metrics.rouge import rouge
-from visiontune.page import NAMES, fill, within
+from visiontune.page import fill, within
 from visiontune.pictures import SHOWN_PIXELS, Pictures
 from visiontune.recipe import Recipe
 from visiontune.report_objects import found_objects, objects_taught

@@ -69,6 +69,8 @@ def test_given_boxes_are_not_scored_and_their_masks_are_never_called_mask_ap() -
     assert (pipeline.to_json()["prompts"], given.to_json()["prompts"]) == ("detector boxes", "ground-truth boxes")
     with pytest.raises(RecipeError, match="no metric 'mask_ap'"):
         parse_requirements("mask_ap>=0.1")[0].holds(given)
+    for name in (*pipeline.metrics, *given.metrics):
+        assert parse_requirements(f"{name}>0.5")[0].metric == name
     with pytest.raises(DataError, match="The boxes were given, and there are no masks"):
         scored(some(), "ground-truth boxes")
 

@@ -79,6 +79,7 @@ def test_a_metric_of_one_session_is_that_of_the_session_scored_alone() -> None:
     assert parse_requirements("bits_per_spike.b>0")[0].holds(SCORES)
     wide = ("bits_per_spike>=-3", "bits_per_spike<1.5", "correlation>-0.5", "feve.b>=-2")
     assert [parse_requirements(one)[0].bound for one in wide] == [-3, 1.5, -0.5, -2]
+    assert all(parse_requirements(f"{name}>0.5")[0].metric == name for name in SCORES.metrics)
     for text in ("correlation>=-1.5", "above_zero>=-0.1"):
         with pytest.raises(RecipeError, match="lies between"):
             parse_requirements(text)

@@ -10,8 +10,9 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 
 from visiontune.data.sample import Prediction, Text
 from visiontune.errors import DataError, RecipeError
+from visiontune.metrics.answers import AT_LENGTH_LIMIT, DOCUMENT_CHARACTERS
 from visiontune.metrics.requirements import Requirement, parse_requirements
-from visiontune.metrics.text import score_texts
+from visiontune.metrics.text import PER_CLASS, score_texts
 
 LABELS = ["cat", "dog", "قطة", "猫"]
 OUTSIDE = "none of them"
@@ -133,6 +134,20 @@ def test_an_unknown_metric_is_refused_with_the_ones_there_are() -> None:
     with pytest.raises(
         RecipeError, match=r"exact_match, normalised_match, macro_f1, outside_labels, precision.LABEL.*cat, dog"
     ):
-        parse_requirements("acuracy>=0.8")[0].holds(scores)
+        parse_requirements("rougeL>=0.8")[0].holds(scores)
     with pytest.raises(RecipeError, match=r"no metric 'f1\.horse'"):
         parse_requirements("f1.horse>=0.8")[0].holds(scores)
+
+
+def test_a_metric_that_no_model_has_is_refused_before_any_work() -> None:
+    with pytest.raises(RecipeError, match=r"(?s)no metric .acuracy.\..*one of accuracy, "):
+        parse_requirements("f1.cat>0.5, acuracy>=0.8")
+
+
+def test_every_metric_of_texts_may_be_required() -> None:
+    said = {"scores": {AT_LENGTH_LIMIT: 0.0, DOCUMENT_CHARACTERS: 9.0}, "abstained": False}
+    made = [replace(p, **said) for p in predictions(["cat"], ["dog"])]
+    names = {**score_texts(made, LABELS).metrics, **score_texts(made).metrics}
+    assert {"answered", "compression", "at_length_limit"} < names.keys()
+    for name in (*names, *(f"{rate}.cat" for rate in PER_CLASS), "bertscore_precision", "bertscore_recall"):
+        assert parse_requirements(f"{name}>0.5")[0].metric == name

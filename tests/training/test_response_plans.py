@@ -1,6 +1,7 @@
 """What is chosen for runs on recordings: how long they learn, what modulates them, and what is refused."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.store import write_recording
-from visiontune.errors import DataError, RecipeError, RequirementError
+from visiontune.errors import DataError, PausedError, RecipeError, RequirementError
 from visiontune.exports.verify_run import verify_run
 from visiontune.machine import hardware
 from visiontune.recipe import Recipe
 from visiontune.run import Run
+from visiontune.run_group import open_run
+from visiontune.training.callbacks import Callback
 from visiontune.training.model import open_datasets
 from visiontune.training.plan_responses import derive_responses
 
@@ -39,12 +42,20 @@ def test_readouts_on_a_frozen_core_see_fewer_clips_more_often(
     assert limited.schedule.steps == -(-2 * clips // limited.batch.samples)
 
 
+class PauseAtOnce(Callback):
+    def on_step(self, run: Run, entry: Mapping[str, Any]) -> None:
+        run.ask_to_pause()
+
+
 def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
     few = {name: value for name, value in QUICK.items() if name not in ("evaluation.every", "checkpoints.every")}
-    run: Any = visiontune.train(prepared, out=tmp_path / "run", hours=2 / 3600, overrides=few)
-    recipe = run.recipe
+    with pytest.raises(PausedError):
+        visiontune.train(prepared, out=tmp_path / "run", hours=0.5, overrides=few, callbacks=[PauseAtOnce()])
+    opened = open_run(tmp_path / "run")
+    assert isinstance(opened, Run)
+    recipe = opened.recipe
     assert recipe.schedule.hours is None and "hours; a step takes" in recipe.why["schedule.steps"]
-    assert run.state["step"] == recipe.schedule.steps != QUICK["schedule.steps"]
+    assert recipe.schedule.steps > QUICK["schedule.steps"]
     assert recipe.evaluation.every == -(-recipe.schedule.steps // 10)
     with pytest.raises(RecipeError, match="give more time"):
         visiontune.train(prepared, out=tmp_path / "short", hours=1e-7, overrides=few)

@@ -24,7 +24,8 @@ from visiontune.exports.interval_chart import Row, around, interval_chart
 from visiontune.exports.reference import REFERENCE_NAME, Reference, pixels_sha256, read_references
 from visiontune.exports.shipment import Shipment
 from visiontune.files import write_text
-from visiontune.page import NAMES, fact, fill, thousands
+from visiontune.metric_names import NAMES
+from visiontune.page import fact, fill, thousands
 
 PAGE_NAME = "certificate.html"
 PREDICTIONS = "evaluation/validation/predictions.jsonl"

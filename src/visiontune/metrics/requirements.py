@@ -7,8 +7,9 @@ from math import inf
 from typing import Protocol
 
 from visiontune.errors import RecipeError
+from visiontune.metric_names import NAMES
 from visiontune.metrics.intervals import Metric
-from visiontune.metrics.text import RATIOS
+from visiontune.metrics.text import PER_CLASS, RATIOS
 
 
 class Scores(Protocol):
@@ -55,7 +56,8 @@ _REQUIREMENT = re.compile(r"\s*(?P<metric>[^<>=]+?)\s*(?P<operator>>=|<=|>|<)\s*
 
 
 def parse_requirements(texts: str | Sequence[str]) -> tuple[Requirement, ...]:
-    """Read conditions, several in one text separated by commas or one a text; raises RecipeError.
+    """Read conditions, several in one text separated by commas or one a text. Raises RecipeError, also for a metric
+    that no model has.
 
     A label may hold commas itself: only a comma behind a number separates.
     """
@@ -70,7 +72,10 @@ def parse_requirements(texts: str | Sequence[str]) -> tuple[Requirement, ...]:
                 bound = float(match["bound"])
             except ValueError as error:
                 raise _unreadable(text[position:]) from error
-            low, high = RANGES.get(match["metric"].split(".")[0], (0.0, 1.0))
+            kind = match["metric"].split(".")[0]
+            if kind not in NAMES and kind not in PER_CLASS:
+                raise RecipeError(f"There is no metric '{kind}'.", fix=f"one of {', '.join((*NAMES, *PER_CLASS))}")
+            low, high = RANGES.get(kind, (0.0, 1.0))
             if not (low <= bound <= high and abs(bound) < inf):
                 asked = match[0].strip(" ,")
                 raise RecipeError(
