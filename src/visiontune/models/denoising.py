@@ -1,9 +1,10 @@
 """Queries that training places near the objects, each told which one is its own (Li et al. 2022, "DN-DETR").
 
 Queries that a model proposes have to be matched to objects, and that is chance as long as it proposes anything. These
-teach from the first step on how a box is mended and a class is told. In a group of queries each object has one; the
-others stand anywhere and are told that they have none, as those of Zhang et al. 2022, "DINO". An image has as many of
-them as of its other queries, so that nothing depends on what else is in the batch.
+teach from the first step on how a box is mended, a class is told and a mask is drawn (Li et al. 2023, "Mask DINO").
+In a group of queries each object has one; the others stand anywhere and are told that they have none, as those of Zhang
+et al. 2022, "DINO". An image has as many of them as of its other queries, so that nothing depends on what else is in
+the batch.
 """
 
 from collections.abc import Iterator

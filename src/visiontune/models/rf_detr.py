@@ -53,7 +53,8 @@ MASK_PARTS = (
     Part("mask_bias", (), loose=("segmentation_bias",)),
 )
 
-TERMS, MASK_TERMS, DENOISING = ("classes", "l1", "giou"), ("mask", "dice"), "denoising"
+TERMS, MASK_TERMS = ("classes", "l1", "giou"), ("mask", "dice")
+DENOISING, MASK_DENOISING = "denoising", "mask_denoising"
 
 QUALITY_ALPHA = 0.25  # a matched query's target is likelihood^alpha * IoU^(1 - alpha)
 LEAST_QUALITY = 0.01
@@ -105,7 +106,8 @@ class RfDetrEncoder(ObjectEncoder):
     def loss_weights(self, encoded: Sequence[EncodedObjects]) -> dict[str, float]:
         objects = sum(set_loss.weight_of(one.soft, one.crowd) for one in encoded)
         masked = sum(set_loss.weight_of(one.soft[one.has_mask], one.crowd[one.has_mask]) for one in encoded)
-        return {term: masked if term in MASK_TERMS else objects for term in _terms(self.choices)}
+        of_masks = (*MASK_TERMS, MASK_DENOISING)
+        return {term: masked if term in of_masks else objects for term in _terms(self.choices)}
 
 
 class RfDetrAdapter(ObjectAdapter):
@@ -123,42 +125,58 @@ class RfDetrAdapter(ObjectAdapter):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         network: Any = self.network
         groups = network.config.group_detr if network.training else 1
-        places = batch.tensors.get("noised")
+        own, pixels = groups * network.config.num_queries, batch.tensors["pixel_values"][:, 0]
         with inputs_of(self._detector.model.decoder) as inputs:
-            logits, boxes, drawings = self._everything(batch.tensors["pixel_values"][:, 0])
-        near = None if places is None else self._near(places[:, : groups * network.config.num_queries], inputs)
-        layers, stride = [drawing.images(groups) for drawing in drawings], cost_stride(network.config)
+            seen = self._detector.model(pixels)
+        hidden, near = seen.intermediate_hidden_states, list[list[Drawing]]()
+        nearby: tuple[Tensor, Tensor] | None = None
+        if "noised" in batch.tensors:
+            places = batch.tensors["noised"][:, :own]
+            of_places = self._near(places, inputs)
+            nearby = self._detector.predict_class_and_boxes(of_places, places)
+            hidden = torch.cat([hidden, of_places], dim=2)
+        drawings = self._drawings(seen, hidden, pixels)
+        layers = [drawing.some(0, own).images(groups) for drawing in drawings]
+        if nearby is not None:  # the last layer is that of the proposals, which none of these is
+            near = [drawing.some(own, 2 * own).images(groups) for drawing in drawings[:-1]]
+        answers, stride = self._answers(seen), cost_stride(network.config)
         rows = []
         for row in range(len(batch.ids)):
             targets = set_loss.targets_of(batch, row)
             masks = [images[row] for images in layers]
-            losses = _image_losses(*_sets(logits, boxes, row, groups), masks, stride, targets)
-            denoising = logits.new_zeros(()) if near is None else _denoising_loss(*_sets(*near, row, groups), targets)
-            rows.append(losses | {DENOISING: denoising})
-        return {term: torch.stack([row[term] for row in rows]) / groups for term in self.terms}
+            losses = _image_losses(*_sets(*answers, row, groups), masks, stride, targets)
+            if nearby is not None:
+                masks = [images[row] for images in near]
+                losses |= _denoising_losses(*_sets(*nearby, row, groups), masks, targets)
+            rows.append(losses)
+        zero = pixels.new_zeros(())
+        return {term: torch.stack([row.get(term, zero) for row in rows]) / groups for term in self.terms}
 
     @property
     def _detector(self) -> Any:
         network: Any = self.network
         return network.model if self.masks else network
 
-    def _near(self, places: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Class logits and boxes, (layers, batch, queries, ...), of queries at `places` (batch, queries, 4); otherwise
-        the decoder sees the same `inputs`."""
+    def _near(self, places: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """What the decoder makes, (layers, batch, queries, d), of queries at `places` (batch, queries, 4); otherwise it
+        sees the same `inputs`."""
         content = self._detector.model.query_feat.weight[: places.shape[1]].expand(len(places), -1, -1)
         seen = self._detector.model.decoder(**{**inputs, "inputs_embeds": content, "reference_points": places})
-        return self._detector.predict_class_and_boxes(seen.intermediate_hidden_states, places)
+        return seen.intermediate_hidden_states
 
     @torch.no_grad()
     def find(self, batch: Batch) -> list[Objects]:
         network: Any = self.network
-        logits, boxes, drawings = self._everything(batch.tensors["pixel_values"][:, 0], last=True)
+        pixels = batch.tensors["pixel_values"][:, 0]
+        seen = self._detector.model(pixels)
+        logits, boxes = self._decoded(seen, first=-1)
+        drawings = self._drawings(seen, seen.intermediate_hidden_states, pixels)
         queries = network.config.num_queries  # of the first group
         likely = logits[0, :, :queries].float().sigmoid()
         classes = likely.shape[-1]
         scores, places = likely.flatten(1).topk(min(self.encoder.choices.most, queries * classes))
         found = []
-        layers = [drawing.images(1) for drawing in drawings]
+        layers = [drawing.images(1) for drawing in drawings[-2:-1]]
         for row, size in enumerate(batch.tensors["size"].tolist()):
             query = places[row] // classes
             shapes: dict[int, Any] = {}
@@ -180,26 +198,25 @@ class RfDetrAdapter(ObjectAdapter):
             )
         return found
 
-    def _everything(self, pixels: Tensor, last: bool = False) -> tuple[Tensor, Tensor, list[Drawing]]:
-        """Class logits (layers, batch, queries, classes), boxes (layers, batch, queries, 4) and for each layer what
-        masks are drawn from, none without masks: of the decoder's layers and, as the last, of the encoder's proposals.
-        With `last` of the decoder's last layer alone."""
-        detector = self._detector
-        seen = detector.model(pixels)
-        hidden = seen.intermediate_hidden_states
-        logits, boxes = detector.predict_class_and_boxes(
-            hidden[-1:] if last else hidden, seen.intermediate_reference_points[-1]
+    def _answers(self, seen: Any) -> tuple[Tensor, Tensor]:
+        """Class logits (layers, batch, queries, classes) and boxes (layers, batch, queries, 4) of the decoder's layers
+        and, as the last, of the encoder's proposals."""
+        logits, boxes = self._decoded(seen)
+        proposed = self._detector.predict_encoder_class_logits(seen.enc_outputs_class)
+        return torch.cat([logits, proposed[None]]), torch.cat([boxes, seen.enc_outputs_coord_logits[None]])
+
+    def _decoded(self, seen: Any, first: int = 0) -> tuple[Tensor, Tensor]:
+        """The same of the decoder's layers alone, from the `first` on."""
+        return self._detector.predict_class_and_boxes(
+            seen.intermediate_hidden_states[first:], seen.intermediate_reference_points[-1]
         )
-        proposed, drawings = seen.enc_outputs_class, list[Drawing]()
-        if self.masks:
-            drawings = drawings_of(self.network, seen.backbone_features, hidden, proposed, pixels.shape[-2:])
-        if last:
-            return logits, boxes, drawings[-2:-1]
-        return (
-            torch.cat([logits, detector.predict_encoder_class_logits(proposed)[None]]),
-            torch.cat([boxes, seen.enc_outputs_coord_logits[None]]),
-            drawings,
-        )
+
+    def _drawings(self, seen: Any, hidden: Tensor, pixels: Tensor) -> list[Drawing]:
+        """For each layer of `hidden` (layers, batch, queries, d) and, as the last, for the proposals what masks are
+        drawn from; none without masks."""
+        if not self.masks:
+            return []
+        return drawings_of(self.network, seen.backbone_features, hidden, seen.enc_outputs_class, pixels.shape[-2:])
 
 
 def _image_losses(
@@ -217,19 +234,24 @@ def _image_losses(
         queries, objects = set_loss.match(cost)
     losses = _matched_losses(logits, boxes, queries, objects, targets)
     if masks and targets.masks is not None:
-        weights = targets.weights[objects] * targets.has_mask[objects]
-        sums = [logits.new_zeros(2)]
-        cut = (values.chunk(len(masks)) for values in (queries, objects, weights))
-        for layer, mine, its, weight in zip(masks, *cut, strict=True):
-            # What lies between mask logits and their loss is many times larger than either: made again in the backward.
-            sums.append(
-                checkpoint(
-                    mask_loss, layer, targets.masks, mine, its, weight, use_reentrant=False, preserve_rng_state=False
-                )
-            )
-        total = torch.stack(sums).sum(dim=0)
-        losses |= dict(zip(MASK_TERMS, total, strict=True))
+        losses |= dict(zip(MASK_TERMS, _mask_losses(masks, queries, objects, targets), strict=True))
     return losses
+
+
+def _mask_losses(masks: list[Drawing], queries: Tensor, objects: Tensor, targets: Targets) -> Tensor:
+    """(2,): cross-entropy and dice, times their coefficients, summed over all layers, where `queries` (S, m) of the
+    layers' groups stand for `objects`."""
+    weights = targets.weights[objects] * targets.has_mask[objects]
+    sums = [weights.new_zeros(2)]
+    cut = (values.chunk(len(masks)) for values in (queries, objects, weights))
+    for layer, mine, its, weight in zip(masks, *cut, strict=True):
+        # What lies between mask logits and their loss is many times larger than either: made again in the backward.
+        sums.append(
+            checkpoint(
+                mask_loss, layer, targets.masks, mine, its, weight, use_reentrant=False, preserve_rng_state=False
+            )
+        )
+    return torch.stack(sums).sum(dim=0)
 
 
 def _matched_losses(
@@ -246,12 +268,15 @@ def _matched_losses(
     }
 
 
-def _denoising_loss(logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-    """The sum over sets of queries (S, queries, ...), of which the first stand for the objects and the others for
-    none."""
+def _denoising_losses(logits: Tensor, boxes: Tensor, masks: list[Drawing], targets: Targets) -> dict[str, Tensor]:
+    """The sum of each term over sets of queries (S, queries, ...), of which the first stand for the objects and the
+    others for none; masks as those of `_image_losses`, of the same sets."""
     sets, queries, _ = boxes.shape
     own = torch.arange(min(queries, len(targets.boxes)), device=boxes.device).expand(sets, -1)
-    return torch.stack([*_matched_losses(logits, boxes, own, own, targets).values()]).sum()
+    losses = {DENOISING: torch.stack([*_matched_losses(logits, boxes, own, own, targets).values()]).sum()}
+    if masks and targets.masks is not None:
+        losses[MASK_DENOISING] = _mask_losses(masks, own, own, targets).sum()
+    return losses
 
 
 def _sets(logits: Tensor, boxes: Tensor, row: int, groups: int) -> tuple[Tensor, Tensor]:
@@ -261,7 +286,8 @@ def _sets(logits: Tensor, boxes: Tensor, row: int, groups: int) -> tuple[Tensor,
 
 
 def _terms(choices: ObjectChoices) -> tuple[str, ...]:
-    return TERMS + (MASK_TERMS if choices.masks else ()) + ((DENOISING,) if choices.denoise else ())
+    denoising = (DENOISING, MASK_DENOISING) if choices.masks else (DENOISING,)
+    return TERMS + (MASK_TERMS if choices.masks else ()) + (denoising if choices.denoise else ())
 
 
 def _class_loss(

@@ -34,6 +34,10 @@ class Drawing:
             Drawing(queries, seen, bias) for queries, bias, seen in zip(*parts, self.features.unbind(), strict=True)
         ]
 
+    def some(self, first: int, end: int) -> "Drawing":
+        """The same of some of the queries, from the `first` up to the `end`, of each image of a batch."""
+        return replace(self, queries=self.queries[:, first:end], bias=self.bias[:, first:end])
+
     def of(self, *places: Tensor | int) -> "Drawing":
         """The same of these queries of one image."""
         return replace(self, queries=self.queries[places], bias=self.bias[places])
