@@ -24,7 +24,7 @@ from visiontune.metrics.object_scores import score_objects
 from visiontune.models import rf_detr
 from visiontune.models.load import native_image_size
 from visiontune.models.parts import check_parts
-from visiontune.models.rf_detr_masks import drawings_of
+from visiontune.models.rf_detr_masks import Drawing, drawings_of, mask_loss
 from visiontune.recipe import ObjectChoices
 
 SIDE, QUERIES = 96, 36
@@ -199,6 +199,15 @@ def test_only_objects_with_a_mask_teach_masks(masks_folder: Path):
     one = changed(drawn(0), masks=(*objects_of(drawn(0)).masks[:1], None, None))
     assert batch_of(model, [one]).weights == {"classes": 3.0, "l1": 3.0, "giou": 3.0, "mask": 1.0, "dice": 1.0}
     assert 0 < terms(model, [one])["dice"] < terms(model, [drawn(0)])["dice"]
+
+
+def test_undecided_masks_lose_what_the_formulas_say():
+    masks = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    masks[0, :2] = 255
+    undecided = Drawing(torch.zeros(1, 1, 2), torch.zeros(2, 4, 4), torch.zeros(1, 1, 1))
+    place = torch.zeros(1, 1, dtype=torch.int64)
+    entropy, dice = mask_loss(undecided, masks, place, place, torch.ones(1, 1)).tolist()
+    assert entropy == pytest.approx(5 * np.log(2)) and dice == pytest.approx(5 * (1 - (2 * 4 + 1) / (8 + 8 + 1)))
 
 
 def test_what_is_found_is_what_the_librarys_post_processing_finds(masks_folder: Path):
