@@ -51,11 +51,13 @@ def test_a_class_has_the_figures_of_an_evaluation_of_it_alone() -> None:
         np.testing.assert_allclose(one.precision, alone.eval["precision"][:, :, 0, 0, 2].mean(axis=0), rtol=1e-15)
 
 
-def test_boxes_alone_are_scored_where_either_side_has_no_masks() -> None:
+def test_masks_are_scored_of_models_that_draw_them_and_have_no_value_without_true_ones() -> None:
     with_masks = some(masks=True)
     without = some()
     assert scored(without).masks is None
     assert scored(Scene(with_masks.truths, without.predictions, with_masks.sizes, with_masks.class_names)).masks is None
+    undrawn = scored(Scene(without.truths, with_masks.predictions, with_masks.sizes, with_masks.class_names)).masks
+    assert undrawn is not None and {metric.value for metric in undrawn.figures.values()} == {None}, "they draw masks"
     nothing_found = [objects([], [], scores=[])] * 12
     masks = scored(Scene(with_masks.truths, nothing_found, with_masks.sizes, with_masks.class_names)).masks
     assert masks is not None and masks.figures["ap"].value == 0

@@ -23,7 +23,7 @@ from visiontune.errors import ModelError
 from visiontune.metrics.object_scores import score_objects
 from visiontune.models import rf_detr
 from visiontune.models.load import native_image_size
-from visiontune.models.parts import check_parts
+from visiontune.models.parts import check_parts, set_training_mode
 from visiontune.models.rf_detr_masks import Drawing, drawings_of, mask_loss
 from visiontune.recipe import ObjectChoices
 
@@ -199,6 +199,17 @@ def test_only_objects_with_a_mask_teach_masks(masks_folder: Path):
     one = changed(drawn(0), masks=(*objects_of(drawn(0)).masks[:1], None, None))
     assert batch_of(model, [one]).weights == {"classes": 3.0, "l1": 3.0, "giou": 3.0, "mask": 1.0, "dice": 1.0}
     assert 0 < terms(model, [one])["dice"] < terms(model, [drawn(0)])["dice"]
+
+
+def test_groups_of_queries_stay_apart_in_a_frozen_decoder(tmp_path: Path):
+    model = adapter(tmp_path / "grouped", choices(queries=12))
+    config, parts = model.network.config, {part.name: "full" for part in model.parts}
+    assert config.group_detr > 1 and config.dropout == config.attention_dropout == 0
+    found = []
+    for state in ("full", "frozen"):
+        set_training_mode(model.network, model.network, model.parts, parts | {"decoder": state})
+        found.append(terms(model, [drawn(0), drawn(1, count=5)]))
+    assert found[0] == found[1]
 
 
 def test_undecided_masks_lose_what_the_formulas_say():

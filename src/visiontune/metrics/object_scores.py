@@ -148,8 +148,9 @@ def score_objects(
 ) -> ObjectScores:
     """Score the predictions of n images of `sizes` (height, width) in pixels.
 
-    Masks are scored where a true object has one and the predictions have them; a true object without a mask counts for
-    boxes, and for masks is a region to be ignored. Crowds are ignored as COCO ignores them. AP and AP50, overall and of
+    Masks are scored where the predictions have them, or where there is no prediction and a true object has one; a true
+    object without a mask counts for boxes, and for masks is a region to be ignored. Where none has a mask, the figures
+    of masks have no value. Crowds are ignored as COCO ignores them. AP and AP50, overall and of
     each class, get 95 % intervals from so many random `halves` of the images (`ap_intervals`); with 0 there are none.
     Raises DataError for what cannot be scored, such as predictions of which only some have masks.
     """
@@ -158,19 +159,25 @@ def score_objects(
         raise DataError("There are no images to score.", fix="score a split that is not empty")
     given = prompts == "ground-truth boxes"
     boxes = None if given else _score(truths, predictions, sizes, "boxes", *options)
-    masks = _score(truths, predictions, sizes, "masks", *options) if has_masks(truths, predictions) else None
-    if given and masks is None:
+    drawn = draw_masks(truths, predictions)
+    if given and not drawn and any(map(len, predictions)):
         raise DataError(
             "The boxes were given, and there are no masks to score.", fix="score masks, or boxes that were predicted"
         )
+    masks = _score(truths, predictions, sizes, "masks", *options) if drawn or given else None
     return ObjectScores(len(truths), prompts, boxes, masks)
 
 
-def has_masks(truths: Sequence[Objects], predictions: Sequence[Objects]) -> bool:
-    """Whether masks are to be scored. Predictions without a single object may be those of a model that draws masks."""
-    true = any(mask is not None for one in truths for mask in one.masks)
+def draw_masks(truths: Sequence[Objects], predictions: Sequence[Objects]) -> bool:
+    """Whether the predictions are those of a model that draws masks. Without a single object they may be, where the
+    truths have masks."""
     masks = [mask is not None for one in predictions for mask in one.masks]
-    return true and (any(masks) or not masks)
+    return any(masks) or (not masks and have_masks(truths))
+
+
+def have_masks(truths: Sequence[Objects]) -> bool:
+    """Whether an object has a mask."""
+    return any(mask is not None for one in truths for mask in one.masks)
 
 
 def _score(

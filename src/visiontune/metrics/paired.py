@@ -17,7 +17,7 @@ from visiontune.metrics.answers import Counted, free_text, matches
 from visiontune.metrics.ap_intervals import HALVES, difference_of_halves, halved
 from visiontune.metrics.average_precision import Kind, coco_pair, curves
 from visiontune.metrics.intervals import Metric, macro_f1_difference, mean, ratio_difference
-from visiontune.metrics.object_scores import has_masks
+from visiontune.metrics.object_scores import draw_masks, have_masks
 from visiontune.metrics.predicted_session import PredictedSession
 from visiontune.metrics.response_scores import response_differences
 from visiontune.metrics.text import label_places, score_texts
@@ -88,7 +88,7 @@ def paired_objects(
     truths, sizes = [p.truth for p in first if p.truth is not None], [p.size for p in first]
     found = [[p.target for p in predictions] for predictions in (first, second)]
     kinds: list[tuple[Kind, str]] = [("boxes", "box")]
-    if all(has_masks(truths, targets) for targets in found):
+    if have_masks(truths) and all(draw_masks(truths, targets) for targets in found):
         kinds.append(("masks", "mask"))
     made = []
     for kind, prefix in kinds:

@@ -126,6 +126,9 @@ class RfDetrAdapter(ObjectAdapter):
         network: Any = self.network
         groups = network.config.group_detr if network.training else 1
         own, pixels = groups * network.config.num_queries, batch.tensors["pixel_values"][:, 0]
+        for layer in self._detector.model.decoder.layers:
+            # It keeps groups apart in its own training mode, in which a frozen decoder is not.
+            layer.self_attn.train(network.training)
         with inputs_of(self._detector.model.decoder) as inputs:
             seen = self._detector.model(pixels)
         hidden, near = seen.intermediate_hidden_states, list[list[Drawing]]()

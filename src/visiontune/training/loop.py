@@ -109,15 +109,13 @@ def _run_steps(session: Session, pauses: PauseRequests) -> None:
         plan, session.reading, rank=session.ranks.rank, ranks=session.ranks.count, workers=recipe.machine.workers
     )
     log = session.run.open_metrics() if session.ranks.is_first else None
-    first_of_attempt = True
     finished = time.perf_counter()
     shown = progress("training", recipe.schedule.steps, "steps", show=session.ranks.is_first)
     with closing(loaded), shown as advance:  # closing ends the loader's workers
         advance(at.step)
         for step, batches in loaded:
             session.seconds = {"data": time.perf_counter() - finished}
-            entry = _step(session, step, batches, check=first_of_attempt)
-            first_of_attempt = False
+            entry = _step(session, step, batches)
             now = time.perf_counter()
             total, finished = now - finished, now
             at.seconds += total
@@ -156,7 +154,7 @@ def _after_step(session: Session, pauses: PauseRequests, log: Any) -> None:
         )
 
 
-def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, check: bool) -> dict[str, Any]:
+def _step(session: Session, step: int, batches: list[tuple[int, Batch]]) -> dict[str, Any]:
     """One optimiser step; returns its line for the metrics."""
     recipe, at, ranks = session.recipe, session.progress, session.ranks
     for _, batch in batches:
@@ -170,8 +168,9 @@ def _step(session: Session, step: int, batches: list[tuple[int, Batch]], *, chec
     started = time.perf_counter()
     penalty = _penalise(session, step)
     ranks.sum_gradients(p for group in session.optimizer.param_groups for p in group["params"])
-    if check:
+    if not session.gradients_checked and all(weights.values()):  # images without an object teach no mask
         receipts.check_gradients(session.book, session.module, session.adapter.parts, recipe.parts)
+        session.gradients_checked = True
     norm = _update(session, step)
     if session.average is not None:
         session.average.update(step + 1)

@@ -224,7 +224,8 @@ def image_matters(true: np.ndarray, with_others: np.ndarray) -> Receipt:
 def check_gradients(
     book: ReceiptBook, module: nn.Module, parts: tuple[Part, ...], states: Mapping[str, PartState]
 ) -> None:
-    """After the first backward: raise ReceiptError unless all trained parts, and no frozen weights, have a gradient."""
+    """After the backward of a step that has targets of every loss term: raise ReceiptError unless all trained parts,
+    and no frozen weights, have a gradient."""
     if touched := [name for name, p in module.named_parameters() if not p.requires_grad and p.grad is not None]:
         reason = f"{len(touched)} frozen weights received a gradient, the first is {touched[0]}"
         book.require(Receipt("frozen stayed frozen", "failed", reason))

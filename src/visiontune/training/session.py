@@ -58,6 +58,7 @@ class Session:
     predicted_bytes: int = 0  # 0 where the largest micro-batch did not fit
     features_bytes: int = 0
     peak_bytes: int = 0
+    gradients_checked: bool = False  # by the attempt's first step that has targets of every loss term
     features: FeatureStore | None = None
     average: WeightAverage | None = None
     callbacks: Callback = field(default_factory=Callback)  # called in the first process alone
