@@ -183,9 +183,12 @@ def test_what_yolo_cannot_hold_is_counted(tmp_path):
     file = sound_annotations()
     file["annotations"][3]["note"] = "odd"
     masks = [e for e in file["annotations"] if isinstance(e.get("segmentation"), dict) and not e["iscrowd"]]
+    masks[0]["segmentation"] = {"size": [1, 1], "counts": [0, 1]}
+    masks[1]["bbox"][2] -= 5
     table = coco.to_table(file, "x")
     assert yolo.write(table, tmp_path) == {
-        "masks that are not one polygon": len(masks),
+        "masks that cannot be drawn": 1,
+        "boxes that are not those of their masks": 1,
         "crowds": 1,
         "fields of objects": 1,
     }

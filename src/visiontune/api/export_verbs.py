@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from visiontune.api.data_verbs import Source
 from visiontune.api.options import refuse
+from visiontune.data.format_names import ANNOTATIONS
 from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
 from visiontune.progress import note, warn
 from visiontune.words import command
 
 if TYPE_CHECKING:
+    from visiontune.data.format_names import Annotations
     from visiontune.exports.certificate import Check
     from visiontune.exports.weights import DataType
 
@@ -22,7 +24,7 @@ FORMS = ("adapter", "merged", "gguf", "onnx")
 
 
 def export(
-    run: Source,
+    source: Source,
     *,
     to: Sequence[str] | str,
     out: Source | None = None,
@@ -37,6 +39,10 @@ def export(
 ) -> dict[str, Path]:
     """Write the trained model as `adapter` (plain PEFT), `merged` (plain transformers), `gguf` (llama.cpp; models that
     write text), `onnx` (onnxruntime; RF-DETR and SAM), or several; of a group of runs each to a folder of its role.
+    Or write a prepared dataset of boxes and masks as `coco`, `yolo` or `voc`, images and annotations, split by split.
+
+    `source` is a run, a group of runs, or a prepared dataset, of which `out` is needed and no other option taken; what
+    a format cannot hold is said, and stands in `export.json` in the folder.
 
     `quantisation` is the type of a GGUF (q8_0 where not given), or int8 for ONNX (float32 where not given). One form
     goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder `exports`.
@@ -46,7 +52,12 @@ def export(
     """
     from visiontune.run_group import RunGroup, open_run
 
-    opened = open_run(run)
+    forms = _forms(to)
+    if _is_dataset(source) or set(forms) & set(ANNOTATIONS):
+        options: dict[str, Any] = {"quant": quantisation, "dtype": dtype, "step": step, "samples": samples}
+        options |= {"limit": limit, "with_inputs": with_inputs or None, "push": push, "public": public or None}
+        return _export_dataset(source, forms, out, options)
+    opened = open_run(source)
     if isinstance(opened, RunGroup):
         given: dict[str, Any] = {"to": to, "quantisation": quantisation, "dtype": dtype, "step": step}
         given |= {"samples": samples, "limit": limit, "with_inputs": with_inputs}
@@ -55,11 +66,6 @@ def export(
         places = {role: opened.path / "exports" / role if out is None else Path(out) / role for role in opened.runs}
         made = {role: export(member.path, out=places[role], **given) for role, member in opened.runs.items()}
         return {f"{role}/{form}": folder for role, folders in made.items() for form, folder in folders.items()}
-    forms = [form.strip() for form in (to.split(",") if isinstance(to, str) else to)]
-    if unknown := [form for form in forms if form not in FORMS] or [f for f in forms if forms.count(f) > 1]:
-        raise VisiontuneError(
-            f"'{unknown[0]}' is no export form, or asked for twice.", fix=f"forms: {', '.join(FORMS)}"
-        )
     base = opened.path / "exports" if out is None else Path(out)
     folders = {form: base if out is not None and len(forms) == 1 else base / form for form in forms}
     if "onnx" in forms and quantisation not in (None, "int8"):
@@ -109,6 +115,58 @@ def export(
 
         push_folders(folders, push, private=not public)
     return folders
+
+
+def _forms(to: Sequence[str] | str) -> list[str]:
+    forms = [form.strip() for form in (to.split(",") if isinstance(to, str) else to)]
+    known = (*FORMS, *ANNOTATIONS)
+    if unknown := [form for form in forms if form not in known] or [f for f in forms if forms.count(f) > 1]:
+        raise VisiontuneError(
+            f"'{unknown[0]}' is no export form, or asked for twice.",
+            where="--to",
+            fix=f"forms: of a run {', '.join(FORMS)}; of a prepared dataset {', '.join(ANNOTATIONS)}",
+        )
+    return forms
+
+
+def _is_dataset(source: Source) -> bool:
+    from visiontune.data.dataset_info import INFO_NAME
+    from visiontune.data.remote import is_url
+
+    return is_url(source) or (Path(source) / INFO_NAME).is_file()
+
+
+def _export_dataset(
+    source: Source, forms: Sequence[str], out: Source | None, options: dict[str, Any]
+) -> dict[str, Path]:
+    """Write a prepared dataset in the forms of annotations, each to a folder of its own."""
+    from visiontune.data.annotated_folder import check_annotated, write_annotated
+    from visiontune.data.dataset import Dataset
+    from visiontune.run_group import RunGroup
+
+    if not _is_dataset(source):
+        is_run = RunGroup.stands_at(source) or (Path(source) / "recipe.yaml").is_file()
+        form = next(form for form in forms if form in ANNOTATIONS)
+        raise DataError(
+            f"'{form}' is a form of prepared datasets, and this is {'a run' if is_run else 'none'}.",
+            where=str(source),
+            fix=f"forms of a run: {', '.join(FORMS)}" if is_run else command("prepare", source, "--out", "data/"),
+        )
+    if of_runs := [form for form in forms if form in FORMS]:
+        raise DataError(
+            f"'{of_runs[0]}' is a form of runs, and this is a dataset.",
+            where=str(source),
+            fix=f"forms of a dataset: {', '.join(ANNOTATIONS)}; or give a run that was trained on it",
+        )
+    refuse(options, "An export of a dataset takes")
+    if out is None:
+        raise DataError("An export of a dataset needs a folder to go to.", where=str(source), fix="--out FOLDER")
+    dataset = Dataset.open(source)
+    wanted: list[Annotations] = [form for form in ANNOTATIONS if form in forms]
+    folders: dict[Annotations, Path] = {form: Path(out) if len(wanted) == 1 else Path(out) / form for form in wanted}
+    for folder in folders.values():
+        check_annotated(dataset, folder)
+    return {form: write_annotated(dataset, form, folder) for form, folder in folders.items()}
 
 
 def verify(path: Source, *, run: Source | None = None, data: Source | None = None) -> list[Check]:

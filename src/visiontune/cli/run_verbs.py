@@ -123,7 +123,7 @@ def _run_answer(run: Any) -> Answer:
 
 
 def export(
-    run: Path,
+    source: str,
     *,
     to: str,
     out: Path | None = None,
@@ -144,17 +144,19 @@ def export(
     public: Annotated[bool, Parameter(help="make the hub repository public")] = False,
 ) -> Answer:
     """Write the trained model for others: adapter (PEFT), merged (transformers), gguf (llama.cpp), onnx (onnxruntime),
-    each with its certificate.
+    each with its certificate. Or write a dataset of boxes and masks for others: coco, yolo, voc.
 
     Parameters
     ----------
+    source
+        a run or a group of runs; or a prepared dataset of boxes and masks, also at a URL
     to
-        forms, separated by commas: adapter, merged, gguf, onnx
+        forms, separated by commas: of a run adapter, merged, gguf, onnx; of a dataset coco, yolo, voc
     out
-        folder; of several forms each gets a folder of its name inside. Without it: RUN/exports
+        folder; of several forms each gets a folder of its name inside. Without it, of a run: RUN/exports
     """
     folders = visiontune.export(
-        run,
+        source,
         to=to,
         out=out,
         quantisation=None if quant is None else quant.lower(),

@@ -252,7 +252,9 @@ def owned(out: Path, ours: set[str]) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_said(out: Path) -> Iterator[None]:
+def full_disk_said(
+    out: Path, fix: str = "make room and run the same command again: it goes on where it stopped"
+) -> Iterator[None]:
     """Say a full disk as MachineError."""
     try:
         yield
@@ -262,7 +264,7 @@ def full_disk_said(out: Path) -> Iterator[None]:
         raise MachineError(
             "the disk is full; nothing that stood was damaged",
             where=str(out),
-            fix="make room and run the same command again: it goes on where it stopped",
+            fix=fix,
         ) from error
 
 

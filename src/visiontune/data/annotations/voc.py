@@ -13,11 +13,11 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visiontune.data.annotations.table import ABSENT, Annotations, Categories, Images, Kind, Table, Unread
 from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
-from visiontune.files import write_text
 
 Pixels = Literal["counted from 1", "edges"]
 
@@ -82,9 +82,12 @@ def pixels_from(corners: Sequence[Sequence[float]]) -> Pixels:
 
 
 def write(table: Table, folder: Path, pixels: Pixels = "counted from 1") -> Counter[str]:
-    """Write FOLDER/Annotations/NAME.xml for each image. Returns what VOC cannot hold, counted.
+    """Write FOLDER/Annotations/NAME.xml for each image, and the splits that are known into ImageSets/Main. Returns what
+    VOC cannot hold, counted.
 
-    Coordinates become whole pixels. An image's folders become a part of its XML file's path.
+    Coordinates become whole pixels, and a box has at least two in one direction: a box of one pixel would say that
+    edges are meant (see `pixels_from`). Crowds become objects that are marked as difficult, which VOC's scores do not
+    count. An image's folders become a part of its XML file's path. Nothing is synced.
     """
     lost: Counter[str] = Counter()
     columns = table.annotations
@@ -95,31 +98,59 @@ def write(table: Table, folder: Path, pixels: Pixels = "counted from 1") -> Coun
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = Path(name).name
         size = ElementTree.SubElement(root, "size")
-        for side, column in (("width", table.images.widths), ("height", table.images.heights)):
-            ElementTree.SubElement(size, side).text = str(column[image_row])
+        sides = (int(table.images.widths[image_row]), int(table.images.heights[image_row]))
+        for side, value in zip(("width", "height"), sides, strict=True):
+            ElementTree.SubElement(size, side).text = str(value)
         for row in table.annotation_rows(image_row).tolist():
             box = columns.boxes[row]
             if np.isnan(box).any() or table.category_rows[row] < 0:
                 lost["objects without box or class"] += 1
                 continue
-            corners = np.concatenate([box[:2], box[:2] + box[2:]])
-            whole = np.rint(corners).astype(np.int64)
-            lost["fractions of pixels"] += bool((whole != corners).any())
+            whole = _whole_pixels(box, sides, lost)
             element = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(element, "name").text = table.categories.names[table.category_rows[row]]
-            for key, value in columns.other.get(row, {}).items():
+            fields = {"difficult": 1} if columns.crowd[row] == 1 else {}
+            for key, value in {**columns.other.get(row, {}), **fields}.items():
                 if isinstance(value, str | int | float):
                     ElementTree.SubElement(element, key).text = str(value)
                 else:
                     lost[f"values of {key}"] += 1
             bounds = ElementTree.SubElement(element, "bndbox")
-            for corner, value, shift in zip(_CORNERS, whole.tolist(), (first, first, 0, 0), strict=True):
+            for corner, value, shift in zip(_CORNERS, whole, (first, first, 0, 0), strict=True):
                 ElementTree.SubElement(bounds, corner).text = str(value + shift)
         ElementTree.indent(root, "\t")
-        text = ElementTree.tostring(root, encoding="unicode")
-        write_text((folder / "Annotations" / _below(name)).with_suffix(".xml"), text + "\n")
+        path = (folder / "Annotations" / _below(name)).with_suffix(".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(ElementTree.tostring(root, encoding="unicode") + "\n", encoding="utf-8")
+    _write_splits(table, folder)
     lost["objects of unknown images"] = int((table.image_rows < 0).sum())
+    lost["classes without objects"] = len(set(range(len(table.categories))) - set(table.category_rows.tolist()))
     return +lost
+
+
+def _whole_pixels(box: NDArray[np.float64], sides: tuple[int, int], lost: Counter[str]) -> list[int]:
+    """Left, top, right and bottom edge of a box in whole pixels, at least one each way and two one way."""
+    corners = np.concatenate([box[:2], box[:2] + box[2:]])
+    whole = np.rint(corners).astype(np.int64)
+    lost["fractions of pixels"] += bool((whole != corners).any())
+    flat = whole[2:] <= whole[:2]
+    whole[:2][flat] = np.minimum(np.floor(corners[:2][flat]), np.array(sides)[flat] - 1)
+    whole[2:][flat] = whole[:2][flat] + 1
+    if (whole[2:] - whole[:2] == 1).all():
+        lost["boxes of one pixel, now two wide"] += 1
+        axis = 0 if sides[0] > 1 else 1
+        whole[axis + 2 if whole[axis + 2] < sides[axis] else axis] += 1 if whole[axis + 2] < sides[axis] else -1
+    return whole.tolist()
+
+
+def _write_splits(table: Table, folder: Path) -> None:
+    """The names of each split's images, without suffix; nothing where no image has a split."""
+    for short, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        names = zip(table.images.file_names, table.images.splits, strict=True)
+        if stems := [Path(name).stem for name, of in names if of == split]:
+            path = folder / "ImageSets" / "Main" / f"{short}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
 
 
 def _below(name: str) -> Path:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from visiontune.data.annotations.masks import is_ring, to_rle
+from visiontune.data.annotations.outlines import outline
 from visiontune.data.annotations.table import Annotations, Categories, Images, Kind, Table, Unread
 from visiontune.data.images import SUFFIXES, read_header
 from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
-from visiontune.files import write_text
 
 LAYOUTS = (
     "give a data.yaml with names and train, val and test, "
@@ -29,6 +30,7 @@ LAYOUTS = (
 _YAMLS = ("data.yaml", "data.yml", "dataset.yaml")
 _NAMES = ("classes.txt", "labels/classes.txt")
 _SPLITS = ("train", "val", "test")
+SAME_BOX = 1.0  # pixels by which a box and the bounds of its mask may differ: both are drawn to pixels
 _KNOWN = frozenset({*_SPLITS, "path", "names", "nc"})
 
 
@@ -111,8 +113,9 @@ def read(source: Path) -> Table:
 def write(table: Table, folder: Path) -> Counter[str]:
     """Write data.yaml, a list of images for each split, and the label files. Returns what YOLO cannot hold, counted.
 
-    The images themselves are the caller's to put into the folder, under the names that the table has. Crowds are left
-    out: read back they would be objects. Masks that are not one polygon leave their box.
+    The images themselves are the caller's to put into the folder, under the names that the table has; nothing is
+    synced. Crowds are left out: read back they would be objects. A mask that is not one polygon becomes one (see
+    `outlines`); where a mask is written, the box is the polygon's.
     """
     lost: Counter[str] = Counter()
     columns, images = table.annotations, table.images
@@ -127,19 +130,23 @@ def write(table: Table, folder: Path) -> Counter[str]:
                 lost["objects without box, class or image size"] += 1
             else:
                 lines.append(f"{numbers[int(table.category_rows[row])]} {_shares(table, row, size, lost)}")
-        label = label_file(Path(name)).as_posix()
-        write_text(folder / label, "".join(line + "\n" for line in lines))
+        label = folder / label_file(Path(name))
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     lost["objects of unknown images"] = int((table.image_rows < 0).sum())
     lost["fields of objects"] = len(columns.other)
     lost["fields of images"] = len(images.other)
-    description: dict[str, Any] = {"path": "."}
+    # Without `path`: tools that know it as one of the working folder's take the folder of data.yaml then.
+    description: dict[str, Any] = {}
     for short, split in (("train", "train"), ("val", "validation"), ("test", "test")):
         listed = [name for name, of in zip(images.file_names, images.splits, strict=True) if (of or "train") == split]
         if listed or short == "train":
-            write_text(folder / f"{short}.txt", "".join(f"./{name}\n" for name in listed))
+            text = "".join(f"./{name}\n" for name in listed)
+            (folder / f"{short}.txt").write_text(text, encoding="utf-8")
             description[short] = f"{short}.txt"
     description["names"] = {number: table.categories.names[row] for row, number in numbers.items()}
-    write_text(folder / "data.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
     return +lost
 
 
@@ -284,12 +291,28 @@ def problem(words: list[str], size: tuple[int, int] | None) -> str | None:
 
 
 def _shares(table: Table, row: int, size: tuple[int, int], lost: Counter[str]) -> str:
-    columns = table.annotations
-    kind, value = columns.kinds[row], columns.segmentations[row]
-    if kind == Kind.POLYGONS and len(value) == 1 and len(value[0]) >= 6 and len(value[0]) % 2 == 0:
-        shares = np.array(value[0], np.float64) / np.resize(size, len(value[0]))
+    polygon, box = _polygon(table, row, size), table.annotations.boxes[row]
+    if polygon is not None:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        corners = np.concatenate([points.min(axis=0), points.max(axis=0)])
+        lost["boxes that are not those of their masks"] += bool(
+            (np.abs(corners - np.concatenate([box[:2], box[:2] + box[2:]])) > SAME_BOX).any()
+        )
+        shares = (points / size).ravel()
     else:
-        lost["masks that are not one polygon"] += bool(kind != Kind.NONE)
-        left, top, width, height = columns.boxes[row].tolist()
+        lost["masks that cannot be drawn"] += bool(table.annotations.kinds[row] != Kind.NONE)
+        left, top, width, height = box.tolist()
         shares = np.array([left + width / 2, top + height / 2, width, height]) / np.tile(size, 2)
     return " ".join(f"{share:.10g}" for share in shares.tolist())
+
+
+def _polygon(table: Table, row: int, size: tuple[int, int]) -> list[float] | None:
+    """The mask of an annotation as one polygon in pixels; None without one, or where it is not sound."""
+    kind, value = int(table.annotations.kinds[row]), table.annotations.segmentations[row]
+    if kind == Kind.POLYGONS and len(value) == 1 and is_ring(value[0]):
+        return value[0]
+    try:
+        mask = to_rle(kind, value, size[1], size[0])
+    except DataError:
+        return None
+    return None if mask is None else outline(mask)
