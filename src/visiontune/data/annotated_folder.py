@@ -85,7 +85,7 @@ def check_annotated(dataset: Dataset, out: Path) -> None:
     """Raise DataError where the dataset is not of objects, or `out` is no place for its files."""
     if dataset.info.target != "objects" or dataset.info.objects is None:
         raise DataError(
-            f"this dataset holds no boxes or masks, but {'responses' if dataset.info.recording else 'texts'}",
+            f"This dataset holds no boxes or masks, but {'responses' if dataset.info.recording else 'texts'}",
             where=str(dataset.path / INFO_NAME),
             fix=f"export datasets of COCO, YOLO or VOC annotations to {', '.join(ANNOTATIONS)}; images with texts "
             "become `messages` by `visiontune prepare --messages`",
