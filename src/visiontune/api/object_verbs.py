@@ -74,21 +74,25 @@ def plan_objects(
     **options: Any,
 ) -> list[Run]:
     """Write the run folders: of one model `out` itself, of two `out/ROLE` each, under a plan file."""
+    from visiontune.recipe import leaves
+    from visiontune.training.object_places import warn_of_crowded_images
     from visiontune.training.plan import plan_run
     from visiontune.training.plan_objects import derive_objects
     from visiontune.training.refusals import refuse_idle
 
     runs = {role: Run(out if len(models) == 1 else out / role) for role in models}
-    given = [changes, *(fragment.get("objects") or {} for fragment in reversed(fragments))]
-    masks = next((one[name] for one in given for name in ("objects.masks", "masks") if name in one), None)
+    asked = dict(leaf for fragment in fragments for leaf in leaves(fragment)) | changes
+    side = asked.get("data.image_longest_edge")
+    set_by_hand = {"masks": asked.get("objects.masks"), "side": side if isinstance(side, int) and side > 0 else None}
     planned: dict[str, tuple[Recipe, ObjectMeasures]] = {}
     for role in runs:
-        recipe, measures = derive_objects(datasets, shares, models[role], machine, masks=masks, **options)
+        recipe, measures = derive_objects(datasets, shares, models[role], machine, **set_by_hand, **options)
         for fragment in fragments:
             recipe = recipe.overlaid(fragment)
         planned[role] = recipe.changed(changes), measures
     refuse_idle([recipe for recipe, _ in planned.values()], changes)
     for role, (recipe, measures) in planned.items():
+        warn_of_crowded_images(recipe, measures)
         plan_run(runs[role], recipe, datasets)
         write_json(runs[role].path / "measures.json", measures.to_json())
     if len(runs) > 1:

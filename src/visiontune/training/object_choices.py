@@ -47,9 +47,13 @@ def object_choices(
         "batch.samples": (8 if n < SMALL_SET else 16, f"{n} training images"),
     }
     if tiny:
-        queries = min(TINY_QUERIES[1], max(TINY_QUERIES[0], math.ceil(1.5 * measures.most)))
-        choices["queries"] = queries, f"{counted(measures.most, 'object')} in an image at most, and half as many again"
+        choices["queries"] = _queries(measures)
     return choices
+
+
+def side_for(queries: int, patch: int, multiple: int, largest: int) -> int:
+    """The least side of a square image, in pixels, that has a patch for each query, but no more than `largest`."""
+    return min(math.ceil(math.ceil(math.sqrt(queries)) * patch / multiple) * multiple, largest)
 
 
 def _mirror(measures: ObjectMeasures) -> tuple[str, str]:
@@ -90,6 +94,17 @@ def _tiny_side(measures: ObjectMeasures, patch: int, multiple: int | None, patch
 def _most(measures: ObjectMeasures) -> tuple[int, str]:
     most = max(USUAL_MOST, math.ceil(1.5 * measures.most / 10) * 10)
     return most, f"{counted(measures.most, 'object')} in an image at most"
+
+
+def _queries(measures: ObjectMeasures) -> tuple[int, str]:
+    least, largest = TINY_QUERIES
+    wanted = math.ceil(1.5 * measures.most)
+    reason = f"{counted(measures.most, 'object')} in an image at most"
+    if wanted > largest:
+        return largest, f"{reason}; a small model has {largest} places for them, not half as many again"
+    if wanted < least:
+        return least, f"{reason}; {least} places are enough for few objects"
+    return wanted, f"{reason}, and half as many again"
 
 
 def _tiny_shown(measures: ObjectMeasures) -> int:

@@ -16,7 +16,7 @@ from visiontune.models.rf_detr_tiny import MASK_PATCH
 from visiontune.recipe import ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
 from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
-from visiontune.training.object_choices import object_choices
+from visiontune.training.object_choices import TINY_SIDES, object_choices, side_for
 from visiontune.words import counted
 
 KEPT_FEATURES = "what the frozen encoder makes of an image is computed once"
@@ -207,10 +207,28 @@ class _Case:
 
     def side(self) -> tuple[int, str]:
         side, reason = self.of_data["data.image_longest_edge"]
-        largest = self.usual.largest_mask_side
-        if self.masks and largest is not None and side > largest:
+        largest = self.usual.largest_mask_side if self.masks else None
+        if largest is not None and side > largest:
             return largest, "no larger: tokens are small for masks"
+        if self.builds_queries:
+            wanted, why = self.of_data["queries"]
+            needed = side_for(wanted, self.patch, TINY_MULTIPLE, largest or TINY_SIDES[1])
+            if needed > side:
+                return needed, f"{wanted} queries have a patch of {self.patch} px each; {why}"
         return side, reason
+
+    @property
+    def builds_queries(self) -> bool:
+        """Whether the model is built with as many queries as the recipe says."""
+        return self.tiny and self.family == "rf_detr"
+
+    def queries(self, side: int) -> tuple[int, str]:
+        """`objects.queries` for images of `side` pixels, and why: each starts from a patch of its own."""
+        wanted, reason = self.of_data["queries"]
+        patches = (side // self.patch) ** 2
+        if wanted > patches:
+            return max(1, patches), f"{reason}; no more than the {patches} patches of {side} px"
+        return wanted, reason
 
     def augment(self) -> tuple[float, str]:
         if self.kept_features:
@@ -248,10 +266,12 @@ def derive_objects(
     limit: int | None = None,
     epochs: float | None = None,
     masks: bool | None = None,
+    side: int | None = None,
 ) -> tuple[Recipe, ObjectMeasures]:
     """The recipe that data, model and machine call for, with its reasons, and what was measured of the data.
 
-    `masks` says whether masks are learned; None: where the data have some and the model draws them.
+    What others set by hand is told where choices follow from it. `masks` says whether masks are learned; None: where
+    the data have some and the model draws them. `side`: `data.image_longest_edge`.
     Raises ModelError, DataError, and RecipeError where masks are asked for and the data have none.
     """
     classes = check_objects(datasets)
@@ -262,7 +282,8 @@ def derive_objects(
     usual = case.usual
     reasons = Reasons()
     choose = reasons.choose
-    side, samples = choose("data.image_longest_edge", *case.side()), choose("batch.samples", *case.samples())
+    longest = choose("data.image_longest_edge", *case.side() if side is None else (side, "as asked"))
+    samples = choose("batch.samples", *case.samples())
     steps = reasons.steps(case.images, samples, epochs, case.epochs())
     tokens = 4096 if machine.device == "cpu" else int(min(65536, max(4096, machine.memory / 2**30 * 512)))
     validation = _images(datasets, "validation", limit)
@@ -273,10 +294,10 @@ def derive_objects(
         "data": {
             "datasets": datasets_section(datasets, weights),
             "limit": limit,
-            "image_longest_edge": side,
+            "image_longest_edge": longest,
             "augment": choose("data.augment", *case.augment()),
         },
-        "objects": {"classes": list(classes), **_objects_section(case, side, reasons)},
+        "objects": {"classes": list(classes), **_objects_section(case, longest, reasons)},
         "parts": choose("parts", dict(case.states), usual.reason),
         "lora": {
             "rank": choose("lora.rank", 8 if case.images < 1000 else 16, f"{case.images} training images"),
@@ -361,8 +382,6 @@ def _objects_section(case: _Case, side: int, reasons: Reasons) -> dict[str, Any]
     }
     if case.usual.denoise is not None:
         section["denoise"] = choose("objects.denoise", *case.usual.queries_at_objects(case.objects))
-    if case.tiny and case.family == "rf_detr":
-        queries, reason = case.of_data["queries"]
-        places = (side // case.patch) ** 2  # a query starts from a token of its own
-        section["queries"] = choose("objects.queries", min(queries, places), reason)
+    if case.builds_queries:
+        section["queries"] = choose("objects.queries", *case.queries(side))
     return section
