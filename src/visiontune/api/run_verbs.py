@@ -138,6 +138,7 @@ def _plan(
     """Prepare what is not prepared, and plan the run, or the group of runs, in the folder `at`."""
     from visiontune.api.object_verbs import distilled, models_for, plan_objects
     from visiontune.api.response_verbs import plan_responses, recordings_of
+    from visiontune.data.leaks import refuse_leaks
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
     from visiontune.recipe import check_names, fragment_names, validated
@@ -176,6 +177,7 @@ def _plan(
             names = [Path(s).name if len(data) == 1 else f"{i}-{Path(s).name}" for i, s in enumerate(data)]
             sources = zip(data, names, strict=True)
             datasets = [_dataset(source, prepared / name, limit) for source, name in sources]
+            refuse_leaks(datasets)
         if mixture is not None and weights is not None:
             raise RecipeError("Weights and a mixture are two ways to say one thing.", where="--mixture", fix="give one")
         shares = list(weights) if weights is not None else [None] * len(datasets)
