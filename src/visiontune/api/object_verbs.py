@@ -81,12 +81,10 @@ def plan_objects(
     from visiontune.training.refusals import refuse_idle
 
     runs = {role: Run(out if len(models) == 1 else out / role) for role in models}
-    asked = dict(leaf for fragment in fragments for leaf in leaves(fragment)) | changes
-    side = asked.get("data.image_longest_edge")
-    set_by_hand = {"masks": asked.get("objects.masks"), "side": side if isinstance(side, int) and side > 0 else None}
+    asked = dict(leaf for given in (*fragments, changes) for leaf in leaves(given))
     planned: dict[str, tuple[Recipe, ObjectMeasures]] = {}
     for role in runs:
-        recipe, measures = derive_objects(datasets, shares, models[role], machine, **set_by_hand, **options)
+        recipe, measures = derive_objects(datasets, shares, models[role], machine, asked=asked, **options)
         for fragment in fragments:
             recipe = recipe.overlaid(fragment)
         planned[role] = recipe.changed(changes), measures

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from visiontune.machine import Hardware
 from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
 from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.models.rf_detr_tiny import MASK_PATCH
+from visiontune.models.sam import SamAdapter
 from visiontune.recipe import ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
 from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
@@ -100,7 +102,7 @@ USUAL = {
         },
         learning_rate=1e-4,
         weight_decay=1e-4,
-        reason="the encoder is frozen, so that what it makes of an image is computed once; the mask decoder learns",
+        reason="the encoder keeps what it knows, and the mask decoder learns",
         clip_norm=1.0,
     ),
 }
@@ -195,11 +197,13 @@ class _Case:
     images: int  # that training has
     objects: float  # in an image
     of_data: Mapping[str, tuple[Any, str]]  # by `object_choices`
+    asked: Mapping[str, Any]  # set by hand
 
     @property
     def kept_features(self) -> bool:
         """Whether what the frozen encoder makes of an image is computed once."""
-        return self.segmenter and self.states["vision_encoder"] == "frozen"
+        states = [self.asked.get(f"parts.{part}", self.states.get(part)) for part in SamAdapter.feature_parts]
+        return self.segmenter and all(state == "frozen" for state in states)
 
     @property
     def patch(self) -> int:
@@ -207,6 +211,9 @@ class _Case:
 
     def side(self) -> tuple[int, str]:
         side, reason = self.of_data["data.image_longest_edge"]
+        by_hand = self.asked.get("data.image_longest_edge")
+        if isinstance(by_hand, int) and by_hand > 0:
+            return by_hand, "set by hand"
         largest = self.usual.largest_mask_side if self.masks else None
         if largest is not None and side > largest:
             return largest, "no larger: tokens are small for masks"
@@ -265,25 +272,23 @@ def derive_objects(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
-    masks: bool | None = None,
-    side: int | None = None,
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Recipe, ObjectMeasures]:
     """The recipe that data, model and machine call for, with its reasons, and what was measured of the data.
 
-    What others set by hand is told where choices follow from it. `masks` says whether masks are learned; None: where
-    the data have some and the model draws them. `side`: `data.image_longest_edge`.
+    `asked` are the fields that are set by hand, as `section.field`: not taken over here, but other choices follow from
+    them. Without `objects.masks`, masks are learned where the data have some and the model draws them.
     Raises ModelError, DataError, and RecipeError where masks are asked for and the data have none.
     """
     classes = check_objects(datasets)
     if family_of(model) not in USUAL:
         raise ModelError("This model writes text; it finds no objects.", where=model, fix="--model tiny/rf-detr")
     measures = measure_objects(datasets, limit=limit)
-    case = _case(datasets, model, measures, limit=limit, masks=masks)
+    case = _case(datasets, model, measures, limit=limit, asked=asked)
     usual = case.usual
     reasons = Reasons()
     choose = reasons.choose
-    longest = choose("data.image_longest_edge", *case.side() if side is None else (side, "as asked"))
-    samples = choose("batch.samples", *case.samples())
+    side, samples = choose("data.image_longest_edge", *case.side()), choose("batch.samples", *case.samples())
     steps = reasons.steps(case.images, samples, epochs, case.epochs())
     tokens = 4096 if machine.device == "cpu" else int(min(65536, max(4096, machine.memory / 2**30 * 512)))
     validation = _images(datasets, "validation", limit)
@@ -294,10 +299,10 @@ def derive_objects(
         "data": {
             "datasets": datasets_section(datasets, weights),
             "limit": limit,
-            "image_longest_edge": longest,
+            "image_longest_edge": side,
             "augment": choose("data.augment", *case.augment()),
         },
-        "objects": {"classes": list(classes), **_objects_section(case, longest, reasons)},
+        "objects": {"classes": list(classes), **_objects_section(case, side, reasons)},
         "parts": choose("parts", dict(case.states), usual.reason),
         "lora": {
             "rank": choose("lora.rank", 8 if case.images < 1000 else 16, f"{case.images} training images"),
@@ -329,10 +334,10 @@ def derive_objects(
 
 
 def _case(
-    datasets: Sequence[Dataset], model: str, measures: ObjectMeasures, *, limit: int | None, masks: bool | None
+    datasets: Sequence[Dataset], model: str, measures: ObjectMeasures, *, limit: int | None, asked: Mapping[str, Any]
 ) -> _Case:
     tiny, family = is_tiny(model), family_of(model)
-    usual = (TINY if tiny else USUAL)[family]
+    usual, masks = (TINY if tiny else USUAL)[family], asked.get("objects.masks")
     drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
     if masks and not drawn:
         raise RecipeError("The data have no masks.", where="objects.masks", fix="leave it out, or annotate masks")
@@ -356,6 +361,7 @@ def _case(
         images=_images(datasets, "train", limit),
         objects=measures.objects / max(1, measures.images),
         of_data=of_data,
+        asked=asked,
     )
 
 

@@ -1,5 +1,4 @@
-"""Images that hold many objects: a small model is built with places for them, and of any model it is said what it
-cannot find."""
+"""Runs that find objects, as they are planned: what follows from the data and from fields that are set by hand."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import visiontune
 from tests.drawn_objects import Scene, coco_source
 from visiontune.api.object_verbs import plan_objects
 from visiontune.data.dataset import Dataset
+from visiontune.demo_shapes import draw_source
 from visiontune.machine import Hardware
 from visiontune.models.load import build_tiny_finder
 from visiontune.recipe import ObjectChoices, Recipe
@@ -48,11 +48,12 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Dataset
 
 @pytest.fixture
 def planned(tmp_path: Path) -> Plan:
-    """`planned(data, model, **fields)`: the recipe of a run that is planned and not trained."""
+    """`planned(data, model, changes, fragment)`: the recipe of a run that is planned and not trained."""
 
-    def plan(data: Dataset, model: str = "tiny/rf-detr", **fields: Any) -> Recipe:
-        changes = {name.replace("__", "."): value for name, value in fields.items()}
-        (run,) = plan_objects([data], [None], {"detector": model}, tmp_path / "run", MACHINE, [], changes)
+    def plan(data: Dataset, model: str = "tiny/rf-detr", changes: Any = None, fragment: Any = None) -> Recipe:
+        fragments = [] if fragment is None else [fragment]
+        out = tmp_path / "run"
+        (run,) = plan_objects([data], [None], {"detector": model}, out, MACHINE, fragments, changes or {})
         return run.recipe
 
     return plan
@@ -86,7 +87,7 @@ def test_what_a_small_model_has_no_places_for_is_told(
 def test_places_fit_the_size_of_images_that_is_asked_for(
     crowded: Callable[[int], Dataset], planned: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = planned(crowded(190), data__image_longest_edge=160)
+    recipe = planned(crowded(190), changes={"data.image_longest_edge": 160})
     assert recipe.objects is not None and recipe.objects.queries == 100
     assert "no more than the 100 patches of 160 px" in recipe.why["objects.queries"]
     assert "more objects than the 100 that" in capsys.readouterr().err
@@ -108,6 +109,21 @@ def test_a_trained_checkpoint_has_the_places_it_was_built_with(
 def test_a_limit_set_by_hand_is_called_by_its_name(
     crowded: Callable[[int], Dataset], planned: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planned(crowded(190), objects__most=120)
+    planned(crowded(190), changes={"objects.most": 120})
     told = capsys.readouterr().err
     assert "more objects than the 120 that" in told and "raise --objects.most" in told
+
+
+def test_images_are_augmented_where_late_layers_of_a_segmenter_learn(planned: Plan, tmp_path: Path) -> None:
+    """What an encoder makes of an image is kept only where all of it is frozen."""
+    shapes = visiontune.prepare(draw_source(tmp_path / "source", 40), tmp_path / "data", workers=1)
+    choices = ObjectChoices(classes=("disc", "square"), masks=True, mirror="none")
+    sam = str(tmp_path / "sam")
+    build_tiny_finder("tiny/sam", Path(sam), choices, 0, 64)
+    frozen = planned(shapes, sam)
+    assert frozen.objects is not None and (frozen.data.augment, frozen.objects.mirror) == (0.0, "none")
+    assert "computed once" in frozen.why["data.augment"]
+    late = {"parts.vision_encoder_late": "lora"}
+    for learning in (planned(shapes, sam, late), planned(shapes, sam, fragment={"parts": {"vision_encoder": "lora"}})):
+        assert learning.objects is not None and learning.data.augment > 0 and learning.objects.mirror != "none"
+        assert not any("computed once" in reason for reason in learning.why.values())
