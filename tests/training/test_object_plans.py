@@ -10,9 +10,11 @@ from PIL import Image, ImageDraw
 
 import visiontune
 from tests.drawn_objects import Scene, coco_source
+from visiontune.api import object_verbs
 from visiontune.api.object_verbs import plan_objects
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
+from visiontune.errors import ModelError, RecipeError
 from visiontune.machine import Hardware
 from visiontune.models.load import build_tiny_finder
 from visiontune.recipe import ObjectChoices, Recipe
@@ -127,3 +129,52 @@ def test_images_are_augmented_where_late_layers_of_a_segmenter_learn(planned: Pl
     for learning in (planned(shapes, sam, late), planned(shapes, sam, fragment={"parts": {"vision_encoder": "lora"}})):
         assert learning.objects is not None and learning.data.augment > 0 and learning.objects.mirror != "none"
         assert not any("computed once" in reason for reason in learning.why.values())
+
+
+def test_a_student_that_cannot_be_trained_is_refused_before_the_teacher_labels(
+    crowded: Callable[[int], Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def label(*_: Any) -> None:
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr(object_verbs, "distilled", label)
+    options: dict[str, Any] = {"model": "tiny/rf-detr", "teacher": "runs/teacher", "out": tmp_path / "run"}
+    for changes, error, found in (
+        ({"data.image_longest_edge": 200}, ModelError, "200 x 200 pixels do not fit"),
+        ({"parts.nose": "full"}, RecipeError, r"unknown \[.nose.\]"),
+        ({"optimizer.clip_norm": -1}, RecipeError, "clip_norm"),
+    ):
+        with pytest.raises(error, match=found):
+            visiontune.train(crowded(20).path, overrides=changes, **options)
+        assert not list((tmp_path / "run").glob("[!.]*"))
+    with pytest.raises(AssertionError, match="was asked"):
+        visiontune.train(crowded(20).path, **options)
+    assert "measuring" not in capsys.readouterr().err
+
+
+def test_weights_are_those_of_the_labelled_datasets_and_a_rule_is_of_all(
+    crowded: Callable[[int], Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The teacher's images are drawn as often as their number says, here a third, whatever the weights."""
+    few, many, labelled_by_the_teacher = crowded(2), crowded(3), crowded(4)
+    monkeypatch.setattr(object_verbs, "distilled", lambda *_: [few, many, labelled_by_the_teacher])
+    quick = {"data.image_longest_edge": 64, "objects.queries": 4, "schedule.steps": 1, "evaluation.samples": 1}
+
+    def weights(name: str, **options: Any) -> list[float | None]:
+        run: Any = visiontune.train(
+            few.path, many.path, model="tiny/rf-detr", teacher="t", out=tmp_path / name, overrides=quick, **options
+        )
+        return [use.weight for use in run.recipe.data.datasets]
+
+    n = few.count("train")
+    assert n == many.count("train") == labelled_by_the_teacher.count("train")
+    assert weights("weighed", weights=[3, 1]) == [1.5 * n, 0.5 * n, n]
+    assert f"the {n} images that the teacher alone labelled have 33.3% of the draws" in capsys.readouterr().err
+    assert weights("ruled", mixture="uniform") == pytest.approx([1 / 3] * 3)
+    assert weights("by size") == [None] * 3

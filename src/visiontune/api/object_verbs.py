@@ -3,8 +3,11 @@ scored together."""
 
 from __future__ import annotations
 
+import io
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,6 +99,30 @@ def plan_objects(
     if len(runs) > 1:
         RunGroup(out, runs).save()
     return list(runs.values())
+
+
+def check_student(
+    datasets: Sequence[Dataset],
+    shares: Sequence[float | None],
+    models: dict[str, str],
+    machine: Hardware,
+    fragments: Sequence[dict[str, Any]],
+    changes: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Raise what planning a student on what people drew, and putting its model together, raises: before a teacher
+    spends hours on labels. Nothing is kept."""
+    import torch
+
+    from visiontune.training.model import adapt, load_base
+
+    if not any(dataset.info.objects is not None and dataset.info.objects.masks for dataset in datasets):
+        changes = {**changes, "objects.masks": False}  # the teacher may bring some
+    note("the student is put together on trial before the teacher labels anything")
+    # What is said here is said again, of all the data, when the student is planned.
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        for run in plan_objects(datasets, shares, models, Path(folder, "run"), machine, fragments, changes, **options):
+            adapt(load_base(run, run.recipe, torch.device("cpu")), run.recipe)
 
 
 def runs_of(path: Path) -> list[Run]:
