@@ -292,6 +292,7 @@ def derive_objects(
     steps = reasons.steps(case.images, samples, epochs, case.epochs())
     tokens = 4096 if machine.device == "cpu" else int(min(65536, max(4096, machine.memory / 2**30 * 512)))
     validation = _images(datasets, "validation", limit)
+    evaluated, why_so_many = case.of_data["evaluation.samples"]
     metric = "prompted_mask_ap" if case.segmenter else "mask_ap" if case.masks else "box_ap"
     values: dict[str, Any] = {
         "seed": 0,
@@ -323,7 +324,7 @@ def derive_objects(
         "batch": batch_section(samples, tokens, machine, reasons),
         "evaluation": {
             "every": choose("evaluation.every", often(steps, 10), "ten times a run"),
-            "samples": choose("evaluation.samples", min(max(1, validation), 256), "enough to choose by"),
+            "samples": choose("evaluation.samples", min(max(1, validation), evaluated), why_so_many),
             "metric": choose("evaluation.metric", metric, "what the model is for"),
         },
         "checkpoints": {"every": often(steps, 10)},
