@@ -57,7 +57,7 @@ def planned(name: str, folder: Path, texts: Dataset, shapes: Dataset, steps: int
         "checkpoints.every": steps // 4,
     }
     if model == "tiny/rf-detr":
-        recipe, _ = derive_objects([shapes], [None], model, machine, masks=False)
+        recipe, _ = derive_objects([shapes], [None], model, machine, asked={"objects.masks": False})
         plan_run(run, recipe.changed({**short, **changes}), [shapes])
     else:
         recipe = derive([texts], [None], model, machine)

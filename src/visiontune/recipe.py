@@ -162,7 +162,7 @@ class Recipe(Section):
     def overlaid(self, fragment: dict[str, Any]) -> "Recipe":
         """This recipe with the fields that a (partial) recipe file names changed; an error names the file."""
         where = fragment.where if isinstance(fragment, Fragment) else "the recipe file"
-        return self.changed(dict(_leaves(fragment)), where)
+        return self.changed(dict(leaves(fragment)), where)
 
 
 METRICS = {"text": get_args(TextMetric), "objects": get_args(ObjectMetric), "responses": get_args(ResponseMetric)}
@@ -191,15 +191,16 @@ def _default(recipe: Recipe, name: str) -> Any:
     return type(owner).model_fields[field].default
 
 
-def _leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
+def leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The fields that a (partial) recipe file sets, as `section.field`, with their values."""
+    found: list[tuple[str, Any]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"
         if isinstance(inner, dict) and inner and name not in WHOLE:
-            leaves += _leaves(inner, f"{name}.")
+            found += leaves(inner, f"{name}.")
         elif name not in ("why", "schema_version", "device.profile") and (name, inner) not in ABSENT:
-            leaves.append((name, inner))
-    return leaves
+            found.append((name, inner))
+    return found
 
 
 WHOLE = ("why", "data.pages", "data.curriculum", "responses.penalties")  # fields whose values are mappings
@@ -239,7 +240,7 @@ def check_names(names: Iterable[str], where: str | None = None) -> None:
 
 def fragment_names(fragment: dict[str, Any]) -> list[str]:
     """The fields that a (partial) recipe file sets, as `section.field`."""
-    return [name for name, _ in _leaves(fragment)]
+    return [name for name, _ in leaves(fragment)]
 
 
 def parse(values: dict[str, Any], where: str) -> Recipe:

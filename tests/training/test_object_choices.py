@@ -1,7 +1,7 @@
 """Choices for images with objects: each follows from the data, and its reason says the number that decided."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 import visiontune
 from tests.drawn_objects import Scene, cells, coco_source, letters, street, text_lines
 from visiontune.data.object_measures import ObjectMeasures, measure_objects
+from visiontune.data.object_symmetry import Evidence
 from visiontune.training.object_choices import object_choices
 
 Measure = Callable[[list[Scene]], ObjectMeasures]
@@ -112,3 +113,39 @@ def test_small_sets_are_learned_in_small_batches(usual: ObjectMeasures) -> None:
 def test_images_without_objects_get_choices_too(measured: Measure) -> None:
     nothing = measured([(cells(seed)[0], [], []) for seed in range(24)])
     assert chosen(nothing, "data.image_longest_edge") == 128 and chosen(nothing, "queries") == 20
+
+
+def test_checkpoints_are_chosen_by_images_that_show_the_rarest_class(usual: ObjectMeasures) -> None:
+    def chosen_by(**classes: int) -> tuple[Any, str]:
+        measures = replace(usual, images=10_000, classes=classes)
+        return object_choices(measures, tiny=False, native_side=560, patch=None, patches=2)["evaluation.samples"]
+
+    assert chosen_by(car=20_000, bus=400) == (256, "enough to choose by")
+    samples, reason = chosen_by(car=20_000, tram=200, absent=0)
+    assert samples * 200 / 10_000 == 10 and "tram is rare, 200 objects in 10000 training images" in reason
+    assert chosen_by(car=20_000, sled=2)[0] == 1024
+    assert chosen_by(absent=0)[0] == 256
+
+
+def test_choices_follow_from_what_the_documents_say_and_from_nothing_else(usual: ObjectMeasures) -> None:
+    """The table in docs/objects.md, and the measures that it calls reported only."""
+
+    def choices(**changed: Any) -> dict[str, Any]:
+        found = object_choices(
+            replace(usual, **{"images": 500, **changed}), tiny=True, native_side=560, patch=16, patches=2
+        )
+        return {name: value for name, (value, _) in found.items()}
+
+    reported = {
+        "empty": 3, "longest_side": {"50%": 4000.0}, "crowds": 7, "median_objects": 90.0, "usual_most": 95.0,
+        "masks": 0.5, "overlapping": 0.9, "contrast": 0.01, "brightness": 0.1, "brightness_spread": 0.4,
+        "sharpness": 0.001, "images_with": {"9": 40}, "looked_at": 30,
+    }  # fmt: skip
+    broken = dict.fromkeys(usual.symmetry, Evidence("look", 9.0, 1.0))
+    deciding = {
+        "images": 5000, "objects": 50_000, "most": 90, "sizes": {"10%": 0.07}, "object_contrast": 0.01,
+        "symmetry": broken, "classes": {"cell": 1},
+    }  # fmt: skip
+    assert reported.keys() | deciding.keys() == {field.name for field in fields(ObjectMeasures)}
+    assert choices(**reported) == choices()
+    assert [name for name, value in deciding.items() if choices(**{name: value}) == choices()] == []

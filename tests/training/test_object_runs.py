@@ -398,7 +398,7 @@ def test_masks_are_learned_from_images_no_larger_than_a_small_model_can_pay_for(
     machine = Hardware("cpu", "cpu", 8 * 2**30, 2, bf16=False)
     sides = {}
     for masks in (True, False):
-        recipe, _ = derive_objects([shapes], [None], "tiny/rf-detr", machine, masks=masks)
+        recipe, _ = derive_objects([shapes], [None], "tiny/rf-detr", machine, asked={"objects.masks": masks})
         sides[masks] = recipe.data.image_longest_edge
     assert sides[True] == 256 < sides[False]
 
@@ -406,6 +406,6 @@ def test_masks_are_learned_from_images_no_larger_than_a_small_model_can_pay_for(
 def test_random_rf_detrs_see_small_objects_in_fewer_patches_than_other_models(shapes: Dataset) -> None:
     machine = Hardware("cpu", "cpu", 8 * 2**30, 2, bf16=False)
     for model, patches in (("tiny/rf-detr", 1.5), ("tiny/mm-grounding-dino", 2.0)):
-        recipe, measures = derive_objects([shapes], [None], model, machine, masks=False)
+        recipe, measures = derive_objects([shapes], [None], model, machine, asked={"objects.masks": False})
         wanted = patches * TINY_PATCH / measures.sizes["10%"]
         assert recipe.data.image_longest_edge == max(128, math.ceil(wanted / TINY_MULTIPLE) * TINY_MULTIPLE)

@@ -3,8 +3,11 @@ scored together."""
 
 from __future__ import annotations
 
+import io
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,26 +77,52 @@ def plan_objects(
     **options: Any,
 ) -> list[Run]:
     """Write the run folders: of one model `out` itself, of two `out/ROLE` each, under a plan file."""
+    from visiontune.recipe import leaves
+    from visiontune.training.object_places import warn_of_crowded_images
     from visiontune.training.plan import plan_run
     from visiontune.training.plan_objects import derive_objects
     from visiontune.training.refusals import refuse_idle
 
     runs = {role: Run(out if len(models) == 1 else out / role) for role in models}
-    given = [changes, *(fragment.get("objects") or {} for fragment in reversed(fragments))]
-    masks = next((one[name] for one in given for name in ("objects.masks", "masks") if name in one), None)
+    asked = dict(leaf for given in (*fragments, changes) for leaf in leaves(given))
     planned: dict[str, tuple[Recipe, ObjectMeasures]] = {}
     for role in runs:
-        recipe, measures = derive_objects(datasets, shares, models[role], machine, masks=masks, **options)
+        recipe, measures = derive_objects(datasets, shares, models[role], machine, asked=asked, **options)
         for fragment in fragments:
             recipe = recipe.overlaid(fragment)
         planned[role] = recipe.changed(changes), measures
     refuse_idle([recipe for recipe, _ in planned.values()], changes)
     for role, (recipe, measures) in planned.items():
+        warn_of_crowded_images(recipe, measures)
         plan_run(runs[role], recipe, datasets)
         write_json(runs[role].path / "measures.json", measures.to_json())
     if len(runs) > 1:
         RunGroup(out, runs).save()
     return list(runs.values())
+
+
+def check_student(
+    datasets: Sequence[Dataset],
+    shares: Sequence[float | None],
+    models: dict[str, str],
+    machine: Hardware,
+    fragments: Sequence[dict[str, Any]],
+    changes: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Raise what planning a student on what people drew, and putting its model together, raises: before a teacher
+    spends hours on labels. Nothing is kept."""
+    import torch
+
+    from visiontune.training.model import adapt, load_base
+
+    if not any(dataset.info.objects is not None and dataset.info.objects.masks for dataset in datasets):
+        changes = {**changes, "objects.masks": False}  # the teacher may bring some
+    note("the student is put together on trial before the teacher labels anything")
+    # What is said here is said again, of all the data, when the student is planned.
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        for run in plan_objects(datasets, shares, models, Path(folder, "run"), machine, fragments, changes, **options):
+            adapt(load_base(run, run.recipe, torch.device("cpu")), run.recipe)
 
 
 def runs_of(path: Path) -> list[Run]:

@@ -136,14 +136,16 @@ def _plan(
     overrides: dict[str, Any] | None = None,
 ) -> None:
     """Prepare what is not prepared, and plan the run, or the group of runs, in the folder `at`."""
-    from visiontune.api.object_verbs import distilled, models_for, plan_objects
+    from visiontune.api.object_verbs import check_student, distilled, models_for, plan_objects
     from visiontune.api.response_verbs import plan_responses, recordings_of
+    from visiontune.data.leaks import refuse_leaks
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
     from visiontune.recipe import check_names, fragment_names, validated
     from visiontune.recipe_files import of_any_target, read_fragment, read_preset
     from visiontune.recipe_sections import Tracking
     from visiontune.run import Run
+    from visiontune.training.mixtures import beside_unlabelled
     from visiontune.training.mixtures import shares as mixed
     from visiontune.training.plan import derive, plan_run
     from visiontune.training.ranks import Ranks
@@ -176,6 +178,7 @@ def _plan(
             names = [Path(s).name if len(data) == 1 else f"{i}-{Path(s).name}" for i, s in enumerate(data)]
             sources = zip(data, names, strict=True)
             datasets = [_dataset(source, prepared / name, limit) for source, name in sources]
+            refuse_leaks(datasets)
         if mixture is not None and weights is not None:
             raise RecipeError("Weights and a mixture are two ways to say one thing.", where="--mixture", fix="give one")
         shares = list(weights) if weights is not None else [None] * len(datasets)
@@ -198,16 +201,17 @@ def _plan(
             if device_profile is not None:
                 raise RecipeError("A device's contract is about texts.", where="--for", fix="leave it out for objects")
             models = models_for(datasets, model, student=teacher is not None)
+            fragments = [of_any_target(first), fragment]
             if teacher is not None:
+                check_student(datasets, shares, models, machine, fragments, changes, **options)
                 datasets = distilled(teacher, datasets, unlabelled, run.path, machine)
-                shares = [None] * len(datasets)
+                # A rule is of all datasets that are learned from, weights are of those that were given.
+                shares = mixed(mixture, datasets) if mixture else beside_unlabelled(shares, datasets, limit)
             elif unlabelled:
                 raise DataError(
                     "Nobody labels the unlabelled images.", where="--unlabelled", fix="--teacher runs/teacher"
                 )
-            plan_objects(
-                datasets, shares, models, run.path, machine, [of_any_target(first), fragment], changes, **options
-            )
+            plan_objects(datasets, shares, models, run.path, machine, fragments, changes, **options)
         else:
             if model is None:
                 raise ModelError("Texts need a model.", where="--model", fix="--model tiny/smolvlm for a first look")

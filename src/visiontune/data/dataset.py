@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -56,6 +56,7 @@ _FEATURES = {
     "characters": _INT,
     "pages": _INT,
     "content": _STRING,
+    "seen": {"feature": _STRING, "_type": "List"},
 }
 SCHEMA = pa.schema(
     [
@@ -70,6 +71,7 @@ SCHEMA = pa.schema(
         ("characters", pa.int32()),
         ("pages", pa.int32()),
         ("content", pa.string()),
+        ("seen", pa.list_(pa.string())),
     ],
     # What `datasets.load_dataset("parquet", ...)` reads to show the images as images.
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
@@ -88,7 +90,8 @@ _OTHER_LEAVES = (
 )
 _WRITING: dict[str, Any] = {
     # Encoded images and hashes do not compress: leaving them alone makes a row group cheap to read.
-    "compression": {"images.list.element.bytes": "NONE", "content": "NONE"} | dict.fromkeys(_OTHER_LEAVES, "ZSTD"),
+    "compression": dict.fromkeys(("images.list.element.bytes", "content", "seen.list.element"), "NONE")
+    | dict.fromkeys(_OTHER_LEAVES, "ZSTD"),
     "use_dictionary": False,
     "write_statistics": False,
 }
@@ -98,7 +101,8 @@ _WRITING: dict[str, Any] = {
 class StoredRow:
     """One row as it is written. `images` holds (encoded bytes, path) pairs; sizes are in pixels, upright.
 
-    `pages` is the number of pages of the `document` under the dataset's page spec.
+    `pages` is the number of pages of the `document` under the dataset's page spec. `seen` has the SHA-256 of each
+    image's bytes, or of the whole document's text; empty: it was not computed.
     """
 
     id: str
@@ -111,6 +115,7 @@ class StoredRow:
     document: str | None = None
     pages: int | None = None
     turns: Turns = ()
+    seen: Sequence[str] = ()
 
     @property
     def size(self) -> int:
@@ -351,6 +356,7 @@ def _table(rows: list[StoredRow]) -> pa.Table:
             "characters": None if row.document is None else len(row.document),
             "pages": row.pages,
             "content": row.content,
+            "seen": list(row.seen),
         }
         for row in rows
     ]

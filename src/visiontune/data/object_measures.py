@@ -28,9 +28,9 @@ class ObjectMeasures:
 
     images, empty: images, and those without an object. longest_side: quantiles of the images' longer side in pixels.
     objects, crowds, classes: how many, the last by name. most, median_objects, usual_most: objects an image: the
-    maximum, the median and the 95th percentile. sizes: quantiles of the square root of the share of the image that a
-    box covers, in [0, 1]. masks: share of objects with a mask. overlapping: share of objects that overlap another one
-    by an IoU above OVERLAP.
+    maximum, the median and the 95th percentile. images_with: how many images have so many objects, by that number.
+    sizes: quantiles of the square root of the share of the image that a box covers, in [0, 1]. masks: share of objects
+    with a mask. overlapping: share of objects that overlap another one by an IoU above OVERLAP.
 
     From `looked_at` images spread evenly over the split, 1 being black to white: contrast, the standard deviation of
     luminance in an image (median); object_contrast, the RMS difference between an object and the colour around it
@@ -50,6 +50,7 @@ class ObjectMeasures:
     most: int
     median_objects: float
     usual_most: float
+    images_with: dict[str, int]
     sizes: dict[str, float]
     masks: float
     overlapping: float
@@ -64,6 +65,11 @@ class ObjectMeasures:
     def to_json(self) -> dict[str, Any]:
         """The measures as plain values."""
         return asdict(self)
+
+    def beyond(self, places: int) -> tuple[int, int]:
+        """How many images have more objects than `places`, and how many objects these are beyond that number."""
+        more = {objects: images for objects, images in self.images_with.items() if int(objects) > places}
+        return sum(more.values()), sum((int(objects) - places) * images for objects, images in more.items())
 
 
 def measure_objects(
@@ -115,6 +121,7 @@ def measure_objects(
         most=max(counts),
         median_objects=float(np.median(counts)),
         usual_most=float(np.quantile(counts, 0.95)),
+        images_with={str(objects): images for objects, images in sorted(Counter(counts).items())},
         sizes=_quantiles(np.sqrt(every[:, 2] * every[:, 3] / area)),
         masks=masked / max(1, found),
         overlapping=float(np.concatenate(overlapping).sum() / max(1, found)),

@@ -221,13 +221,14 @@ def write_dataset(
 
     def row_of(row: LabelledImage) -> StoredRow:
         header, answer = read_header(row.image.data), to_text(row.objects, classes)
-        content = content_of([hashlib.sha256(row.image.data).hexdigest()], None, answer)
+        seen = [hashlib.sha256(row.image.data).hexdigest()]
+        content = content_of(seen, None, answer)
         stored.append((row.split, row.id, content))
         objects.append(row.objects)
         headers.append(header)
         sizes.append(len(row.image.data))
         image = (row.image.data, row.image.path)
-        return StoredRow(row.id, [image], None, answer, [header.width], [header.height], content)
+        return StoredRow(row.id, [image], None, answer, [header.width], [header.height], content, seen=seen)
 
     with folder_written_whole(folder) as aside:
         files: dict[str, ShardInfo] = {}

@@ -82,11 +82,11 @@ def _shard(found: Survey, spec: PageSpec | None, out: Path, name: str, members: 
         if row.document is None:
             sizes = facts["width"], facts["height"]
             stored = StoredRow(row.id, no_images_yet, row.prompt, row.answer, *sizes, content, turns=row.turns)
-            rows.append((stored, _places(row, facts, out), facts["sha256"]))
+            rows.append((replace(stored, seen=facts["sha256"]), _places(row, facts, out), facts["sha256"]))
         else:
             document, pages = row.document, facts["pages"]
             stored = StoredRow(row.id, [], row.prompt, row.answer, [], [], content, document=document, pages=pages)
-            rows.append((stored, [], []))
+            rows.append((replace(stored, seen=[facts["whole"]]), [], []))
     return _Shard(out / f"{name}-{digest.hexdigest()[:8]}.parquet", rows)
 
 

@@ -18,6 +18,11 @@ MARKS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
 FIRST_SIGN = 999
 
 
+def places(objects: ObjectChoices, image_size: int) -> int:
+    """How many objects a tiny model has places for in an image, whatever its size."""
+    return QUERIES
+
+
 def build_mm(folder: Path, objects: ObjectChoices, seed: int, *, image_size: int) -> None:
     """Write a small MM-Grounding DINO to `folder`, with a tokenizer that has a token for each word of the classes.
 

@@ -82,6 +82,15 @@ def is_segmenter(name: str, revision: str | None = None) -> bool:
     return read_config(name, revision).model_type in SEGMENTERS
 
 
+def places_for_objects(name: str, revision: str | None, objects: ObjectChoices, image_size: int) -> int | None:
+    """How many objects a model has places for in an image of `image_size` pixels; None where it is told the boxes."""
+    if is_segmenter(name, revision):
+        return None
+    if is_tiny(name):
+        return importlib.import_module(f"visiontune.models.{family_of(name)}_tiny").places(objects, image_size)
+    return int(read_config(name, revision).num_queries)
+
+
 def build_tiny(name: str, folder: Path, texts: Sequence[str], seed: int, image_size: int) -> None:
     """Write the tiny model `name`, which writes text, to `folder`."""
     _quiet()

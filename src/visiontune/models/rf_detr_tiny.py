@@ -16,12 +16,21 @@ TRAINED_QUERIES = 300  # of all groups together
 MASK_PATCH, MASK_PIXEL = 8, 2
 
 
+def patch_of(masks: bool) -> int:
+    """Pixels a side of what the network sees as one token, of which a query has one for itself."""
+    return MASK_PATCH if masks else PATCH
+
+
+def places(objects: ObjectChoices, image_size: int) -> int:
+    """How many objects a tiny model has places for in an image of `image_size` pixels a side."""
+    return objects.queries or min((image_size // patch_of(objects.masks)) ** 2, TRAINED_QUERIES)
+
+
 def tiny_config(objects: ObjectChoices, image_size: int) -> Any:
     """The RfDetrConfig of a network of about a million weights for images of `image_size` pixels a side."""
     from transformers import RfDetrConfig
 
-    patch = MASK_PATCH if objects.masks else PATCH
-    queries = objects.queries or min((image_size // patch) ** 2, TRAINED_QUERIES)
+    patch, queries = patch_of(objects.masks), places(objects, image_size)
     return RfDetrConfig(
         backbone_config={
             "model_type": "rf_detr_dinov2",

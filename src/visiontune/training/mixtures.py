@@ -1,10 +1,11 @@
-"""How often each dataset is drawn, from a rule: shares of the draws, whatever is learned."""
+"""How often each dataset is drawn: shares of the draws from a rule, or from weights that were given for some."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from visiontune.data.dataset import Dataset
 from visiontune.errors import RecipeError
+from visiontune.progress import note
 
 RULES = "uniform, proportional, subject, or temperature=T with T above 0 and at most 1"
 
@@ -33,6 +34,28 @@ def shares(rule: str, datasets: Sequence[Dataset]) -> list[float]:
     else:
         raise RecipeError(f"There is no mixture '{rule}'.", where="--mixture", fix=f"mixtures: {RULES}")
     return [pull / sum(pulls) for pull in pulls]
+
+
+def beside_unlabelled(
+    weights: Sequence[float | None], datasets: Sequence[Dataset], limit: int | None
+) -> list[float | None]:
+    """The weights of all datasets of a student, of which the first, labelled ones have these `weights`, or none.
+
+    What a teacher labelled comes after them and is drawn as often as its number of rows says, `limit` at most; the
+    weights say how the labelled ones share the rest.
+    """
+    labelled = len(weights)
+    given = [weight for weight in weights if weight is not None]
+    if len(given) < labelled:
+        return [None] * len(datasets)
+    rows = [min(_size(dataset), limit or _size(dataset)) for dataset in datasets]
+    drawn = sum(rows[:labelled])
+    if len(datasets) > labelled:
+        note(
+            f"the weights are those of the labelled datasets; the {sum(rows[labelled:])} images that the teacher alone "
+            f"labelled have {sum(rows[labelled:]) / sum(rows):.1%} of the draws, as their number says"
+        )
+    return [*(drawn * weight / sum(given) for weight in given), *map(float, rows[labelled:])]
 
 
 def _is_share(text: str) -> bool:

@@ -17,6 +17,9 @@ TINY_SIDES = (128, 320)  # pixels
 TINY_QUERIES = (20, 300)
 USUAL_MOST = 100  # objects an image that COCO's evaluation counts
 SMALL_SET = 1_000  # images
+# Validation images that a checkpoint is chosen by; more where a class would be met less than so often, or its average
+# precision, which counts as much as another's, would be chance.
+EVALUATED, RARE_SEEN = (256, 1_024), 10
 
 
 def object_choices(
@@ -28,7 +31,8 @@ def object_choices(
     multiple: int | None = None,
     patches: float,
 ) -> dict[str, tuple[Any, str]]:
-    """Values with reasons, by the names of recipe fields; beside these `epochs` and, for a tiny model, `queries`.
+    """Values with reasons, by the names of recipe fields; beside these `epochs` and, for a tiny model, `queries`. Of
+    `evaluation.samples` there may be fewer.
 
     native_side: pixels of the longer side that the model was published for, or last trained at. patch: pixels a side
     of what its vision encoder sees as one token, None where that is unknown. multiple: the sides of a tiny model's
@@ -44,12 +48,17 @@ def object_choices(
         else (native_side, f"the model was made for {native_side} px"),
         "objects.most": _most(measures),
         "epochs": _epochs(n, *(_tiny_shown(measures), *TINY_EPOCHS) if tiny else (LORA_IMAGES_SHOWN, *LORA_EPOCHS)),
+        "evaluation.samples": _evaluated(measures),
         "batch.samples": (8 if n < SMALL_SET else 16, f"{n} training images"),
     }
     if tiny:
-        queries = min(TINY_QUERIES[1], max(TINY_QUERIES[0], math.ceil(1.5 * measures.most)))
-        choices["queries"] = queries, f"{counted(measures.most, 'object')} in an image at most, and half as many again"
+        choices["queries"] = _queries(measures)
     return choices
+
+
+def side_for(queries: int, patch: int, multiple: int, largest: int) -> int:
+    """The least side of a square image, in pixels, that has a patch for each query, but no more than `largest`."""
+    return min(math.ceil(math.ceil(math.sqrt(queries)) * patch / multiple) * multiple, largest)
 
 
 def _mirror(measures: ObjectMeasures) -> tuple[str, str]:
@@ -90,6 +99,28 @@ def _tiny_side(measures: ObjectMeasures, patch: int, multiple: int | None, patch
 def _most(measures: ObjectMeasures) -> tuple[int, str]:
     most = max(USUAL_MOST, math.ceil(1.5 * measures.most / 10) * 10)
     return most, f"{counted(measures.most, 'object')} in an image at most"
+
+
+def _evaluated(measures: ObjectMeasures) -> tuple[int, str]:
+    least, most = EVALUATED
+    shown = {name: count for name, count in measures.classes.items() if count}
+    rarest = min(shown, key=lambda name: shown[name], default=None)
+    wanted = 0 if rarest is None else math.ceil(RARE_SEEN * measures.images / shown[rarest])
+    if rarest is None or wanted <= least:
+        return least, "enough to choose by"
+    met = f"{wanted} images show it {RARE_SEEN} times"
+    return min(wanted, most), f"{rarest} is rare, {shown[rarest]} objects in {measures.images} training images: {met}"
+
+
+def _queries(measures: ObjectMeasures) -> tuple[int, str]:
+    least, largest = TINY_QUERIES
+    wanted = math.ceil(1.5 * measures.most)
+    reason = f"{counted(measures.most, 'object')} in an image at most"
+    if wanted > largest:
+        return largest, f"{reason}; a small model has {largest} places for them, not half as many again"
+    if wanted < least:
+        return least, f"{reason}; {least} places are enough for few objects"
+    return wanted, f"{reason}, and half as many again"
 
 
 def _tiny_shown(measures: ObjectMeasures) -> int:

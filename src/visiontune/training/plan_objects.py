@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from visiontune.machine import Hardware
 from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
 from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.models.rf_detr_tiny import MASK_PATCH
+from visiontune.models.sam import SamAdapter
 from visiontune.recipe import ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
 from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
-from visiontune.training.object_choices import object_choices
+from visiontune.training.object_choices import TINY_SIDES, object_choices, side_for
 from visiontune.words import counted
 
 KEPT_FEATURES = "what the frozen encoder makes of an image is computed once"
@@ -100,7 +102,7 @@ USUAL = {
         },
         learning_rate=1e-4,
         weight_decay=1e-4,
-        reason="the encoder is frozen, so that what it makes of an image is computed once; the mask decoder learns",
+        reason="the encoder keeps what it knows, and the mask decoder learns",
         clip_norm=1.0,
     ),
 }
@@ -195,11 +197,13 @@ class _Case:
     images: int  # that training has
     objects: float  # in an image
     of_data: Mapping[str, tuple[Any, str]]  # by `object_choices`
+    asked: Mapping[str, Any]  # set by hand
 
     @property
     def kept_features(self) -> bool:
         """Whether what the frozen encoder makes of an image is computed once."""
-        return self.segmenter and self.states["vision_encoder"] == "frozen"
+        states = [self.asked.get(f"parts.{part}", self.states.get(part)) for part in SamAdapter.feature_parts]
+        return self.segmenter and all(state == "frozen" for state in states)
 
     @property
     def patch(self) -> int:
@@ -207,10 +211,31 @@ class _Case:
 
     def side(self) -> tuple[int, str]:
         side, reason = self.of_data["data.image_longest_edge"]
-        largest = self.usual.largest_mask_side
-        if self.masks and largest is not None and side > largest:
+        by_hand = self.asked.get("data.image_longest_edge")
+        if isinstance(by_hand, int) and by_hand > 0:
+            return by_hand, "set by hand"
+        largest = self.usual.largest_mask_side if self.masks else None
+        if largest is not None and side > largest:
             return largest, "no larger: tokens are small for masks"
+        if self.builds_queries:
+            wanted, why = self.of_data["queries"]
+            needed = side_for(wanted, self.patch, TINY_MULTIPLE, largest or TINY_SIDES[1])
+            if needed > side:
+                return needed, f"{wanted} queries have a patch of {self.patch} px each; {why}"
         return side, reason
+
+    @property
+    def builds_queries(self) -> bool:
+        """Whether the model is built with as many queries as the recipe says."""
+        return self.tiny and self.family == "rf_detr"
+
+    def queries(self, side: int) -> tuple[int, str]:
+        """`objects.queries` for images of `side` pixels, and why: each starts from a patch of its own."""
+        wanted, reason = self.of_data["queries"]
+        patches = (side // self.patch) ** 2
+        if wanted > patches:
+            return max(1, patches), f"{reason}; no more than the {patches} patches of {side} px"
+        return wanted, reason
 
     def augment(self) -> tuple[float, str]:
         if self.kept_features:
@@ -247,18 +272,19 @@ def derive_objects(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
-    masks: bool | None = None,
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Recipe, ObjectMeasures]:
     """The recipe that data, model and machine call for, with its reasons, and what was measured of the data.
 
-    `masks` says whether masks are learned; None: where the data have some and the model draws them.
+    `asked` are the fields that are set by hand, as `section.field`: not taken over here, but other choices follow from
+    them. Without `objects.masks`, masks are learned where the data have some and the model draws them.
     Raises ModelError, DataError, and RecipeError where masks are asked for and the data have none.
     """
     classes = check_objects(datasets)
     if family_of(model) not in USUAL:
         raise ModelError("This model writes text; it finds no objects.", where=model, fix="--model tiny/rf-detr")
     measures = measure_objects(datasets, limit=limit)
-    case = _case(datasets, model, measures, limit=limit, masks=masks)
+    case = _case(datasets, model, measures, limit=limit, asked=asked)
     usual = case.usual
     reasons = Reasons()
     choose = reasons.choose
@@ -266,6 +292,7 @@ def derive_objects(
     steps = reasons.steps(case.images, samples, epochs, case.epochs())
     tokens = 4096 if machine.device == "cpu" else int(min(65536, max(4096, machine.memory / 2**30 * 512)))
     validation = _images(datasets, "validation", limit)
+    evaluated, why_so_many = case.of_data["evaluation.samples"]
     metric = "prompted_mask_ap" if case.segmenter else "mask_ap" if case.masks else "box_ap"
     values: dict[str, Any] = {
         "seed": 0,
@@ -297,7 +324,7 @@ def derive_objects(
         "batch": batch_section(samples, tokens, machine, reasons),
         "evaluation": {
             "every": choose("evaluation.every", often(steps, 10), "ten times a run"),
-            "samples": choose("evaluation.samples", min(max(1, validation), 256), "enough to choose by"),
+            "samples": choose("evaluation.samples", min(max(1, validation), evaluated), why_so_many),
             "metric": choose("evaluation.metric", metric, "what the model is for"),
         },
         "checkpoints": {"every": often(steps, 10)},
@@ -308,10 +335,10 @@ def derive_objects(
 
 
 def _case(
-    datasets: Sequence[Dataset], model: str, measures: ObjectMeasures, *, limit: int | None, masks: bool | None
+    datasets: Sequence[Dataset], model: str, measures: ObjectMeasures, *, limit: int | None, asked: Mapping[str, Any]
 ) -> _Case:
     tiny, family = is_tiny(model), family_of(model)
-    usual = (TINY if tiny else USUAL)[family]
+    usual, masks = (TINY if tiny else USUAL)[family], asked.get("objects.masks")
     drawn = any(d.info.objects is not None and d.info.objects.masks for d in datasets)
     if masks and not drawn:
         raise RecipeError("The data have no masks.", where="objects.masks", fix="leave it out, or annotate masks")
@@ -335,6 +362,7 @@ def _case(
         images=_images(datasets, "train", limit),
         objects=measures.objects / max(1, measures.images),
         of_data=of_data,
+        asked=asked,
     )
 
 
@@ -361,8 +389,6 @@ def _objects_section(case: _Case, side: int, reasons: Reasons) -> dict[str, Any]
     }
     if case.usual.denoise is not None:
         section["denoise"] = choose("objects.denoise", *case.usual.queries_at_objects(case.objects))
-    if case.tiny and case.family == "rf_detr":
-        queries, reason = case.of_data["queries"]
-        places = (side // case.patch) ** 2  # a query starts from a token of its own
-        section["queries"] = choose("objects.queries", min(queries, places), reason)
+    if case.builds_queries:
+        section["queries"] = choose("objects.queries", *case.queries(side))
     return section
