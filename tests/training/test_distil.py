@@ -115,13 +115,18 @@ def test_labelled_images_keep_their_rows_and_what_is_held_out_is_not_touched(str
         for i in range(len(mine.ids)):
             assert made.sample(split, i).seen == labelled.sample(split, i).seen
         assert split == "train" or vars(mine) == vars(theirs)
+    threshold = json.loads((straight / "distillation.json").read_text())["thresholds"]["cat"]["threshold"]
+    doubtful = 0
     for name, target in targets(made).items():
         truth = targets(labelled)[name]
         assert replace(target, soft=None).boxes.tolist() == truth.boxes.tolist()
         assert (target.classes.tolist(), target.ids) == (truth.classes.tolist(), truth.ids)
         assert target.soft is not None
         score = (180 + int(name[:2])) / 250
-        assert target.soft[0].tolist() == pytest.approx([0.5 + score / 2, score / 8, score / 8], abs=1e-4)
+        wanted = [0.5 + score / 2, score / 8, score / 8] if score >= threshold else [1, 0, 0]
+        assert target.soft[0].tolist() == pytest.approx(wanted, abs=1e-4)
+        doubtful += score < threshold
+    assert 0 < doubtful < len(targets(made))
 
 
 def test_unlabelled_images_are_learned_as_the_thresholds_say_and_what_is_held_out_is_not(straight: Path) -> None:
@@ -152,7 +157,8 @@ def test_the_record_names_thresholds_counts_and_what_was_left_out(straight: Path
     assert cat["threshold"] == min((180 + int(name[:2])) / 250 for name in targets(labelled, "validation"))
     assert record["thresholds"]["owl"]["from_all_classes"]
     (of_labelled,) = record["labelled"]
-    assert of_labelled["objects"] == of_labelled["found_by_the_teacher"]
+    sure = sum((180 + int(name[:2])) / 250 >= cat["threshold"] for name in targets(labelled))
+    assert 0 < of_labelled["found_by_the_teacher"]["cat"] == sure < of_labelled["objects"]["cat"]
     assert of_labelled["made_from"] == labelled.info.content_hash
     of_unlabelled = record["unlabelled"]
     assert of_unlabelled["objects"] == {"cat": 1, "dog": 2, "owl": 1}

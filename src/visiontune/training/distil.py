@@ -42,7 +42,7 @@ from visiontune.progress import note, progress
 from visiontune.training.teacher import Teacher
 from visiontune.training.teacher_targets import ClassThreshold, blend, choose_thresholds, label, matches
 
-DISTIL_VERSION = 1
+DISTIL_VERSION = 2
 RECORD_NAME = "distillation.json"
 WORK_NAME = ".distil"
 UNLABELLED_NAME = "unlabelled"
