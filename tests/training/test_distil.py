@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import visiontune
+from tests.coco_scenes import mask_of
+from tests.coco_scenes import objects as drawn
 from tests.killed import Counted, count_changes_of_the_disk, killed
 from tests.painted_teacher import CLASSES, Filler, Painted, asked, marks_of, painted, teacher
 from visiontune.data.annotations.masks import to_pixels
@@ -184,6 +186,15 @@ def test_a_segmenter_draws_masks_of_what_is_taken_where_it_trusts_itself(
     assert one.segmenter is not None and isinstance(one.segmenter.adapter, Filler)
     told = {name for batch in one.segmenter.adapter.asked for name in batch}
     assert told == {"sure.png", "large.png", "owl.png"}
+
+
+def test_a_detector_that_draws_masks_teaches_none_that_are_empty_and_none_of_what_it_doubts() -> None:
+    full, empty = (mask_of(np.full((8, 8), value, np.uint8)) for value in (1, 0))
+    boxes = [[0, 0, 4, 4], [4, 0, 4, 4], [0, 4, 4, 4], [4, 4, 4, 4]]
+    found = drawn(boxes, [0] * 4, masks=[full, empty, full, None], crowd=[False, False, True, False])
+    (made,) = teacher().draw([], [found])
+    assert made.masks == (full, None, None, None)
+    assert replace(made, masks=found.masks).__dict__ == found.__dict__
 
 
 def test_without_unlabelled_images_the_labelled_ones_are_blended_alone(labelled: Dataset, tmp_path: Path) -> None:
