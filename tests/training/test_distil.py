@@ -13,7 +13,7 @@ import visiontune
 from tests.coco_scenes import mask_of
 from tests.coco_scenes import objects as drawn
 from tests.killed import Counted, count_changes_of_the_disk, killed
-from tests.painted_teacher import CLASSES, Filler, Painted, asked, marks_of, painted, teacher
+from tests.painted_teacher import CLASSES, Filler, Painted, PaintedEncoder, asked, marks_of, painted, teacher
 from visiontune.data.annotations.masks import to_pixels
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
@@ -277,6 +277,29 @@ def test_data_that_do_not_fit_are_refused(labelled: Dataset, unlabelled: Path, t
     (tmp_path / "taken" / "thesis.txt").write_text("important")
     with pytest.raises(DataError, match=r"thesis\.txt"):
         distil(one, [labelled], [unlabelled], tmp_path / "taken", teacher_key="a")
+    assert not asked(one)
+
+
+def test_images_that_the_teacher_cannot_see_are_left_out_with_their_reason(
+    labelled: Dataset, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, out = teacher(), tmp_path / "out"
+    monkeypatch.setattr(PaintedEncoder, "unseen", lambda _, high, wide: "too wide" if wide > 80 else None)
+    made = distil(one, [labelled], [unlabelled], out, teacher_key="a")[1]
+    left_out = {row.id: (row.code, row.found) for row in made.info.left_out}
+    assert left_out["large.png"] == ("unseen-by-teacher", "too wide") and "held_out.png" in left_out
+    assert "large.png" not in targets(made) and len(targets(made)) == 5
+    assert "large.png" not in asked(one)
+
+
+def test_labelled_images_that_the_teacher_cannot_see_are_named_before_it_looks_at_any(
+    labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = teacher()
+    monkeypatch.setattr(PaintedEncoder, "unseen", lambda _, high, wide: "too wide" if wide > 50 else None)
+    with pytest.raises(DataError, match=f"{labelled.count('train') + labelled.count('validation')} images") as error:
+        distil(one, [labelled], [], tmp_path / "out", teacher_key="a")
+    assert f"train {labelled.index('train').ids[0]}" in (error.value.where or "")
     assert not asked(one)
 
 

@@ -180,6 +180,7 @@ def evaluate_known(
     from visiontune.models.objects import finds_objects
     from visiontune.training.evaluate_objects import find_in_split, score_predictions
     from visiontune.training.model import load_trained
+    from visiontune.training.refusals import refuse_unseen
 
     loaded, reached = load_trained(run, recipe, ranks.device, step)
     adapter, names = finds_objects(loaded), known.index(split).classes
@@ -187,6 +188,7 @@ def evaluate_known(
         raise DataError("The known data hold no objects.", where=str(known.path), fix="give prepared boxes")
     assert adapter.peft is not None  # refuse_without_adapter
     adapter.encoder = adapter.encoder.asking(names)
+    refuse_unseen(adapter.encoder, [known], [split], limit=limit, fix="cut off the longer side of these images")
     find = partial(find_in_split, adapter, [known], split, recipe, ranks, limit=limit, show=True)
     after = score_predictions(find(), "none")
     with adapter.peft.disable_adapter():
