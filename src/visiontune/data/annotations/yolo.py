@@ -106,6 +106,7 @@ def read(source: Path) -> Table:
         ),
         {key: value for key, value in description.items() if key not in _KNOWN},
         unread=tuple(lines.unread),
+        measured=True,
     )
 
 
