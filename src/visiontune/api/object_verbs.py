@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visiontune.api.devices import computed_on
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.progress import note
@@ -291,7 +292,7 @@ def distilled(
         if isinstance(opened, RunGroup) and "detector" not in opened.runs:
             raise ModelError("This group of runs has no detector to teach.", where=str(teacher), fix="give a detector")
         for role, run in (opened.runs if isinstance(opened, RunGroup) else {"detector": opened}).items():
-            recipe = run.recipe
+            recipe = computed_on(run.recipe, machine.device)
             adapter, _ = load_trained(run, recipe, device)
             finders[role] = Finder(finds_objects(adapter), recipe.batch.tokens, recipe.machine.precision, device)
     else:
