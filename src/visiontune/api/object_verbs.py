@@ -176,7 +176,8 @@ def evaluate_known(
     """What is left of the classes that the model knew before: box AP on other data, with the adapter, which the run
     has, on and off.
 
-    Writes evaluations/known-NAME.json. Raises RecipeError for a model that cannot be asked for other classes.
+    Writes evaluations/known-NAME-SPLIT-HASH.json, with the hash of the data: others may have their name. Raises
+    RecipeError for a model that cannot be asked for other classes.
     """
     from visiontune.models.objects import finds_objects
     from visiontune.training.evaluate_objects import find_in_split, score_predictions
@@ -199,7 +200,8 @@ def evaluate_known(
         figures[name] = {"before": before.metric(name).to_json(), "after": after.metric(name).to_json()}
     value = {"data": str(known.path), "split": split, "step": reached, "n": after.n, "metrics": figures}
     if ranks.is_first:
-        write_json(run.path / "evaluations" / f"known-{known.path.name}.json", value)
+        name = f"known-{known.path.name}-{split}-{known.info.content_hash[:8]}.json"
+        write_json(run.path / "evaluations" / name, value)
     return value
 
 
