@@ -92,7 +92,8 @@ def forget(folder: Path) -> None:
     tuned: Any = visiontune.train(three, model=str(merged), out=folder / "tuned")
     print(f"three classes tuned further by LoRA, {tuned.recipe.schedule.steps} steps: {ap(tuned.path)}")
     visiontune.evaluate(tuned.path, split="test", known=six)
-    known = json.loads((tuned.path / f"evaluations/known-{six.name}.json").read_text())["metrics"]
+    (written,) = (tuned.path / "evaluations").glob(f"known-{six.name}-test-*.json")
+    known = json.loads(written.read_text())["metrics"]
     others = [known[f"box_ap.{name}"] for name in CLASSES[3:]]
     for when in ("before", "after"):
         print(f"AP of the other three classes, {when}: {sum(one[when]['value'] for one in others) / len(others):.4f}")

@@ -56,15 +56,19 @@ def _of_other_size(folder: Path, coco: Coco) -> int:
     return coco["images"][3]["id"]
 
 
-def _turned(folder: Path, coco: Coco) -> int:
-    image = coco["images"][4]
-    path = folder / image["file_name"]
+def oriented(path: Path, orientation: int) -> None:
+    """Give an image file an EXIF orientation."""
     with Image.open(path) as stored:
         exif = stored.getexif()
-        exif[_ORIENTATION] = 6
+        exif[_ORIENTATION] = orientation
         buffer = io.BytesIO()
         stored.save(buffer, "PNG", exif=exif.tobytes())
     path.write_bytes(buffer.getvalue())
+
+
+def _turned(folder: Path, coco: Coco) -> int:
+    image = coco["images"][4]
+    oriented(folder / image["file_name"], 6)
     # A box at the right edge of the wide stored image is outside of the high upright one: boxes are of stored pixels.
     box = [image["width"] - 12, 5, 10, 8]
     category = coco["categories"][0]["id"]
@@ -72,6 +76,26 @@ def _turned(folder: Path, coco: Coco) -> int:
         {"id": 9000, "image_id": image["id"], "category_id": category, "bbox": box, "area": 80, "iscrowd": 0}
     )
     return image["id"]
+
+
+def _upside_down(folder: Path, coco: Coco) -> int:
+    oriented(folder / coco["images"][4]["file_name"], 3)
+    return coco["images"][4]["id"]
+
+
+def _mirrored(folder: Path, coco: Coco) -> int:
+    oriented(folder / coco["images"][4]["file_name"], 2)
+    return coco["images"][4]["id"]
+
+
+def _square_turned(folder: Path, coco: Coco) -> int:
+    image = {"id": 9000, "file_name": "square.png", "width": 80, "height": 80}
+    draw_images(folder, {"images": [image]}, seed=1)
+    oriented(folder / "square.png", 6)
+    coco["images"].append(image)
+    of_image = {"id": 9000, "image_id": 9000, "category_id": coco["categories"][0]["id"]}
+    coco["annotations"].append({**of_image, "bbox": [5, 40, 20, 30], "area": 600, "iscrowd": 0})
+    return 9000
 
 
 def _copied(folder: Path, coco: Coco) -> int:
@@ -86,6 +110,9 @@ IMAGE_PLANTS = (
     ImagePlant("width not written", "missing-image-size", _without_size),
     ImagePlant("image of another size", "image-size-differs", _of_other_size),
     ImagePlant("image turned by EXIF", "exif-rotation", _turned),
+    ImagePlant("image upside down by EXIF", "exif-orientation", _upside_down),
+    ImagePlant("image mirrored by EXIF", "exif-orientation", _mirrored),
+    ImagePlant("square image turned by EXIF", "exif-orientation", _square_turned),
     ImagePlant("image there twice", "duplicate-image", _copied),
     ImagePlant("image in two splits", "image-in-several-splits", _copied),
 )

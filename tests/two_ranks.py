@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 
 from accelerate.state import AcceleratorState
 
@@ -13,6 +14,15 @@ from visiontune.training.ranks import Ranks
 
 def train_on_two_ranks(run: Run) -> None:
     """Train the planned run in two forked processes that find each other as those of torchrun do."""
+
+    def train(_: Ranks) -> None:
+        train_run(run)
+
+    assert on_two_ranks(train) == [0, 0]
+
+
+def on_two_ranks(work: Callable[[Ranks], None]) -> list[int | None]:
+    """Do this in two forked processes; returns their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -22,12 +32,13 @@ def train_on_two_ranks(run: Run) -> None:
         launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in launched.items()})
         AcceleratorState._reset_state(reset_partial_state=True)  # the one process of earlier tests
-        assert Ranks("cpu").count == 2
-        train_run(run)
+        ranks = Ranks("cpu")
+        assert ranks.count == 2
+        work(ranks)
 
-    ranks = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in (0, 1)]
-    for process in ranks:
+    processes = [multiprocessing.get_context("fork").Process(target=rank, args=(number,)) for number in (0, 1)]
+    for process in processes:
         process.start()
-    for process in ranks:
+    for process in processes:
         process.join()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    return [process.exitcode for process in processes]

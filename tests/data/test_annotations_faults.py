@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.planted_annotations import PLANTS, planted, sound_annotations
-from tests.planted_images import IMAGE_PLANTS, draw_images
-from visiontune.data.annotations import coco, formats
+from tests.planted_images import IMAGE_PLANTS, draw_images, oriented
+from visiontune.data.annotations import coco, formats, yolo
 from visiontune.data.annotations.conventions import MANY
 from visiontune.data.annotations.examine import examine
 from visiontune.data.annotations.image_files import Places, measure
@@ -54,6 +55,36 @@ def test_a_fault_of_an_image_file_is_found_and_nothing_else(plant, tmp_path):
         table = replace(table, images=replace(table.images, splits=splits))
     findings = examine(table, measure(table, Places(tmp_path))).findings
     assert [(finding.code, finding.image_id) for finding in findings] == [(plant.code, image_id)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_size_that_says_what_was_annotated_and_an_image_without_objects_raise_no_alarm(orientation, tmp_path):
+    file = sound_annotations(9)
+    draw_images(tmp_path, file)
+    told, empty = file["images"][4], file["images"][6]
+    assert empty["id"] not in {one["image_id"] for one in file["annotations"]}
+    oriented(tmp_path / empty["file_name"], orientation if orientation < 5 else 1)
+    if orientation >= 5:
+        # Sizes are those of the image as it is shown; so the stored pixels lie on their side.
+        path = tmp_path / told["file_name"]
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.TRANSPOSE).save(path)
+        oriented(path, orientation)
+    table = coco.to_table(file, "x")
+    assert examine(table, measure(table, Places(tmp_path))).findings == []
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_yolo_has_no_size_that_says_which_way_an_image_was_annotated(orientation, tmp_path):
+    Image.effect_noise((40, 20), 60).convert("RGB").save(tmp_path / "a.png")
+    Image.effect_noise((40, 20), 60).convert("RGB").save(tmp_path / "b.png")
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.25 0.5")
+    (tmp_path / "classes.txt").write_text("cat")
+    for name in ("a.png", "b.png"):
+        oriented(tmp_path / name, orientation)
+    table = yolo.read(tmp_path)
+    (finding,) = examine(table, measure(table, Places(tmp_path))).findings
+    assert (finding.code, finding.severity, finding.place) == ("exif-orientation", "warning", "a.png")
 
 
 def test_of_an_image_with_a_wrong_size_that_is_told_and_nothing_that_follows_from_it(tmp_path):

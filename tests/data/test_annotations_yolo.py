@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import visiontune
 from tests.planted_annotations import sound_annotations
 from tests.planted_images import draw_images
 from visiontune.data.annotations import coco, yolo
@@ -74,6 +75,32 @@ def test_classes_txt_names_the_classes_where_there_is_no_data_yaml(tmp_path):
 
 def test_labels_may_stand_beside_their_images(tmp_path):
     dataset(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"}, {"names": ["cat"], "train": "photos"}, images="photos")
+    assert len(yolo.read(tmp_path).annotations) == 1
+
+
+@pytest.mark.parametrize("labels", ["beside", "labels"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_folders_above_a_data_set_do_not_say_where_its_labels_are(tmp_path, labels, listed):
+    root = tmp_path / "images" / "set"
+    pictures, texts = (root / "train",) * 2 if labels == "beside" else (root / "images/train", root / "labels/train")
+    for name in ("a", "b"):
+        pictures.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIDE, (len(name), ord(name), 0)).save(pictures / f"{name}.png")
+    texts.mkdir(parents=True, exist_ok=True)
+    for name in ("a", "stray"):
+        (texts / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (root / "list.txt").write_text("".join(f"{pictures / name}.png\n" for name in ("a", "b")))
+    train = "list.txt" if listed else str(pictures.relative_to(root))
+    (root / "data.yaml").write_text(yaml.safe_dump({"names": ["cat"], "train": train}))
+    table = yolo.read(root)
+    assert [len(table.annotation_rows(row)) for row in range(2)] == [1, 0]
+    unused = [fault for fault in visiontune.inspect(root).faults if fault.code == "unused-labels"]
+    assert [fault.where for fault in unused] == ["set, stray.txt"]
+
+
+def test_a_data_set_whose_root_is_the_folder_of_images_has_its_labels_beside_that(tmp_path):
+    dataset(tmp_path, {"train/a": "0 0.5 0.5 0.5 0.5"})
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"path": "images", "names": ["cat"], "train": "train"}))
     assert len(yolo.read(tmp_path).annotations) == 1
 
 

@@ -1,5 +1,6 @@
 """Facts about Grounding DINO and MM-Grounding DINO, on small ones of the real classes."""
 
+import copy
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -165,7 +166,18 @@ def test_a_checkpoint_is_trained_further_at_the_size_that_its_processor_was_save
 def test_an_image_too_narrow_for_the_queries_is_refused_with_what_to_change(adapter: Any):
     with pytest.raises(DataError, match="30 queries") as error:
         adapter.encoder.encode(sample(0, 0, size=(300, 20)))
-    assert "data.image_longest_edge" in str(error.value)
+    assert "data.image_longest_edge" in str(error.value) and error.value.where == "s0"
+
+
+def test_an_image_that_is_just_wide_enough_is_so_however_it_is_augmented(adapter: Any):
+    seen = next(high for high in range(1, 61) if adapter.encoder.unseen(high, 61) is None)
+    assert adapter.encoder.unseen(seen - 1, 61) is not None
+    encoder = copy.copy(adapter.encoder)
+    encoder.data = encoder.data.model_copy(update={"augment": 1.0})
+    narrow, sizes = sample(0, 0, size=(61, seen)), set()
+    for number in range(60):
+        sizes.add(encoder.encode(narrow, augmentation=number).size)
+    assert len(sizes) > 20 and (seen, 61) in sizes
 
 
 def test_what_is_learned_is_what_was_drawn(adapter: Any):

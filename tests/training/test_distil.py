@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import visiontune
+from tests.coco_scenes import mask_of
+from tests.coco_scenes import objects as drawn
 from tests.killed import Counted, count_changes_of_the_disk, killed
-from tests.painted_teacher import CLASSES, Filler, Painted, asked, marks_of, painted, teacher
+from tests.painted_teacher import CLASSES, Filler, Painted, PaintedEncoder, asked, marks_of, painted, teacher
 from visiontune.data.annotations.masks import to_pixels
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
@@ -115,13 +117,18 @@ def test_labelled_images_keep_their_rows_and_what_is_held_out_is_not_touched(str
         for i in range(len(mine.ids)):
             assert made.sample(split, i).seen == labelled.sample(split, i).seen
         assert split == "train" or vars(mine) == vars(theirs)
+    threshold = json.loads((straight / "distillation.json").read_text())["thresholds"]["cat"]["threshold"]
+    doubtful = 0
     for name, target in targets(made).items():
         truth = targets(labelled)[name]
         assert replace(target, soft=None).boxes.tolist() == truth.boxes.tolist()
         assert (target.classes.tolist(), target.ids) == (truth.classes.tolist(), truth.ids)
         assert target.soft is not None
         score = (180 + int(name[:2])) / 250
-        assert target.soft[0].tolist() == pytest.approx([0.5 + score / 2, score / 8, score / 8], abs=1e-4)
+        wanted = [0.5 + score / 2, score / 8, score / 8] if score >= threshold else [1, 0, 0]
+        assert target.soft[0].tolist() == pytest.approx(wanted, abs=1e-4)
+        doubtful += score < threshold
+    assert 0 < doubtful < len(targets(made))
 
 
 def test_unlabelled_images_are_learned_as_the_thresholds_say_and_what_is_held_out_is_not(straight: Path) -> None:
@@ -152,7 +159,8 @@ def test_the_record_names_thresholds_counts_and_what_was_left_out(straight: Path
     assert cat["threshold"] == min((180 + int(name[:2])) / 250 for name in targets(labelled, "validation"))
     assert record["thresholds"]["owl"]["from_all_classes"]
     (of_labelled,) = record["labelled"]
-    assert of_labelled["objects"] == of_labelled["found_by_the_teacher"]
+    sure = sum((180 + int(name[:2])) / 250 >= cat["threshold"] for name in targets(labelled))
+    assert 0 < of_labelled["found_by_the_teacher"]["cat"] == sure < of_labelled["objects"]["cat"]
     assert of_labelled["made_from"] == labelled.info.content_hash
     of_unlabelled = record["unlabelled"]
     assert of_unlabelled["objects"] == {"cat": 1, "dog": 2, "owl": 1}
@@ -178,6 +186,15 @@ def test_a_segmenter_draws_masks_of_what_is_taken_where_it_trusts_itself(
     assert one.segmenter is not None and isinstance(one.segmenter.adapter, Filler)
     told = {name for batch in one.segmenter.adapter.asked for name in batch}
     assert told == {"sure.png", "large.png", "owl.png"}
+
+
+def test_a_detector_that_draws_masks_teaches_none_that_are_empty_and_none_of_what_it_doubts() -> None:
+    full, empty = (mask_of(np.full((8, 8), value, np.uint8)) for value in (1, 0))
+    boxes = [[0, 0, 4, 4], [4, 0, 4, 4], [0, 4, 4, 4], [4, 4, 4, 4]]
+    found = drawn(boxes, [0] * 4, masks=[full, empty, full, None], crowd=[False, False, True, False])
+    (made,) = teacher().draw([], [found])
+    assert made.masks == (full, None, None, None)
+    assert replace(made, masks=found.masks).__dict__ == found.__dict__
 
 
 def test_without_unlabelled_images_the_labelled_ones_are_blended_alone(labelled: Dataset, tmp_path: Path) -> None:
@@ -260,6 +277,29 @@ def test_data_that_do_not_fit_are_refused(labelled: Dataset, unlabelled: Path, t
     (tmp_path / "taken" / "thesis.txt").write_text("important")
     with pytest.raises(DataError, match=r"thesis\.txt"):
         distil(one, [labelled], [unlabelled], tmp_path / "taken", teacher_key="a")
+    assert not asked(one)
+
+
+def test_images_that_the_teacher_cannot_see_are_left_out_with_their_reason(
+    labelled: Dataset, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, out = teacher(), tmp_path / "out"
+    monkeypatch.setattr(PaintedEncoder, "unseen", lambda _, high, wide: "too wide" if wide > 80 else None)
+    made = distil(one, [labelled], [unlabelled], out, teacher_key="a")[1]
+    left_out = {row.id: (row.code, row.found) for row in made.info.left_out}
+    assert left_out["large.png"] == ("unseen-by-teacher", "too wide") and "held_out.png" in left_out
+    assert "large.png" not in targets(made) and len(targets(made)) == 5
+    assert "large.png" not in asked(one)
+
+
+def test_labelled_images_that_the_teacher_cannot_see_are_named_before_it_looks_at_any(
+    labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = teacher()
+    monkeypatch.setattr(PaintedEncoder, "unseen", lambda _, high, wide: "too wide" if wide > 50 else None)
+    with pytest.raises(DataError, match=f"{labelled.count('train') + labelled.count('validation')} images") as error:
+        distil(one, [labelled], [], tmp_path / "out", teacher_key="a")
+    assert f"train {labelled.index('train').ids[0]}" in (error.value.where or "")
     assert not asked(one)
 
 

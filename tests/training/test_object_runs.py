@@ -332,9 +332,16 @@ def test_what_a_detector_knew_before_is_asked_with_and_without_its_adapter(
     assert set(tuned.recipe.parts.values()) == {"frozen", "lora"}, "heads that learn in full forget other classes"
     other = visiontune.prepare(draw_source(tmp_path / "other", 20, classes=("cross", "bar")), tmp_path / "known")
     visiontune.evaluate(tuned.path, split="test", known=other.path)
-    written = json.loads((tuned.path / "evaluations/known-known.json").read_text())
+    named = f"evaluations/known-known-test-{other.info.content_hash[:8]}.json"
+    written = json.loads((tuned.path / named).read_text())
     assert written["n"] == other.count("test")
     assert {"box_ap", "box_ap50", "box_ap.cross", "box_ap.bar"} == set(written["metrics"])
+    # Neither another split nor other data whose folder has the same name take its place.
+    twin = visiontune.prepare(draw_source(tmp_path / "more", 20, seed=5, classes=("bar",)), tmp_path / "twin/known")
+    visiontune.evaluate(tuned.path, split="validation", known=other.path)
+    visiontune.evaluate(tuned.path, split="test", known=twin.path)
+    assert len(list((tuned.path / "evaluations").glob("known-known-*.json"))) == 3
+    assert json.loads((tuned.path / named).read_text()) == written
     again = visiontune.evaluate(group.path, split="test")
     assert again.n == shapes.count("test")
     with pytest.raises(ModelError, match="adapter to switch off"):

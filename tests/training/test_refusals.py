@@ -1,14 +1,17 @@
 """What is refused before anything is computed: numbers that leave nothing, folders that hold something else."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import visiontune
 from tests.training.test_object_runs import QUICK, finished, group, shapes, source  # noqa: F401
 from visiontune.data.dataset import Dataset
+from visiontune.demo_shapes import draw_source
 from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.files import write_json
 from visiontune.run import Run
@@ -125,3 +128,17 @@ def test_a_preset_leaves_out_what_detectors_cannot_do(
     monkeypatch.setattr("visiontune.training.loop.train_run", lambda run, callbacks: run)  # planned, not trained
     recipe = train(shapes.path, tmp_path / "run", options={"preset": "low-memory"}).recipe
     assert recipe.batch.tokens == 1 and not recipe.machine.recompute
+
+
+def test_images_too_narrow_for_the_model_are_named_before_the_first_step(tmp_path: Path) -> None:
+    place = draw_source(tmp_path / "source", 12)
+    file = json.loads(place.read_text())
+    narrow = place.parent / "images" / "narrow.png"
+    Image.effect_noise((300, 20), 60).convert("RGB").save(narrow)
+    file["images"].append({"id": 999, "file_name": narrow.name, "width": 300, "height": 20})
+    place.write_text(json.dumps(file))
+    with pytest.raises(DataError, match="1 image is of a size that the model cannot see") as error:
+        train(place, tmp_path / "run", "tiny/mm-grounding-dino")
+    assert "narrow.png" in (error.value.where or "") and "--data.image_longest_edge" in (error.value.fix or "")
+    assert "300 x 20 pixels becomes" in error.value.found
+    assert not Run(tmp_path / "run").began

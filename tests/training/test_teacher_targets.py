@@ -224,3 +224,11 @@ def test_a_finding_speaks_for_one_object_alone() -> None:
     blended = blend(truth, sure, 1.0)
     assert blended.soft is not None
     assert blended.soft[:, 0].tolist() == [1.0, 0.5]
+
+
+def test_a_doubtful_finding_does_not_make_a_persons_label_less_sure() -> None:
+    truth = drawn([[0, 0, 20, 20], [30, 0, 20, 20], [0, 30, 20, 20]], [0, 0, 0])
+    guesses = found([[0, 0, 20, 20], [30, 0, 20, 20], [0, 30, 20, 20]], [0, 0, 0], [0.26, 0.2, 0.6])
+    blended = blend(truth, label(guesses, at(0.5, 0.5, 0.5), CLASSES, SIZE), 0.5)
+    assert blended.soft is not None
+    assert blended.soft[:, 0].tolist() == pytest.approx([1.0, 1.0, 0.8])

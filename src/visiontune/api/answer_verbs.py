@@ -7,9 +7,10 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from visiontune.api.devices import recipe_on
 from visiontune.api.options import check_limit, check_score, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RequirementError
-from visiontune.progress import note, warn
+from visiontune.progress import note
 
 if TYPE_CHECKING:
     from visiontune.api.data_verbs import Source
@@ -63,7 +64,7 @@ def evaluate(
     group = open_run(run)
     members = group.runs if isinstance(group, RunGroup) else {"": group}
     opened = next(iter(members.values()))
-    recipes = {role: _on_device(member, device) for role, member in members.items()}
+    recipes = {role: recipe_on(member, device) for role, member in members.items()}
     recipe = next(iter(recipes.values()))
     if recipe.objects is not None:
         if ratios or bertscore is not None or bertscore_layer is not None:
@@ -234,7 +235,7 @@ def predict(
         )
     group = open_run(run)
     members = group.runs if isinstance(group, RunGroup) else {"": group}
-    recipes = {role: _on_device(member, device) for role, member in members.items()}
+    recipes = {role: recipe_on(member, device) for role, member in members.items()}
     opened, recipe = next(iter(members.values())), next(iter(recipes.values()))
     if recipe.responses is not None:
         raise RecipeError(
@@ -283,27 +284,9 @@ def predict_movies(
     if absent := [source for source in movies if not Path(source).exists()]:
         raise DataError("There is no such file.", where=str(absent[0]), fix="check the path")
     opened = Run(run)
-    recipe = _on_device(opened, device)
+    recipe = recipe_on(opened, device)
     if recipe.responses is None:
         raise RecipeError("Only runs on recordings predict what units do.", where=str(run), fix="visiontune.predict")
     target = None if out is None else Path(out)
     ranks = Ranks(recipe.machine.device)
     return predict_rates(opened, recipe, [Path(movie) for movie in movies], ranks, step, target, session)
-
-
-def _on_device(run: Run, device: Device | None) -> Any:
-    """The run's recipe on the device asked for, else on its own one where it is here, else on the best one here."""
-    import torch
-
-    from visiontune.machine import available_devices, hardware
-
-    recipe = run.recipe
-    if device is None and recipe.machine.device not in available_devices():
-        warn(f"the run was trained on {recipe.machine.device}, which is not here; using {available_devices()[0]}")
-        device = available_devices()[0]
-    chosen = hardware(device or recipe.machine.device)
-    torch.set_num_threads(recipe.machine.threads)
-    precision = recipe.machine.precision if chosen.device == recipe.machine.device else "fp32"
-    if recipe.model.four_bit and chosen.device != "cuda":
-        warn("the run was trained on weights in four bits; here they are whole, and answers may differ")
-    return recipe.computing_on(chosen.device, precision)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visiontune.api.devices import computed_on
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.progress import note
@@ -204,11 +205,13 @@ def evaluate_known(
     """What is left of the classes that the model knew before: box AP on other data, with the adapter, which the run
     has, on and off.
 
-    Writes evaluations/known-NAME.json. Raises RecipeError for a model that cannot be asked for other classes.
+    Writes evaluations/known-NAME-SPLIT-HASH.json, with the hash of the data: others may have their name. Raises
+    RecipeError for a model that cannot be asked for other classes.
     """
     from visiontune.models.objects import finds_objects
     from visiontune.training.evaluate_objects import find_in_split, score_predictions
     from visiontune.training.model import load_trained
+    from visiontune.training.refusals import refuse_unseen
 
     loaded, reached = load_trained(run, recipe, ranks.device, step)
     adapter, names = finds_objects(loaded), known.index(split).classes
@@ -216,6 +219,7 @@ def evaluate_known(
         raise DataError("The known data hold no objects.", where=str(known.path), fix="give prepared boxes")
     assert adapter.peft is not None  # refuse_without_adapter
     adapter.encoder = adapter.encoder.asking(names)
+    refuse_unseen(adapter.encoder, [known], [split], limit=limit, fix="cut off the longer side of these images")
     find = partial(find_in_split, adapter, [known], split, recipe, ranks, limit=limit, show=True)
     after = score_predictions(find(), "none")
     with adapter.peft.disable_adapter():
@@ -225,7 +229,8 @@ def evaluate_known(
         figures[name] = {"before": before.metric(name).to_json(), "after": after.metric(name).to_json()}
     value = {"data": str(known.path), "split": split, "step": reached, "n": after.n, "metrics": figures}
     if ranks.is_first:
-        write_json(run.path / "evaluations" / f"known-{known.path.name}.json", value)
+        name = f"known-{known.path.name}-{split}-{known.info.content_hash[:8]}.json"
+        write_json(run.path / "evaluations" / name, value)
     return value
 
 
@@ -318,7 +323,7 @@ def distilled(
         if isinstance(opened, RunGroup) and "detector" not in opened.runs:
             raise ModelError("This group of runs has no detector to teach.", where=str(teacher), fix="give a detector")
         for role, run in (opened.runs if isinstance(opened, RunGroup) else {"detector": opened}).items():
-            recipe = run.recipe
+            recipe = computed_on(run.recipe, machine.device)
             adapter, _ = load_trained(run, recipe, device)
             finders[role] = Finder(finds_objects(adapter), recipe.batch.tokens, recipe.machine.precision, device)
     else:

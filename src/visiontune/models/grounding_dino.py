@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visiontune.data.objects import Objects
-from visiontune.errors import DataError, ModelError
+from visiontune.errors import ModelError
 from visiontune.models.adapter import Batch
 from visiontune.models.grounding_dino_tiny import build_mm, build_original
 from visiontune.models.grounding_prompts import Chunk, make_prompts
@@ -107,14 +107,16 @@ class GroundingDinoEncoder(ObjectEncoder):
         return other
 
     def see(self, image: Image) -> tuple[Tensor, tuple[int, int]]:
-        if self.tokens(image.height, image.width) < self.queries:
-            raise DataError(
-                f"An image of {image.width} x {image.height} pixels becomes fewer places than the model's "
-                f"{self.queries} queries stand in.",
-                fix="raise data.image_longest_edge, or cut off the longer side of such images",
-            )
         pixels = self.processor.image_processor(images=image, do_pad=False, return_tensors="pt")["pixel_values"][0]
         return pixels, (pixels.shape[1], pixels.shape[2])
+
+    def unseen(self, height: int, width: int) -> str | None:
+        if (places := self.tokens(height, width)) >= self.queries:
+            return None
+        return (
+            f"An image of {width} x {height} pixels becomes {places} places, fewer than the model's {self.queries} "
+            "queries stand in."
+        )
 
     def picture(self, height: int, width: int) -> tuple[int, int]:
         from transformers.image_transforms import get_size_with_aspect_ratio

@@ -85,6 +85,10 @@ class ObjectEncoder(Encoder[EncodedObjects]):
     def tokens(self, height: int, width: int) -> int:
         """How many tokens the vision encoder makes of an image of this size."""
 
+    def unseen(self, height: int, width: int) -> str | None:
+        """Why the model cannot see an image of this size, as a sentence; None where it can."""
+        return None
+
     def asking(self, classes: Sequence[str]) -> "ObjectEncoder":
         """The same encoder for other classes, whatever the model was trained on; RecipeError for a model that knows
         its own classes alone."""
@@ -113,8 +117,14 @@ class ObjectEncoder(Encoder[EncodedObjects]):
         else:
             image = _image_of(sample)
             if augmentation is not None and (self.data.augment or self.choices.mirror != "none"):
-                image, objects = augmented_objects(image, objects, self.data.augment, self.choices.mirror, augmentation)
+                changed = augmented_objects(image, objects, self.data.augment, self.choices.mirror, augmentation)
+                # Windows have whole pixels: one of an image that is only just seen may be narrower than that.
+                if self.unseen(changed[0].height, changed[0].width) is None:
+                    image, objects = changed
             width, height = image.size
+            if (why := self.unseen(height, width)) is not None:
+                fix = "raise data.image_longest_edge, or cut off the longer side of such images"
+                raise DataError(why, where=sample.id, fix=fix)
             (pixels, picture), stored = self.see(image), None
         boxes, classes, soft, crowd = self._targets(objects, height, width)
         masks, has_mask = self._masks(objects)

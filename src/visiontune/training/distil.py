@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -39,12 +39,17 @@ from visiontune.files import write_json, write_text
 from visiontune.machine import cores
 from visiontune.models.objects import nothing
 from visiontune.progress import note, progress
+from visiontune.training.refusals import refuse_unseen
 from visiontune.training.teacher import Teacher
 from visiontune.training.teacher_targets import ClassThreshold, blend, choose_thresholds, label, matches
 
-DISTIL_VERSION = 1
+DISTIL_VERSION = 2
 RECORD_NAME = "distillation.json"
 WORK_NAME = ".distil"
+UNSEEN, UNSEEN_FIX = (
+    "unseen-by-teacher",
+    "cut off its longer side, or use a teacher with a larger data.image_longest_edge",
+)
 UNLABELLED_NAME = "unlabelled"
 CHUNK_IMAGES = 64
 IMAGES_FOR_WORKERS = 2000
@@ -65,8 +70,8 @@ def distil(
 
     `labelled-1`, ...: the labelled datasets, rows and splits as they are, training rows with `blend`. `unlabelled`: the
     images in `unlabelled` (folders of images or prepared datasets) with `label`, all for training; those that are held
-    out for validation or test in the labelled data (or look like them), that people labelled, or that cannot be read
-    are left out. distillation.json: thresholds and counts.
+    out for validation or test in the labelled data (or look like them), that people labelled, that cannot be read, or
+    whose size the teacher cannot see are left out. distillation.json: thresholds and counts.
 
     `teacher_key` names the teacher's weights: under another one everything is found anew. `share` in [0, 1] is the
     teacher's share in `blend`. `workers` processes look at the images first (None: as many as are worth it). Killed and
@@ -75,6 +80,8 @@ def distil(
     """
     classes = teacher.classes
     _check(classes, labelled, share)
+    encoder = teacher.detector.adapter.encoder
+    refuse_unseen(encoder, labelled, ("train", "validation"), fix=UNSEEN_FIX)
     with owned(out, {RECORD_NAME, WORK_NAME}), full_disk_said(out):
         places, left_out = places_of(unlabelled)
         fingerprint = _hash(
@@ -170,7 +177,8 @@ def _distilled(
     facts = everything.slice(start)
     held_out = of["validation"] + of["test"], pa.concat_tables([seen["validation"], seen["test"]])
     out_of_it = to_leave_out(places, facts, held_out=held_out, trained=(of["train"], seen["train"]))
-    left_out = left_out + list(out_of_it.values())
+    out_of_it |= _unseen(teacher, places, facts, out_of_it)
+    left_out = left_out + [out_of_it[i] for i in sorted(out_of_it)]
     taken = [i for i in range(len(places)) if i not in out_of_it]
     if left_out and not taken:
         raise DataError(
@@ -233,6 +241,20 @@ def _distilled(
         left_out=left_out,
     )
     return {**record, "unlabelled": _counts(found, classes, left_out)}
+
+
+def _unseen(
+    teacher: Teacher, places: Sequence[Place], facts: pa.Table, others: Mapping[int, LeftOut]
+) -> dict[int, LeftOut]:
+    """The images that the teacher cannot see, less those that are left out for `others` reasons."""
+    unseen = teacher.detector.adapter.encoder.unseen
+    sizes = zip(facts["height"].to_pylist(), facts["width"].to_pylist(), strict=True)
+    why = {i: unseen(heights[0], widths[0]) for i, (heights, widths) in enumerate(sizes) if i not in others}
+    return {
+        i: LeftOut(id=places[i].id, code=UNSEEN, found=found, fix=UNSEEN_FIX)
+        for i, found in why.items()
+        if found is not None
+    }
 
 
 def _write_labelled(

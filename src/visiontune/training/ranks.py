@@ -1,12 +1,17 @@
 """The processes of a run: which one this is, its device, and what they agree on. Built on Accelerate."""
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
+# How long ranks wait for each other. The first one prepares data, and lets a teacher label them, while the others wait:
+# that takes hours, and NCCL's own limit is ten minutes, gloo's thirty. A rank that ends is still noticed at once, by
+# torchrun, which stops the others, and by gloo, whose connection breaks; only one that hangs is waited for longer.
+LONGEST_WAIT = timedelta(days=1)
 BUCKET_NUMBERS = 1 << 24  # gradients are summed over ranks in pieces of about 64 MB
 
 
@@ -14,7 +19,8 @@ class Ranks:
     """The ranks of a run, as launched by torchrun or `accelerate launch`; a plain process is the only rank."""
 
     def __init__(self, device: str) -> None:
-        self._accelerator = Accelerator(cpu=device == "cpu")
+        patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+        self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes

@@ -1,13 +1,16 @@
-"""What a run is not planned for: fields that would change nothing, and folders that hold something else."""
+"""What is refused before any work: fields that would change nothing, folders that hold something else, images of a
+size that the model cannot see."""
 
 from collections.abc import Iterable, Sequence
 
-from visiontune.errors import RecipeError, RunError
+from visiontune.data.dataset import Dataset
+from visiontune.errors import DataError, RecipeError, RunError
+from visiontune.models.objects import ObjectEncoder
 from visiontune.progress import note
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.run_group import PLAN_NAME, RunGroup, open_run
-from visiontune.words import command
+from visiontune.words import command, counted
 
 # What `train` writes into a folder before a run is planned there: prepared data, forecasts of a dry run, also by roles.
 WRITTEN_BEFORE = ("data", "distilled", "forecast.json", "detector", "segmenter", "lock")
@@ -22,6 +25,31 @@ def refuse_idle(recipes: Sequence[Recipe], changes: Iterable[str]) -> None:
             f"{idle[0]} is set, and no part has adapters: {parts}.",
             where=f"--{idle[0]}",
             fix=f"leave it out, or adapt a part: --parts.{next(iter(recipes[0].parts))} lora",
+        )
+
+
+def refuse_unseen(
+    encoder: ObjectEncoder, datasets: Sequence[Dataset], splits: Sequence[str], *, limit: int | None = None, fix: str
+) -> None:
+    """Raise DataError, with ids and `fix`, for images in the first `limit` rows of these splits that the model cannot
+    see. Their sizes are known without decoding them; a step that drew one would stop the run."""
+    why: dict[tuple[int, int], str | None] = {}
+    found: list[tuple[str, str]] = []
+    for dataset in datasets:
+        for split in splits:
+            index = dataset.index(split)
+            for name, layout in zip(index.ids[:limit], encoder.layouts(index), strict=False):
+                for size in layout:
+                    if size not in why:
+                        why[size] = encoder.unseen(*size)
+                    if (reason := why[size]) is not None:
+                        found.append((f"{split} {name}", reason))
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise DataError(
+            f"{counted(len(found), 'image is', 'images are')} of a size that the model cannot see. {found[0][1]}",
+            where=", ".join(name for name, _ in found[:5]) + more,
+            fix=fix,
         )
 
 

@@ -15,6 +15,7 @@ from visiontune.errors import DataError, RunError
 from visiontune.files import write_json
 from visiontune.machine import versions
 from visiontune.models.adapter import ModelAdapter
+from visiontune.models.objects import ObjectEncoder
 from visiontune.models.parts import frozen_tensors, set_training_mode, summarise, tensors_sha256, trained_tensors
 from visiontune.progress import note, warn
 from visiontune.recipe import Recipe
@@ -31,6 +32,7 @@ from visiontune.training.memory import predicted_peak, ran_out
 from visiontune.training.model import adapt, load_base, open_datasets
 from visiontune.training.precision import loss_scaler
 from visiontune.training.ranks import Ranks
+from visiontune.training.refusals import refuse_unseen
 from visiontune.training.scoring import refuse_unscored
 from visiontune.words import counted
 
@@ -82,6 +84,9 @@ def set_up(run: Run, recipe: Recipe, ranks: Ranks, *, dry: bool = False) -> Sess
     datasets = open_datasets(recipe)
     adapter = load_base(run, recipe, ranks.device)
     _refuse_too_long(adapter, datasets, recipe)
+    if isinstance(adapter.encoder, ObjectEncoder):
+        fix = "raise --data.image_longest_edge, or cut off the longer side of these images"
+        refuse_unseen(adapter.encoder, datasets, SPLITS, limit=recipe.data.limit, fix=fix)
     book = receipts.ReceiptBook(run, write=ranks.is_first)
     probe = probe_losses(adapter, datasets, recipe, ranks.device, book)
     adapt(adapter, recipe)

@@ -94,9 +94,13 @@ class Teacher:
         return self.detector.find(samples)
 
     def draw(self, samples: Sequence[Sample], objects: Sequence[Objects]) -> list[Objects]:
-        """The objects with the segmenter's masks; none for crowds, and none where it expects to be wrong itself."""
+        """The objects with the segmenter's masks, or where there is none with the detector's own.
+
+        None for crowds, none where the segmenter expects to be wrong itself, and none where a mask is empty: it would
+        be learned as the mask of an object that covers nothing.
+        """
         if self.segmenter is None:
-            return list(objects)
+            return [_without_empty_masks(one) for one in objects]
         drawn = list(objects)
         asked = [(i, np.flatnonzero(~one.crowd).tolist()) for i, one in enumerate(objects) if not one.crowd.all()]
         told = [replace(samples[i], target=replace(chosen_of(objects[i], rows), soft=None)) for i, rows in asked]
@@ -108,3 +112,9 @@ class Teacher:
                     masks[row] = mask
             drawn[i] = replace(drawn[i], masks=tuple(masks))
         return drawn
+
+
+def _without_empty_masks(objects: Objects) -> Objects:
+    masks = [None if crowd else mask for mask, crowd in zip(objects.masks, objects.crowd.tolist(), strict=True)]
+    drawn = [mask is not None and bool(areas_and_boxes([mask])[0][0]) for mask in masks]
+    return replace(objects, masks=tuple(mask if some else None for mask, some in zip(masks, drawn, strict=True)))

@@ -144,8 +144,9 @@ def blend(truth: Objects, found: Objects, share: float) -> Objects:
     """What people drew, with `soft` = (1 - share) times their class + `share` times the teacher's probabilities.
 
     `found` is what `label` makes of the teacher's findings. The surest first, each takes the free object that it
-    overlaps most, whatever the classes, where the IoU is at least 0.5. An object that none takes, and a crowd, keeps
-    its class for certain. Nothing else is changed, added or taken away.
+    overlaps most, whatever the classes, where the IoU is at least 0.5. Doubtful ones take none: a person's label is not
+    less sure where the teacher is not sure itself. An object that none takes, and a crowd, keeps its class for certain.
+    Nothing else is changed, added or taken away.
     """
     assert found.soft is not None
     soft = np.zeros((len(truth), found.soft.shape[1]))
@@ -158,10 +159,11 @@ def blend(truth: Objects, found: Objects, share: float) -> Objects:
 
 def matches(truth: Objects, found: Objects) -> NDArray[np.int64]:
     """For each true object the place of the finding that takes it in `blend`, -1 where none does: (n,)."""
-    overlaps = _overlaps(found.boxes, truth.boxes, truth.crowd)
+    sure = np.flatnonzero(~found.crowd)
+    overlaps = _overlaps(found.boxes[sure], truth.boxes, truth.crowd)
     taken = _taken(np.where(truth.crowd, 0, overlaps))
     matched = np.full(len(truth), -1)
-    matched[taken[taken >= 0]] = np.flatnonzero(taken >= 0)
+    matched[taken[taken >= 0]] = sure[taken >= 0]
     return matched
 
 

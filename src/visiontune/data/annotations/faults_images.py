@@ -12,6 +12,8 @@ from visiontune.data.annotations.findings import Finding, on_image
 from visiontune.data.annotations.image_files import ImageFiles
 from visiontune.data.annotations.table import Table
 
+# EXIF orientation -> how an image is shown, beside its stored pixels.
+_SHOWN = {2: "mirrored left to right", 3: "upside down", 4: "mirrored top to bottom"}
 # A box may pass the edge by so many pixels and still speak for a size.
 _EDGE = 1.0
 
@@ -23,6 +25,7 @@ def image_faults(table: Table, files: ImageFiles) -> list[Finding]:
         *unreadable_images(table, files),
         *missing_sizes(table, files),
         *turned_images(table, files),
+        *undecided_orientations(table, files),
         *other_sizes(table, files),
         *duplicate_images([table], [files]),
     ]
@@ -68,6 +71,25 @@ def turned_images(table: Table, files: ImageFiles) -> Iterator[Finding]:
         )
         severity = "error" if frame == "unknown" else "repair"
         yield on_image(table, row, "exif-rotation", severity, found, fixes[frame])
+
+
+def undecided_orientations(table: Table, files: ImageFiles) -> Iterator[Finding]:
+    """Annotated images that EXIF turns or mirrors, of which no size says what was annotated: stored pixels, or what is
+    shown. Boxes that were drawn upon the stored pixels would land in other places."""
+    sized = (table.images.widths > 0) & (table.images.heights > 0) & (not table.measured)
+    told = files.sideways & sized & (files.sizes[:, 0] != files.sizes[:, 1])
+    annotated = np.bincount(table.image_rows[table.image_rows >= 0], minlength=len(table.images)) > 0
+    fix = (
+        "look whether boxes fit the image as it is shown; where they do not, take the EXIF orientation out of the file"
+    )
+    for row in np.flatnonzero((files.orientations > 1) & annotated & ~told).tolist():
+        orientation = int(files.orientations[row])
+        shown = _SHOWN.get(orientation, "turned to its side")
+        found = (
+            f"{table.images.file_names[row]} is shown {shown} (EXIF orientation {orientation}), and its size does not "
+            "say whether it was annotated so"
+        )
+        yield on_image(table, row, "exif-orientation", "warning", found, fix)
 
 
 def other_sizes(table: Table, files: ImageFiles) -> Iterator[Finding]:

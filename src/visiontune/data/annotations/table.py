@@ -162,6 +162,7 @@ class Table:
 
     `top`: the other fields at the top of a COCO file. `sections` of images, annotations and categories that the file
     has as lists. `unread` and `ignored`: what gave no row, and what was left out by design (kind -> how many).
+    `measured`: the format has no sizes of images; those here were read from the upright files.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Table:
     sections: frozenset[str] = frozenset({"images", "annotations", "categories"})
     unread: tuple[Unread, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
+    measured: bool = False
 
     @cached_property
     def image_rows(self) -> NDArray[np.int64]:

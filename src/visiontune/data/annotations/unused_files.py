@@ -17,8 +17,11 @@ from visiontune.data.images import SUFFIXES
 _NO_LABELS = frozenset({"classes.txt", "obj.names", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt"})
 
 
-def unused_files(table: Table, files: ImageFiles, kind: Format) -> list[Finding]:
-    """A warning about images that are not used, and one about YOLO labels: of those in the folders that are used."""
+def unused_files(table: Table, files: ImageFiles, kind: Format, root: Path) -> list[Finding]:
+    """A warning about images that are not used, and one about YOLO labels: of those in the folders that are used.
+
+    `root` is the folder of the data set, from which the places of YOLO's labels are worked out.
+    """
     used = {path for path in files.paths if path is not None}
     findings: list[Finding] = []
     if kind != "yolo":  # its reader takes every image of a folder
@@ -28,7 +31,8 @@ def unused_files(table: Table, files: ImageFiles, kind: Format) -> list[Finding]
         fix = "annotate them, or take them out; they are not used, not even as images without objects"
         findings += _told(table, "unused-images", images, f"images {what}: {len(images)}", fix)
     else:
-        labels = {yolo.label_file(path) for path in used}
+        base = root.absolute()  # as the paths of the images are
+        labels = {yolo.label_file(path, base) for path in used}
         unused = _others(labels, lambda path: path.suffix == ".txt" and path.name.casefold() not in _NO_LABELS)
         found = f"label files without an image: {len(unused)}"
         findings += _told(table, "unused-labels", unused, found, "add their images, or take them out")

@@ -2,7 +2,8 @@
 image.
 
 `data.yaml` names the classes and where each split's images are; without one, `classes.txt` names the classes. The
-labels of images/a/b.jpg stand in labels/a/b.txt, or beside the image. An image without a label file has no objects.
+labels of images/a/b.jpg stand in labels/a/b.txt, or beside the image; folders above the data set say nothing of that.
+An image without a label file has no objects.
 YOLO has no areas: they are those of the boxes and polygons.
 """
 
@@ -78,7 +79,7 @@ def read(source: Path) -> Table:
             odd |= {(row, "width"): None, (row, "height"): None}
         else:
             sizes[row] = size
-        _read_labels(label_file(path), base, row, size, _name(path, base), lines)
+        _read_labels(label_file(path, base), base, row, size, _name(path, base), lines)
     count = len(lines.classes)
     names_of_files = tuple(_name(path, base) for path, _ in files)
     kinds = [Kind.NONE if parts is None else Kind.POLYGONS for parts in lines.polygons]
@@ -107,6 +108,7 @@ def read(source: Path) -> Table:
         ),
         {key: value for key, value in description.items() if key not in _KNOWN},
         unread=tuple(lines.unread),
+        measured=True,
     )
 
 
@@ -130,7 +132,7 @@ def write(table: Table, folder: Path) -> Counter[str]:
                 lost["objects without box, class or image size"] += 1
             else:
                 lines.append(f"{numbers[int(table.category_rows[row])]} {_shares(table, row, size, lost)}")
-        label = folder / label_file(Path(name))
+        label = folder / _label_name(Path(name))
         label.parent.mkdir(parents=True, exist_ok=True)
         label.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     lost["objects of unknown images"] = int((table.image_rows < 0).sum())
@@ -215,14 +217,24 @@ def _listed(place: Path) -> list[Path]:
     return [place.parent / line.strip() for line in lines if line.strip()]
 
 
-def label_file(image: Path) -> Path:
-    """Where an image's labels stand: the last folder `images` of the path becomes `labels`; else beside the image."""
+def label_file(image: Path, root: Path) -> Path:
+    """Where the labels of an image of the data set at `root` stand, or would stand.
+
+    The rule is for the path from the root on: a data set may lie below a folder called `images`. A root that is itself
+    such a folder, or lies in one, may have its labels beside it; that is looked for last.
+    """
+    inside = root / _label_name(image.relative_to(root)) if image.is_relative_to(root) else _label_name(image)
+    places = (inside, image.with_suffix(".txt"), _label_name(image))
+    return next((place for place in places if place.is_file()), inside)
+
+
+def _label_name(image: Path) -> Path:
+    """The path of an image as that of its labels: its last folder `images` becomes `labels`; else beside the image."""
     parts = list(image.parts)
     folders = [k for k, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
         parts[folders[-1]] = "labels"
-        return Path(*parts).with_suffix(".txt")
-    return image.with_suffix(".txt")
+    return Path(*parts).with_suffix(".txt")
 
 
 def _name(path: Path, root: Path) -> str:

@@ -65,7 +65,7 @@ def read(source: Path, repair: bool = False, kind: formats.Format | None = None)
     return Listing(
         format=NAMES[kind],
         rows=sorted(rows, key=lambda row: row.id),
-        faults=_faults([*found.findings, *besides, *unused_files(written, files, kind)], repair),
+        faults=_faults([*found.findings, *besides, *unused_files(written, files, kind, places.base)], repair),
         classes=table.categories.names,
         changes=found.changes,
         unmended=_unmended(found, repair),
