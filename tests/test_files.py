@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from visiontune.files import file_sha256, folder_written_whole, write_json, write_text, written_whole
+from visiontune.errors import MachineError
+from visiontune.files import file_sha256, folder_written_whole, make_folder, write_json, write_text, written_whole
 
 
 def entries(folder: Path) -> list[str]:
@@ -92,6 +93,16 @@ except OSError as error:
     assert json.loads((tmp_path / "a.json").read_text()) == ["old"]
     assert (tmp_path / "step-1" / "weights").read_text() == "old"
     assert entries(tmp_path) == ["a.json", "step-1"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(MachineError, match="No folder can be made here") as refused:
+            make_folder(place)
+        assert refused.value.where == str(place)
+    with pytest.raises(MachineError, match="Not a directory"), folder_written_whole(tmp_path / "file" / "a" / "b"):
+        pass
 
 
 def test_json_keeps_other_scripts_readable_and_refuses_what_is_no_json(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from visiontune.errors import RunError
+import visiontune
+from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.run import Run
 
 HOLD = """
@@ -32,6 +33,23 @@ def holder(tmp_path: Path):
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+def test_a_shipped_folder_without_its_contract_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "certificate.json").write_text("{}")
+    with pytest.raises(RunError, match="exported from a run"):
+        Run.open(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"")
+    with pytest.raises(RunError, match=r"contract\.json is missing"):
+        Run.open(tmp_path)
+
+
+def test_a_path_or_weights_in_one_text_are_not_taken_letter_by_letter(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder") as refused:
+        visiontune.predict(tmp_path, "big/1.png")
+    assert refused.value.where == "big/1.png"
+    with pytest.raises(RecipeError, match="this is '2,1'"):
+        visiontune.train(tmp_path, out=tmp_path / "run", weights="2,1")  # pyright: ignore[reportArgumentType]
 
 
 def test_two_processes_cannot_hold_one_run(tmp_path: Path, holder: subprocess.Popen[str]) -> None:

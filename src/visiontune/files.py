@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written aside, synced, renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from visiontune.errors import MachineError
+
+# Why no folder can be made in a place, whatever is done elsewhere on the disk.
+_NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they do not stand yet. Raises MachineError where none can be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise MachineError(
+            f"No folder can be made here: {os.strerror(error.errno)}.",
+            where=str(path),
+            fix="choose another place, or see that its folder may be written to",
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -28,7 +48,7 @@ def sync_file(path: Path) -> None:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is synced and renamed over `path`, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
@@ -45,7 +65,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
     A kill between the two renames that replace an existing folder leaves the old one beside as `.NAME.old`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

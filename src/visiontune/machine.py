@@ -87,7 +87,8 @@ def hardware(device: Device | None = None) -> Hardware:
     if device is not None and device not in found:
         raise MachineError(
             f"Device '{device}' was asked for; torch finds {', '.join(found)} here.",
-            fix=f"use --machine.device {found[0]}, or see `visiontune doctor` for what torch was built with",
+            fix=f"use {found[0]} (--machine.device {found[0]} to train, --device {found[0]} else); `visiontune doctor` "
+            "says what torch was built with",
         )
     chosen = device or found[0]
     if chosen == "cuda":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from visiontune.errors import RunError
-from visiontune.files import write_json
+from visiontune.files import make_folder, write_json
 from visiontune.recipe import Recipe
 from visiontune.recipe_files import load
 
@@ -47,6 +47,10 @@ class Run:
         run = cls(path)
         if not run.recipe_path.is_file() and (run.path / "certificate.json").is_file():
             plain = not (run.path / "contract.json").is_file()
+            if plain and any(run.path.glob("*.gguf")):
+                raise RunError(
+                    "contract.json is missing from this shipped folder.", where=str(path), fix="export the run again"
+                )
             raise RunError(
                 "This folder was exported from a run, and holds no run itself"
                 + (": it is for PEFT and transformers, and visiontune does not ask it." if plain else "."),
@@ -136,7 +140,7 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for one trainer; raises RunError if another process holds it. A kill frees it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with (self.path / "lock").open("a+") as file:
             # The workers of a trainer that was killed hold its lock for some milliseconds more.
             until = time.monotonic() + LOCK_PATIENCE_SECONDS

@@ -84,11 +84,19 @@ def test_it_is_verified_alone_with_its_data_and_with_its_run(run: Run, folder: P
 
 def test_folders_of_several_models_name_them(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "ship" / "detector")
-    with pytest.raises(DataError, match="several models") as refused:
+    with pytest.raises(DataError, match="holds 1 model") as refused:
         visiontune.verify(tmp_path / "ship")
-    assert "detector" in str(refused.value.fix)
-    with pytest.raises(ModelError, match="several shipped models"):
-        visiontune.predict(tmp_path / "ship", [tmp_path / "ship"])
+    assert refused.value.fix == "verify detector"
+    with pytest.raises(ModelError, match="holds 1 shipped model") as refused:
+        visiontune.predict(tmp_path / "ship", tmp_path / "ship")
+    assert refused.value.fix == "ask detector"
+    (tmp_path / "ship" / "merged").mkdir()  # plain weights, which are verified and not asked
+    (tmp_path / "ship" / "merged" / "certificate.json").write_text("{}")
+    with pytest.raises(DataError, match="holds 2 models") as refused:
+        visiontune.verify(tmp_path / "ship")
+    assert refused.value.fix == "verify each: detector, merged"
+    with pytest.raises(ModelError, match="holds 1 shipped model"):
+        visiontune.predict(tmp_path / "ship", tmp_path / "ship")
 
 
 def test_pictures_of_what_a_shipped_model_found_lie_beside_it(folder: Path, tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def test_another_step_is_another_model(trained: Trained, tmp_path: Path) -> None
 
 def test_each_folder_carries_how_it_compares_with_the_trained_model(trained: Trained, tmp_path: Path) -> None:
     run = trained({"machine.precision": "bf16"})
+    with pytest.raises(RunError, match="'float8' is no type of weights"):
+        visiontune.export(run.path, to="merged", out=tmp_path, dtype="float8")  # pyright: ignore[reportArgumentType]
     folders = visiontune.export(run.path, to="adapter,merged", out=tmp_path, dtype="float16")
     assert folders == {"adapter": tmp_path / "adapter", "merged": tmp_path / "merged"}
     for form, dtype in (("adapter", "float32"), ("merged", "float16")):

@@ -11,6 +11,7 @@ from visiontune.api.devices import recipe_on
 from visiontune.api.options import check_limit, check_score, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RequirementError
 from visiontune.progress import note
+from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.api.data_verbs import Source
@@ -175,7 +176,7 @@ def _shown(metric: Metric) -> str:
 
 def predict(
     run: Source,
-    images: Sequence[Source],
+    images: Sequence[Source] | Source,
     *,
     prompt: str | None = None,
     limit: int | None = None,
@@ -197,6 +198,7 @@ def predict(
     from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment, predict_shipped, shipped_members
 
+    images = [images] if isinstance(images, str | Path) else images
     check_limit(limit)
     check_score(least_score)
     if not images:
@@ -227,11 +229,12 @@ def predict(
     from visiontune.training.model import load_trained
     from visiontune.training.ranks import Ranks
 
-    if shipped_members(Path(run)):
+    if members := shipped_members(Path(run)):
+        several = f"one of them: {', '.join(members)}; together they are asked as a run"
         raise ModelError(
-            "This folder holds several shipped models.",
+            f"This folder is no shipped model itself, but holds {counted(len(members), 'shipped model')}.",
             where=str(run),
-            fix=f"ask one of them: {', '.join(shipped_members(Path(run)))}; together they are asked as a run",
+            fix=f"ask {several if len(members) > 1 else members[0]}",
         )
     group = open_run(run)
     members = group.runs if isinstance(group, RunGroup) else {"": group}
@@ -261,7 +264,7 @@ def predict(
 
 def predict_movies(
     run: Source,
-    movies: Sequence[Source],
+    movies: Sequence[Source] | Source,
     *,
     session: str | None = None,
     out: Source | None = None,
@@ -279,6 +282,7 @@ def predict_movies(
     from visiontune.run import Run
     from visiontune.training.ranks import Ranks
 
+    movies = [movies] if isinstance(movies, str | Path) else movies
     if not movies:
         raise DataError("No files were given.", fix="visiontune predict RUN movie.npy ...")
     if absent := [source for source in movies if not Path(source).exists()]:

@@ -12,7 +12,7 @@ from visiontune.api.options import refuse
 from visiontune.data.format_names import ANNOTATIONS
 from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
 from visiontune.progress import note, warn
-from visiontune.words import command
+from visiontune.words import command, counted
 
 if TYPE_CHECKING:
     from visiontune.data.format_names import Annotations
@@ -176,20 +176,21 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
     CertificateError where a check fails.
     """
     from visiontune.data.dataset import Dataset
-    from visiontune.exports.certificate import failures, is_weights
+    from visiontune.exports.certificate import certified_members, failures, is_weights
     from visiontune.exports.onnx_runtime import is_onnx_shipment
-    from visiontune.exports.shipment import is_shipment, shipped_members
+    from visiontune.exports.shipment import is_shipment
     from visiontune.run import Run
     from visiontune.run_group import RunGroup
 
     path = Path(path)
     if not path.exists():
         raise DataError("There is no such folder.", where=str(path), fix="check the path")
-    if members := sorted(RunGroup.open(path).runs) if RunGroup.stands_at(path) else shipped_members(path):
+    is_group, is_run = RunGroup.stands_at(path), (path / "recipe.yaml").is_file()
+    if members := sorted(RunGroup.open(path).runs) if is_group else [] if is_run else certified_members(path):
         raise DataError(
-            "This folder holds several models, each with a certificate of its own.",
+            f"This folder is no model itself, but holds {counted(len(members), 'model')}.",
             where=str(path),
-            fix=f"verify each: {', '.join(members)}",
+            fix=f"verify {'each: ' * (len(members) > 1)}{', '.join(members)}",
         )
     if is_weights(path):
         from visiontune.exports.weights import verify_weights

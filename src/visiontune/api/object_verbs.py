@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from visiontune.api.devices import computed_on
 from visiontune.errors import DataError, ModelError, RecipeError
-from visiontune.files import write_json
+from visiontune.files import make_folder, write_json
 from visiontune.progress import note
 from visiontune.run import Run
 from visiontune.run_group import RunGroup, open_run
@@ -288,7 +288,7 @@ def drawn_on(
     from visiontune.data.images import decode
     from visiontune.overlay import draw
 
-    pictures.mkdir(parents=True, exist_ok=True)
+    make_folder(pictures)
     least = LEAST_SHOWN if least_score is None else least_score
     drawn = []
     for number, (path, prediction) in enumerate(zip(paths, predictions, strict=True)):

@@ -60,6 +60,8 @@ def train(
     from visiontune.training.callbacks import refuse_others
 
     refuse_others(callbacks)
+    if isinstance(weights, str):
+        raise RecipeError(f"Weights are numbers, one for each dataset; this is '{weights}'.", fix="weights=[2, 1]")
     _plan(
         data,
         Path(out),

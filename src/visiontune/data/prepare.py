@@ -36,7 +36,7 @@ from visiontune.data.survey import Earlier, Survey, object_summary, survey, usab
 from visiontune.data.turns import to_text
 from visiontune.data.workers import Engine, check_engine, started
 from visiontune.errors import DataError, MachineError
-from visiontune.files import write_text, written_whole
+from visiontune.files import make_folder, write_text, written_whole
 from visiontune.progress import note, warn
 from visiontune.words import counted
 
@@ -231,7 +231,7 @@ def owned(out: Path, ours: set[str]) -> Iterator[None]:
     `ours`."""
     if out.exists() and not out.is_dir():
         raise DataError("there is a file where the dataset should go", where=str(out), fix="use another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     descriptor = os.open(out, os.O_RDONLY)
     try:
         try:

@@ -302,6 +302,13 @@ def is_weights(path: Path) -> bool:
     return json.loads(certificate.read_text(encoding="utf-8")).get("form") in ("adapter", "merged")
 
 
+def certified_members(path: Path) -> list[str]:
+    """The names of the folders in a folder without a certificate that have one each."""
+    if not path.is_dir() or (path / CERTIFICATE_NAME).is_file():
+        return []
+    return sorted(child.name for child in path.iterdir() if (child / CERTIFICATE_NAME).is_file())
+
+
 def verdict(checks: Sequence[Check]) -> Status:
     """failed where a check failed, passed where none did, not checked where there was nothing to judge by."""
     if any(check.status == "failed" for check in checks):

@@ -83,7 +83,7 @@ def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> T
         raise RunError(
             "This run was not trained for a device: llama.cpp would show it other pixels and another prompt.",
             where=str(run.recipe_path),
-            fix="train with --for android-256 or --for desktop-llama; or export it --to merged",
+            fix="train a SmolVLM with --for android-256 or --for desktop-llama; or export this run --to merged",
         )
     recipe = recipe.computing_on("cpu", "fp32")
     torch.set_num_threads(recipe.machine.threads)

@@ -25,6 +25,8 @@ from visiontune.machine import cores
 from visiontune.progress import progress
 from visiontune.run import Run
 
+ONLY_WITH_RUN = "only with the run: --run"
+
 
 @dataclass(frozen=True)
 class Certified:
@@ -58,9 +60,10 @@ def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None =
     if not found:
         prompts = check_prompts(folder, shipment, certified.references)
         absent = "the inputs are not here: give --run or --data, or export with --with-inputs"
-        return ordered([*static, *prompts], absent)
+        of_the_run = [Check(name, "not checked", ONLY_WITH_RUN) for name in ("weights", "metric")]
+        return ordered([*static, *prompts, *of_the_run], absent)
     shown = through_the_shipped_file(folder, shipment, [r for r, _ in found], [image for _, image in found], cores())
-    return ordered([*static, *shown.checks], "only with the run: --run")
+    return ordered([*static, *shown.checks], ONLY_WITH_RUN)
 
 
 def _against_run(certified: Certified, run: Run) -> list[Check]:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -50,8 +50,8 @@ def export_weights(
     Weights are put together in float32 on the CPU, upon the full-precision base, and cast once, to `dtype` or the base
     model's own type. Each folder is then loaded by plain transformers (and PEFT) and answers validation samples beside
     the model as it was trained, in the run's own precision; certificate.json has the difference. Raises RunError where
-    a run has no adapter to write, CertificateError where a folder is not the trained model: it is kept as
-    `FOLDER.failed`.
+    a run has no adapter to write or for an unknown `dtype`, CertificateError where a folder is not the trained model:
+    it is kept as `FOLDER.failed`.
     """
     if "adapter" in forms and "lora" not in run.recipe.parts.values():
         raise RunError(
@@ -59,6 +59,8 @@ def export_weights(
             where=str(run.recipe_path),
             fix="export it merged: --to merged",
         )
+    if dtype is not None and dtype not in (known := get_args(DataType)):
+        raise RunError(f"'{dtype}' is no type of weights.", where="dtype", fix=f"one of {', '.join(known)}")
     trained, adapter, step = _loaded(run, step)
     base = base_name(run, run.recipe)
     own = str(read_config(base, run.recipe.model.revision).dtype or "float32").removeprefix("torch.")

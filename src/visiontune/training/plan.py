@@ -16,7 +16,7 @@ from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, res
 from visiontune.data.sample import Text
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, RecipeError
-from visiontune.files import write_json
+from visiontune.files import make_folder, write_json
 from visiontune.machine import Hardware
 from visiontune.models.load import (
     build_tiny,
@@ -359,7 +359,7 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
             where=str(datasets[0].path),
             fix="leave the field out: the data say what the classes are; rename them in the data",
         )
-    run.path.mkdir(parents=True, exist_ok=True)
+    make_folder(run.path)
     seed, size = key(recipe.seed, 6), recipe.data.image_longest_edge
     if recipe.responses is not None:
         build_network(run, recipe, datasets, seed)
