@@ -5,6 +5,7 @@ What is wrong with a row comes in its place, as a text; what is wrong with the w
 
 import csv
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -72,13 +73,26 @@ def parquet(file: pq.ParquetFile, columns: list[str]) -> Iterator[Line]:
             for i in range(batch.num_rows):
                 number += 1
                 try:
-                    yield number, batch.slice(i, 1).to_pylist()[0]
+                    (row,) = batch.slice(i, 1).to_pylist()
+                    yield number, {column: _without_nan(value) for column, value in row.items()}
                 except UnicodeDecodeError:
                     yield number, "the text is not UTF-8"
             continue
         for row in rows:
             number += 1
-            yield number, row
+            yield number, {column: _without_nan(value) for column, value in row.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    """A cell, None where it is NaN: so data frames write down that there is no value."""
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _json_number(name: str) -> float | None:
+    """What JSON lacks and Python reads: NaN is no value, an infinity is one."""
+    return None if name == "NaN" else float(name)
 
 
 def jsonl(path: Path) -> Iterator[Line]:
@@ -88,7 +102,7 @@ def jsonl(path: Path) -> Iterator[Line]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_json_number)
                 if b"\\ud" in line or b"\\uD" in line:  # an escape may hold half a character
                     json.dumps(value, ensure_ascii=False).encode()
             except UnicodeError:
@@ -109,9 +123,9 @@ def json_array(path: Path) -> Iterator[Line]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; DataError, with line and column, where it is broken."""
+    """What a JSON file holds, None where it says NaN; DataError, with line and column, where it is broken."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_json_number)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"this is not JSON: {error}", where=str(path), fix="mend the file, or write one object a line (.jsonl)"
