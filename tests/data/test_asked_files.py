@@ -92,7 +92,7 @@ def test_files_that_are_found_to_be_too_long_later_are_named_too(folder: Path) -
     assert asked.index("What?").widths == [[64]] * 3 and asked.index("What?").prompts == ["What?"] * 3
     rest = asked.without({folder / "d.png": DataError("too long", fix="shorter")})
     assert [path.name for path in rest.paths] == ["b.png"] and len(rest.unreadable) == 4
-    with pytest.raises(PartlyReadError, match="4 of 4 files cannot be read"):
+    with pytest.raises(PartlyReadError, match="5 of 5 files cannot be read"):
         rest.without({folder / "b.png": DataError("too long")})
 
 

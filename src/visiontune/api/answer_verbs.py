@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from visiontune.api.devices import recipe_on
 from visiontune.api.options import check_limit, check_score, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RequirementError
-from visiontune.progress import note
+from visiontune.progress import note, warn
 from visiontune.words import counted
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from visiontune.metrics.intervals import Metric
     from visiontune.metrics.requirements import Requirement
     from visiontune.models.text import TextEncoder
+    from visiontune.recipe import Recipe
     from visiontune.run import Run
     from visiontune.training.run_comparison import RunComparison
     from visiontune.training.scoring import Scores
@@ -262,9 +263,21 @@ def predict(
     ranks = Ranks(recipe.machine.device)
     loaded, step = load_trained(opened, recipe, ranks.device, step)
     adapter = writes_text(loaded)
+    if prompt is None:
+        tell_question(recipe)
     asked = asked.without(_too_long(asked, adapter.encoder, recipe.data.max_tokens, prompt))
     made = predict_files(opened, adapter, asked.paths, recipe, ranks.device, step, prompt)
     return asked.answered(made)
+
+
+def tell_question(recipe: Recipe) -> None:
+    """Warn where the run's own question will be asked, and every sample that was trained on brought another."""
+    # The plan says so in its reason: the run's datasets need not be there any more.
+    if recipe.why.get("data.prompt", "").startswith("not asked"):
+        warn(
+            f"every sample of this run brought its own question, and none is given now: {recipe.data.prompt!r} is "
+            "asked, which was never trained on; ask yours with --prompt"
+        )
 
 
 def _too_long(asked: AskedFiles, encoder: TextEncoder, most: int, prompt: str | None) -> dict[Path, DataError]:

@@ -242,6 +242,15 @@ def rows_without_image(ids: Sequence[str], rows: int) -> list[Fault]:
     return [Fault("rows-without-image", "warning", some(ids), found, fix)]
 
 
+def rows_without_question(ids: Sequence[str], rows: int) -> list[Fault]:
+    """Rows that ask nothing of their own, in a source of `rows` of which others do."""
+    if not ids:
+        return []
+    found = f"{len(ids)} of {counted(rows, 'row')} without a question: they are asked the run's own, the others theirs"
+    fix = "write their questions, or take them out; --data.prompt of train is the run's own"
+    return [Fault("rows-without-question", "warning", some(ids), found, fix)]
+
+
 def similar_class_names(labels: Iterable[str]) -> list[Fault]:
     """Classes whose names differ in case, spaces or underscores alone."""
     alike: dict[str, list[str]] = defaultdict(list)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -95,7 +95,18 @@ def usable(listing: Listing, limit: int | None, seed: int) -> Listing:
             raise DataError(f"a limit of {limit} samples leaves nothing", where="--limit", fix="use 1 or more")
         chosen = spread(_strata(rows), [row.id for row in rows], limit, seed)
         rows = [rows[i] for i in chosen]
-    return replace(listing, rows=rows, faults=found)
+    return replace(listing, rows=rows, faults=[*found, *_without_question(rows)])
+
+
+def _without_question(rows: Sequence[SourceRow]) -> Iterator[Fault]:
+    """Of each source where some rows ask a question of their own, those that ask none."""
+    sources: dict[str, list[SourceRow]] = defaultdict(list)
+    for row in rows:
+        sources[row.source].append(row)
+    for some in sources.values():
+        lacking = [row.id for row in some if row.prompt is None]
+        if len(lacking) < len(some):
+            yield from faults.rows_without_question(lacking, len(some))
 
 
 def survey(

@@ -214,7 +214,7 @@ class _MetadataReader:
         self.listed[name] += 1
         again = f"#{self.listed[name]}" if self.listed[name] > 1 else ""
         row_id = _text(values, "id") or name + again
-        prompts = [text for column in _PROMPTS if (text := _text(values, column))]
+        prompts = [text for column in _PROMPTS if (text := _text(values, column) or "").strip()]
         if len(prompts) > 1:
             raise _LineError("there are a prompt and a question; keep one")
         return _row(self.root, name, row_id, prompts[0] if prompts else None, answer, self.answer == "label", split)

@@ -133,8 +133,10 @@ class _Table:
             raise RowError("broken-line", "the object is empty")
         document = _text(values, chosen["document"], "empty-document")
         answer = _text(values, chosen["answer"], "empty-answer")
-        prompt = None
-        if (column := chosen.get("prompt")) and values.get(column) not in (None, "", []):
+        prompt, column = None, chosen.get("prompt")
+        written = None if column is None else values.get(column)
+        blank = written in (None, []) or (isinstance(written, str) and not written.strip())
+        if column is not None and not blank:
             prompt = _text(values, column, "broken-line")
         row_id = values.get(chosen["id"]) if "id" in chosen else None
         if isinstance(row_id, bool) or not isinstance(row_id, str | int | None):
