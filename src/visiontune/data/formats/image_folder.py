@@ -12,6 +12,7 @@ from visiontune.data import faults
 from visiontune.data.faults import Fault
 from visiontune.data.formats.lines import csv_rows, jsonl
 from visiontune.data.formats.rows import Listing, SourceRow
+from visiontune.data.formats.tables import plain
 from visiontune.data.images import SUFFIXES
 from visiontune.data.split import SPLIT_NAMES, SPLITS
 from visiontune.errors import DataError
@@ -183,6 +184,7 @@ class _MetadataReader:
             try:
                 if isinstance(values, str):
                     raise _LineError(values)
+                values = {plain(column) if plain(column) in _COLUMNS else column: values[column] for column in values}
                 unknown |= dict.fromkeys(column for column in values if column not in _COLUMNS)
                 row = self._row(metadata, line, values)
             except _LineError as error:

@@ -141,7 +141,7 @@ def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
         file.seek(0)
         reader = csv.reader(file, delimiter=separator, strict=True)
         header = _cells(reader, path, 1)
-        if needed is not None and needed not in (header or []):
+        if needed is not None and needed not in [name.strip().casefold() for name in header or []]:
             raise DataError(
                 f"there is no column {needed}; the first line reads {', '.join(header or [])!r}",
                 where=str(path),
