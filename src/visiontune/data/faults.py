@@ -247,8 +247,7 @@ def rows_without_question(ids: Sequence[str], rows: int) -> list[Fault]:
     if not ids:
         return []
     found = f"{len(ids)} of {counted(rows, 'row')} without a question: they are asked the run's own, the others theirs"
-    fix = "write their questions, or take them out; --data.prompt of train is the run's own"
-    return [Fault("rows-without-question", "warning", some(ids), found, fix)]
+    return [Fault("rows-without-question", "warning", some(ids), found, "write their questions, or take them out")]
 
 
 def similar_class_names(labels: Iterable[str]) -> list[Fault]:
@@ -316,6 +315,14 @@ def normalised_images(changed: Mapping[str, Sequence[str]], values: tuple[float,
                 remedy = "stretch the values to 0 .. 65,535, or save the images with 8 bits"
         found.append(Fault("normalised-images", "warning", some(ids), what, remedy))
     return found
+
+
+def several_frames(ids: Sequence[str]) -> list[Fault]:
+    """Pages of a TIFF, frames of animations: all but the first are lost."""
+    if not ids:
+        return []
+    found = f"{_number(ids, 'sample')} with images of several frames or pages: the first alone is seen"
+    return [Fault("several-frames", "warning", some(ids), found, "write each that matters as an image of its own")]
 
 
 def duplicate_images(groups: Sequence[Sequence[str]]) -> list[Fault]:

@@ -18,6 +18,9 @@ TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 # Pillow refuses above the same number: more pixels than this in a small file are an attack or an accident.
 MAX_PIXELS = 178_956_970
 
+_WITH_FRAMES = ("PNG", "WEBP", "TIFF", "GIF")
+# TIFF's NewSubfileType: the lowest bit says that a page is another one's picture, made smaller.
+_SUBFILE, _REDUCED = 254, 1
 _SIDEWAYS = (5, 6, 7, 8)
 _FIX = f"save it again as one of {', '.join(FORMATS)}, or take it out"
 
@@ -35,6 +38,7 @@ class ImageFacts:
     """What an image's header says. Width and height are in pixels, after the EXIF orientation (1 to 8) is applied.
 
     `values`: the smallest and the largest grey value, where there are more than 8 bits and the pixels were decoded.
+    `frames`: how many pictures a file holds, of which the first is seen.
     """
 
     width: int
@@ -43,11 +47,13 @@ class ImageFacts:
     mode: str
     orientation: int
     values: tuple[float, float] | None = None
+    frames: int = 1
 
 
 def read_header(data: bytes) -> ImageFacts:
     """Read an image's facts without keeping its pixels; DataError when it is no image that visiontune reads."""
-    return _facts(_opened(data))
+    image = _opened(data)
+    return _facts(image, _frames(image.format, data))
 
 
 def decode(data: bytes) -> Image.Image:
@@ -66,7 +72,7 @@ def decode_with_facts(data: bytes) -> tuple[ImageFacts, Image.Image]:
         image.load()
         deep = np.asarray(image) if image.mode in ("I", "F") or image.mode.startswith("I;16") else None
         values = None if deep is None or not deep.size else (float(deep.min()), float(deep.max()))
-        facts = replace(_facts(image), mode=mode, values=values)
+        facts = replace(_facts(image, _frames(image.format, data)), mode=mode, values=values)
         upright = ImageOps.exif_transpose(image) if facts.orientation != 1 else image
         return facts, _rgb(upright)
     except DataError:
@@ -94,12 +100,12 @@ def image_files(path: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     return found
 
 
-def _facts(image: ImageFile.ImageFile) -> ImageFacts:
+def _facts(image: ImageFile.ImageFile, frames: int) -> ImageFacts:
     orientation = _orientation(image)
     width, height = image.size
     if orientation in _SIDEWAYS:
         width, height = height, width
-    return ImageFacts(width, height, image.format or "", image.mode, orientation)
+    return ImageFacts(width, height, image.format or "", image.mode, orientation, frames=frames)
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
@@ -126,6 +132,25 @@ def _unreadable(data: bytes, error: Exception) -> ImageError:
 def _too_large(what: str) -> ImageError:
     found = f"the image is too large: {what} (at most {MAX_PIXELS:,} pixels)"
     return ImageError(found, "image-too-large", "make it smaller")
+
+
+def _frames(form: str | None, data: bytes) -> int:
+    """The pictures in a file, by its headers alone. What a JPEG holds beside its own is a preview or a depth map."""
+    if form not in _WITH_FRAMES:
+        return 1
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)  # another one: looking at frames leaves the first
+        frames: int = getattr(image, "n_frames", 1)  # Pillow's PNGs have it where they are animated
+        if form != "TIFF" or frames == 1:
+            return frames
+        whole = 0
+        for i in range(frames):
+            image.seek(i)
+            whole += not image.getexif().get(_SUBFILE, 0) & _REDUCED
+        return max(1, whole)
+    # As with EXIF: whether the first picture can be read is seen when it is.
+    except Exception:
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:

@@ -162,6 +162,8 @@ def survey(
     found += _whole_faults(rows, chosen, whole, together.tolist(), labels)
     if rendering is None:
         found += faults.normalised_images(_changed_images(rows, facts), _values(facts))
+        framed = zip(rows, facts["frames"].to_pylist(), strict=True)
+        found += faults.several_frames([row.id for row, frames in framed if any(n > 1 for n in frames)])
     else:
         spec, fonts = rendering.spec, rendering.fonts()
         drawn = x_height(spec, fonts), LEGIBLE_X_HEIGHT
