@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from visiontune.words import counted
+from visiontune.words import counted, natural
 
 Severity = Literal["error", "drop", "warning"]
 
@@ -47,8 +47,8 @@ class Fault:
 
 
 def ordered(faults: Iterable[Fault]) -> list[Fault]:
-    """The worst first, then by code and place."""
-    return sorted(faults, key=lambda fault: (_ORDER.index(fault.severity), fault.code, fault.where))
+    """The worst first, then by code and place: line 2 before line 10."""
+    return sorted(faults, key=lambda fault: (_ORDER.index(fault.severity), fault.code, natural(fault.where)))
 
 
 # Rows that are left out. `left_out` makes the fault from what dataset.json keeps: the row, the code and what was found.

@@ -1,6 +1,5 @@
 """What a source's rows come to: which are usable, which belong together, where each goes, and what is wrong."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from visiontune.data.split import SPLITS, assign, spread
 from visiontune.data.turns import Turns
 from visiontune.data.workers import Engine
 from visiontune.errors import DataError
+from visiontune.words import natural
 
 
 @dataclass(frozen=True)
@@ -252,12 +252,6 @@ def counted(answers: Iterable[str]) -> dict[str, int]:
     """How often each class occurs, in natural order."""
     counts = Counter(answers)
     return {label: counts[label] for label in sorted(counts, key=natural)}
-
-
-def natural(label: str) -> tuple[list[tuple[int, str]], str]:
-    """A key that sorts "2" before "10"."""
-    parts = re.split(r"([0-9]+)", label)
-    return [(int(part) if i % 2 else 0, "" if i % 2 else part) for i, part in enumerate(parts)], label
 
 
 def object_summary(answers: Iterable[str], classes: Sequence[str] | None) -> ObjectSummary | None:

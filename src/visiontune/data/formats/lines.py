@@ -3,9 +3,11 @@
 What is wrong with a row comes in its place, as a text; what is wrong with the whole file is a DataError.
 """
 
+import codecs
 import csv
 import json
 import math
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -95,8 +97,41 @@ def _json_number(name: str) -> float | None:
     return None if name == "NaN" else float(name)
 
 
+def _refuse_other_encoding(path: Path) -> None:
+    """Raise DataError for a file that was saved in another encoding: it would be one fault for each line with an
+    accent. Where some line has such letters in UTF-8, the others are broken, and told one by one."""
+    broken = 0
+    with path.open("rb") as file:
+        is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        file.seek(0)
+        for line in () if is_wide else file:
+            if line.isascii():
+                continue
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                broken += 1
+            else:
+                return
+    if is_wide or broken > 1:
+        found = (
+            "UTF-16" if is_wide else f"{counted(broken, 'line')} are not, as where Latin-1 or Windows-1252 was saved"
+        )
+        encoding, new = ("UTF-16" if is_wide else "WINDOWS-1252"), f"{path.stem}-utf8{path.suffix}"
+        typed = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", path.name])
+        raise DataError(
+            f"the file is not UTF-8: {found}",
+            where=str(path),
+            fix=f"save it as UTF-8 (of a spreadsheet as `CSV UTF-8`), or: {typed} > {shlex.quote(new)}",
+        )
+
+
 def jsonl(path: Path) -> Iterator[Line]:
-    """The number and the object of each line, or what is wrong with it; empty lines are nothing."""
+    """The number and the object of each line, or what is wrong with it; empty lines are nothing.
+
+    DataError where the whole file is in another encoding than UTF-8.
+    """
+    _refuse_other_encoding(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -134,7 +169,11 @@ def read_json(path: Path) -> Any:
 
 def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
     """The first line and the columns of each row, or what is wrong with it; DataError where a quote is never closed, or
-    the column `needed` is not there. Commas part the cells, or what `_separator` finds."""
+    the column `needed` is not there. Commas part the cells, or what `_separator` finds.
+
+    DataError too where the whole file is in another encoding than UTF-8.
+    """
+    _refuse_other_encoding(path)
     csv.field_size_limit(sys.maxsize)  # or else a cell may have no more than 131,072 characters
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         separator = _separator(file.readline())
