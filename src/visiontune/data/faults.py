@@ -59,6 +59,7 @@ _FIXES = {
     "unknown-format": "save it as JPEG, PNG, WebP, BMP, TIFF or GIF, or take it out",
     "image-too-large": "make it smaller, or take it out",
     "broken-line": "correct the line",
+    "no-class-folder": "move it into the folder of its class, or take it out",
     "missing-file": "add the file, or take out what points to it",
     "outside-folder": "copy the file into the folder",
     "empty-answer": "write the answer, or take the row out",

@@ -138,7 +138,7 @@ def _unreadable(data: bytes, error: Exception) -> ImageError:
 
 
 def _too_large(width: int, height: int) -> ImageError:
-    found = f"the image is too large: {width:,} x {height:,} pixels (at most {MAX_PIXELS:,} in all)"
+    found = f"the image is too large: {width:,} x {height:,} pixels (at most {MAX_PIXELS:,} pixels)"
     return ImageError(found, "image-too-large", "make it smaller")
 
 

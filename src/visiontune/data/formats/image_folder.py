@@ -139,7 +139,7 @@ def _class_rows(root: Path, files: _Files) -> list[SourceRow]:
         raise DataError(
             "the images lie directly in the folder, and nothing says what they show", where=str(root), fix=LAYOUTS
         )
-    files.faults.extend(faults.no_label(unlabelled, "they lie in no class folder"))
+    files.faults.extend(faults.left_out("no-class-folder", name, "it lies in no class folder") for name in unlabelled)
     return rows
 
 
