@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from visiontune.data.asked_files import asked_files
-from visiontune.data.images import TEXT_SUFFIXES
+from visiontune.data.documents import Rendering
+from visiontune.data.pages import DEFAULT_FONT
 from visiontune.errors import DataError, PartlyReadError
 
 
@@ -20,6 +21,11 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "c.jpg").write_bytes(b"")
     (tmp_path / "e.png").write_bytes(whole[: len(whole) // 2])
     return tmp_path
+
+
+def drawn() -> Rendering:
+    """Pages in the font of this package."""
+    return Rendering.chosen([], None, [DEFAULT_FONT])
 
 
 def test_files_that_can_be_read_are_answered_and_the_others_named_and_counted(folder: Path) -> None:
@@ -60,9 +66,34 @@ def test_a_limit_is_of_files_whether_they_can_be_read_or_not(folder: Path) -> No
 def test_texts_are_read_as_texts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Größe", encoding="utf-8")
     (tmp_path / "b.txt").write_bytes("Größe".encode("latin-1"))
-    asked = asked_files([tmp_path], TEXT_SUFFIXES)
-    assert [path.name for path in asked.paths] == ["a.txt"]
+    asked = asked_files([tmp_path], rendering=drawn())
+    assert [path.name for path in asked.paths] == ["a.txt"] and asked.pages == {tmp_path / "a.txt": 1}
     assert "no text in UTF-8" in asked.unreadable[tmp_path / "b.txt"].found
+
+
+def test_texts_that_cannot_be_drawn_and_blank_ones_are_named_beside_the_others(tmp_path: Path) -> None:
+    for name, text in (("a", "A text."), ("b", ""), ("c", " \n\t"), ("d", "人人生而自由"), ("e", "More.")):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    asked = asked_files([tmp_path], rendering=drawn())
+    assert [path.name for path in asked.paths] == ["a.txt", "e.txt"]
+    assert {path.name: error.found[:26] for path, error in asked.unreadable.items()} == {
+        "b.txt": "the file is empty",
+        "c.txt": "there are only blanks in i",
+        "d.txt": "The fonts lack 6 of 6 char",
+    }
+    with pytest.raises(PartlyReadError, match=r"3 of 5 files cannot be read; the others") as caught:
+        asked.answered([1, 2])
+    assert caught.value.fix is not None and "give a file with a text in it" in caught.value.fix
+    assert "scripts that the run was trained on" in caught.value.fix and "missing_limit" not in str(caught.value)
+
+
+def test_files_that_are_found_to_be_too_long_later_are_named_too(folder: Path) -> None:
+    asked = asked_files([folder, folder / "d.png"])
+    assert asked.index("What?").widths == [[64]] * 3 and asked.index("What?").prompts == ["What?"] * 3
+    rest = asked.without({folder / "d.png": DataError("too long", fix="shorter")})
+    assert [path.name for path in rest.paths] == ["b.png"] and len(rest.unreadable) == 4
+    with pytest.raises(PartlyReadError, match="5 of 5 files cannot be read"):
+        rest.without({folder / "b.png": DataError("too long")})
 
 
 def test_of_very_many_files_the_first_are_named_and_all_are_listed(tmp_path: Path) -> None:

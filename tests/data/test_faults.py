@@ -147,7 +147,7 @@ def test_a_broken_line_and_a_missing_file(plant):
 
 def test_an_image_without_a_label(plant, encode, picture):
     (plant / "lonely.png").write_bytes(encode(picture(99)))
-    assert only(plant, "no-label", "warning").where == "lonely.png"
+    assert only(plant, "no-class-folder", "drop").where == "lonely.png"
 
 
 @pytest.mark.parametrize(("name", "twin"), [("Cat", "cat"), ("cat ", "cat"), ("big_dog", "Big  dog")])

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from visiontune.data import formats
+from visiontune.data.prepare import left_out_of, prepare
 from visiontune.errors import DataError
 
 
@@ -191,10 +192,14 @@ def test_unknown_columns_unlisted_images_and_stray_files_are_said(folder):
     assert {fault.severity for fault in found.values()} == {"warning"}
 
 
-def test_images_beside_class_folders_have_no_label(folder):
-    listing = formats.read(folder("cat/1.png", "2.png"))
+def test_images_beside_class_folders_are_left_out_and_counted(folder, tmp_path_factory):
+    source = folder("cat/1.png", "2.png", "3.png")
+    listing = formats.read(source)
     assert [row.id for row in listing.rows] == ["cat/1.png"]
-    assert codes(listing)["no-label"].where == "2.png"
+    left = [(fault.where, fault.severity) for fault in listing.faults if fault.code == "no-class-folder"]
+    assert left == [("2.png", "drop"), ("3.png", "drop")]
+    info = prepare(source, tmp_path_factory.mktemp("out") / "data", workers=1).info
+    assert [row.id for row in info.left_out] == ["2.png", "3.png"] and left_out_of(info) == "2 rows"
 
 
 def test_images_without_any_labels_are_refused_with_the_layouts(folder):

@@ -1,6 +1,8 @@
 """Images of every kind decode to upright 8-bit RGB, and broken ones are refused with the reason."""
 
+import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -108,6 +110,32 @@ def test_a_decompression_bomb_is_refused_by_its_header():
     for read in (read_header, decode):
         with pytest.raises(DataError, match="too large"):
             read(data)
+
+
+def header_of(form, width, height):
+    """A file whose header says this size; its pixels are those of a small image."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, form)
+    data = bytearray(buffer.getvalue())
+    if form == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif form == "BMP":
+        data[18:26] = struct.pack("<ii", width, height)
+    else:
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "JPEG"])
+def test_an_image_over_the_limit_is_told_with_its_size_in_pixels_and_a_large_one_without_a_warning(form):
+    for width, height in ((60_000, 30_000), (20_000, 9_000)):  # over Pillow's limit by far, and just
+        with pytest.raises(DataError, match=f"too large: {width:,} x {height:,} pixels"):
+            read_header(header_of(form, width, height))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_header(header_of(form, 12_000, 9_000)).width == 12_000
 
 
 def test_image_files_lists_a_folder_in_order_and_takes_a_file_as_it_is(tmp_path, encode, picture):

@@ -15,7 +15,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.pages import DEFAULT_FONT, PageSpec, load_fonts, pages
 from visiontune.data.prepare import prepare
 from visiontune.data.sample import Document
-from visiontune.errors import DataError
+from visiontune.errors import DataError, PartlyReadError
 from visiontune.machine import hardware
 from visiontune.models.load import load_adapter
 from visiontune.run import Run
@@ -114,6 +114,24 @@ def test_a_text_file_is_answered_as_pages(trained: Run, documents: Dataset, tmp_
     assert mine.target.answer == written[sample.id]
     with pytest.raises(DataError, match="no text in UTF-8"):
         visiontune.predict(trained.path, [tmp_path / "b.txt"])
+
+
+def test_a_text_that_cannot_be_drawn_or_is_too_long_costs_no_other_answer(
+    trained: Run, documents: Dataset, tmp_path: Path
+) -> None:
+    sample = documents.sample("test", 0)
+    assert isinstance(sample.seen, Document)
+    texts = {"a": sample.seen.text, "blank": " ", "long": f"{sample.seen.text}\n" * 400, "zh": "人人生而自由"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(PartlyReadError, match=r"3 of 4 files cannot be read; the others are answered") as caught:
+        visiontune.predict(trained.path, [tmp_path])
+    assert [answer.source for answer in caught.value.answers] == [(str(tmp_path / "a.txt"),)]
+    found = {Path(name).stem: said for name, said in caught.value.unreadable.items()}
+    assert found["blank"] == "there are only blanks in it" and found["zh"].startswith("The fonts lack 6 of 6")
+    assert found["long"].startswith("too long: ") and f"reads {trained.recipe.data.max_tokens:,}" in found["long"]
+    fix = str(caught.value.fix)
+    assert "a part of the text" in fix and "max_tokens" not in fix and "missing_limit" not in fix
 
 
 def test_smolvlm_reads_documents_too(documents: Dataset, tiny_checkpoint: Path, tmp_path: Path) -> None:

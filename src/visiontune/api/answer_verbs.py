@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 from visiontune.api.devices import recipe_on
 from visiontune.api.options import check_limit, check_score, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RequirementError
-from visiontune.progress import note
+from visiontune.progress import note, warn
 from visiontune.words import counted
 
 if TYPE_CHECKING:
     from visiontune.api.data_verbs import Source
+    from visiontune.data.asked_files import AskedFiles
     from visiontune.data.dataset import Dataset
     from visiontune.data.sample import ObjectPrediction, Prediction
     from visiontune.machine import Device
     from visiontune.metrics.intervals import Metric
     from visiontune.metrics.requirements import Requirement
+    from visiontune.models.text import TextEncoder
+    from visiontune.recipe import Recipe
     from visiontune.run import Run
     from visiontune.training.run_comparison import RunComparison
     from visiontune.training.scoring import Scores
@@ -194,7 +197,8 @@ def predict(
     files cannot be read, the others are answered, and PartlyReadError is raised with these `answers`.
     """
     from visiontune.data.asked_files import asked_files
-    from visiontune.data.images import SUFFIXES, TEXT_SUFFIXES
+    from visiontune.data.dataset import font_path
+    from visiontune.data.documents import Rendering
     from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment, predict_shipped, shipped_members
 
@@ -254,12 +258,43 @@ def predict(
         found = predict_objects(group, recipes, asked.paths, ranks, step, classes, folder, least_score)
         return asked.answered(found)
     refuse(of_objects, "A run that writes text takes")
-    suffixes = SUFFIXES if recipe.data.pages is None else TEXT_SUFFIXES
-    asked = asked_files(images, suffixes, limit)
+    spec, rendering = recipe.data.pages, None
+    if spec is not None:
+        rendering = Rendering(spec, tuple((font_path(opened.path, font), font.face) for font in spec.fonts))
+    asked = asked_files(images, limit, rendering)
     ranks = Ranks(recipe.machine.device)
-    adapter, step = load_trained(opened, recipe, ranks.device, step)
-    made = predict_files(opened, writes_text(adapter), asked.paths, recipe, ranks.device, step, prompt)
+    loaded, step = load_trained(opened, recipe, ranks.device, step)
+    adapter = writes_text(loaded)
+    if prompt is None:
+        tell_question(recipe)
+    asked = asked.without(_too_long(asked, adapter.encoder, recipe.data.max_tokens, prompt))
+    made = predict_files(opened, adapter, asked.paths, recipe, ranks.device, step, prompt)
     return asked.answered(made)
+
+
+def tell_question(recipe: Recipe) -> None:
+    """Warn where the run's own question will be asked, and every sample that was trained on brought another."""
+    # The plan says so in its reason: the run's datasets need not be there any more.
+    if recipe.why.get("data.prompt", "").startswith("not asked"):
+        warn(
+            f"every sample of this run brought its own question, and none is given now: {recipe.data.prompt!r} is "
+            "asked, which was never trained on; ask yours with --prompt"
+        )
+
+
+def _too_long(asked: AskedFiles, encoder: TextEncoder, most: int, prompt: str | None) -> dict[Path, DataError]:
+    """The files that leave no room for an answer among the `most` tokens that the run reads."""
+    part = "give a part of the text, in files of their own" if asked.pages else "give a part of the image"
+    fix = part if prompt is None else f"{part}; or ask a shorter question"
+    found: dict[Path, DataError] = {}
+    for path, tokens in zip(asked.paths, encoder.asked_lengths(asked.index(prompt)).tolist(), strict=True):
+        if tokens >= most:
+            seen = counted(asked.pages[path], "page") if path in asked.pages else "the image"
+            found[path] = DataError(
+                f"too long: {seen} and the question take {tokens:,} tokens, and the run reads {most:,} with the answer",
+                fix=fix,
+            )
+    return found
 
 
 def predict_movies(

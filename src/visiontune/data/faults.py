@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from visiontune.words import counted
+from visiontune.words import counted, natural
 
 Severity = Literal["error", "drop", "warning"]
 
@@ -47,8 +47,8 @@ class Fault:
 
 
 def ordered(faults: Iterable[Fault]) -> list[Fault]:
-    """The worst first, then by code and place."""
-    return sorted(faults, key=lambda fault: (_ORDER.index(fault.severity), fault.code, fault.where))
+    """The worst first, then by code and place: line 2 before line 10."""
+    return sorted(faults, key=lambda fault: (_ORDER.index(fault.severity), fault.code, natural(fault.where)))
 
 
 # Rows that are left out. `left_out` makes the fault from what dataset.json keeps: the row, the code and what was found.
@@ -59,6 +59,7 @@ _FIXES = {
     "unknown-format": "save it as JPEG, PNG, WebP, BMP, TIFF or GIF, or take it out",
     "image-too-large": "make it smaller, or take it out",
     "broken-line": "correct the line",
+    "no-class-folder": "move it into the folder of its class, or take it out",
     "missing-file": "add the file, or take out what points to it",
     "outside-folder": "copy the file into the folder",
     "empty-answer": "write the answer, or take the row out",
@@ -242,6 +243,14 @@ def rows_without_image(ids: Sequence[str], rows: int) -> list[Fault]:
     return [Fault("rows-without-image", "warning", some(ids), found, fix)]
 
 
+def rows_without_question(ids: Sequence[str], rows: int) -> list[Fault]:
+    """Rows that ask nothing of their own, in a source of `rows` of which others do."""
+    if not ids:
+        return []
+    found = f"{len(ids)} of {counted(rows, 'row')} without a question: they are asked the run's own, the others theirs"
+    return [Fault("rows-without-question", "warning", some(ids), found, "write their questions, or take them out")]
+
+
 def similar_class_names(labels: Iterable[str]) -> list[Fault]:
     """Classes whose names differ in case, spaces or underscores alone."""
     alike: dict[str, list[str]] = defaultdict(list)
@@ -307,6 +316,14 @@ def normalised_images(changed: Mapping[str, Sequence[str]], values: tuple[float,
                 remedy = "stretch the values to 0 .. 65,535, or save the images with 8 bits"
         found.append(Fault("normalised-images", "warning", some(ids), what, remedy))
     return found
+
+
+def several_frames(ids: Sequence[str]) -> list[Fault]:
+    """Pages of a TIFF, frames of animations: all but the first are lost."""
+    if not ids:
+        return []
+    found = f"{_number(ids, 'sample')} with images of several frames or pages: the first alone is seen"
+    return [Fault("several-frames", "warning", some(ids), found, "write each that matters as an image of its own")]
 
 
 def duplicate_images(groups: Sequence[Sequence[str]]) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,9 @@ TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 # Pillow refuses above the same number: more pixels than this in a small file are an attack or an accident.
 MAX_PIXELS = 178_956_970
 
+_WITH_FRAMES = ("PNG", "WEBP", "TIFF", "GIF")
+# TIFF's NewSubfileType: the lowest bit says that a page is another one's picture, made smaller.
+_SUBFILE, _REDUCED = 254, 1
 _SIDEWAYS = (5, 6, 7, 8)
 _FIX = f"save it again as one of {', '.join(FORMATS)}, or take it out"
 
@@ -35,6 +39,7 @@ class ImageFacts:
     """What an image's header says. Width and height are in pixels, after the EXIF orientation (1 to 8) is applied.
 
     `values`: the smallest and the largest grey value, where there are more than 8 bits and the pixels were decoded.
+    `frames`: how many pictures a file holds, of which the first is seen.
     """
 
     width: int
@@ -43,11 +48,13 @@ class ImageFacts:
     mode: str
     orientation: int
     values: tuple[float, float] | None = None
+    frames: int = 1
 
 
 def read_header(data: bytes) -> ImageFacts:
     """Read an image's facts without keeping its pixels; DataError when it is no image that visiontune reads."""
-    return _facts(_opened(data))
+    image = _opened(data)
+    return _facts(image, _frames(image.format, data))
 
 
 def decode(data: bytes) -> Image.Image:
@@ -66,7 +73,7 @@ def decode_with_facts(data: bytes) -> tuple[ImageFacts, Image.Image]:
         image.load()
         deep = np.asarray(image) if image.mode in ("I", "F") or image.mode.startswith("I;16") else None
         values = None if deep is None or not deep.size else (float(deep.min()), float(deep.max()))
-        facts = replace(_facts(image), mode=mode, values=values)
+        facts = replace(_facts(image, _frames(image.format, data)), mode=mode, values=values)
         upright = ImageOps.exif_transpose(image) if facts.orientation != 1 else image
         return facts, _rgb(upright)
     except DataError:
@@ -94,38 +101,73 @@ def image_files(path: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     return found
 
 
-def _facts(image: ImageFile.ImageFile) -> ImageFacts:
+def _facts(image: ImageFile.ImageFile, frames: int) -> ImageFacts:
     orientation = _orientation(image)
     width, height = image.size
     if orientation in _SIDEWAYS:
         width, height = height, width
-    return ImageFacts(width, height, image.format or "", image.mode, orientation)
+    return ImageFacts(width, height, image.format or "", image.mode, orientation, frames=frames)
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
     if not data:
         raise ImageError("the image file is empty", "empty-file", _FIX)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _pillows(data)
     except Exception as error:
         raise _unreadable(data, error) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _too_large(f"{width} x {height} pixels")
+        raise _too_large(width, height)
     return image
+
+
+def _pillows(data: bytes) -> ImageFile.ImageFile:
+    """The image as Pillow opens it. Its warning of half as many pixels as are allowed is for no one here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _unreadable(data: bytes, error: Exception) -> ImageError:
     if isinstance(error, Image.UnidentifiedImageError):
         return ImageError(f"not an image of a known format ({', '.join(FORMATS)})", "unknown-format", _FIX)
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _too_large(f"{len(data)} bytes that unpack to too many pixels")
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(*_size(data))
     return ImageError(f"the image cannot be decoded: {error or type(error).__name__}", fix=_FIX)
 
 
-def _too_large(what: str) -> ImageError:
-    found = f"the image is too large: {what} (at most {MAX_PIXELS:,} pixels)"
+def _too_large(width: int, height: int) -> ImageError:
+    found = f"the image is too large: {width:,} x {height:,} pixels (at most {MAX_PIXELS:,} pixels)"
     return ImageError(found, "image-too-large", "make it smaller")
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height of an image that Pillow refuses to open for its size: its readers say them without asking."""
+    for form in FORMATS:
+        factory, accept = Image.OPEN[form]
+        if accept is None or accept(data[:16]) is True:
+            return factory(io.BytesIO(data), "").size
+    raise ImageError("the image is too large", "image-too-large", "make it smaller")
+
+
+def _frames(form: str | None, data: bytes) -> int:
+    """The pictures in a file, by its headers alone. What a JPEG holds beside its own is a preview or a depth map."""
+    if form not in _WITH_FRAMES:
+        return 1
+    try:
+        image = _pillows(data)  # another one: looking at frames leaves the first
+        frames: int = getattr(image, "n_frames", 1)  # Pillow's PNGs have it where they are animated
+        if form != "TIFF" or frames == 1:
+            return frames
+        whole = 0
+        for i in range(frames):
+            image.seek(i)
+            whole += not image.getexif().get(_SUBFILE, 0) & _REDUCED
+        return max(1, whole)
+    # As with EXIF: whether the first picture can be read is seen when it is.
+    except Exception:
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:

@@ -25,7 +25,7 @@ from visiontune.files import written_whole
 from visiontune.machine import cores
 from visiontune.progress import progress
 
-SCAN_VERSION = 3
+SCAN_VERSION = 4
 CHUNK_ROWS = 256
 BYTES_FOR_WORKERS = 64 * 2**20
 MAX_FILE_BYTES = 2**30
@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         ("format", pa.list_(pa.string())),
         ("mode", pa.list_(pa.string())),
         ("orientation", pa.list_(pa.int32())),
+        ("frames", pa.list_(pa.int32())),
         ("lowest", pa.list_(pa.float64())),
         ("highest", pa.list_(pa.float64())),
         ("sha256", pa.list_(pa.string())),
@@ -149,6 +150,7 @@ def look(data: bytes) -> dict[str, object]:
         "format": header.format,
         "mode": header.mode,
         "orientation": header.orientation,
+        "frames": header.frames,
         "lowest": None if header.values is None else header.values[0],
         "highest": None if header.values is None else header.values[1],
         "sha256": hashlib.sha256(data).hexdigest(),

@@ -1,8 +1,7 @@
 """What a source's rows come to: which are usable, which belong together, where each goes, and what is wrong."""
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from visiontune.data.split import SPLITS, assign, spread
 from visiontune.data.turns import Turns
 from visiontune.data.workers import Engine
 from visiontune.errors import DataError
+from visiontune.words import natural
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,18 @@ def usable(listing: Listing, limit: int | None, seed: int) -> Listing:
             raise DataError(f"a limit of {limit} samples leaves nothing", where="--limit", fix="use 1 or more")
         chosen = spread(_strata(rows), [row.id for row in rows], limit, seed)
         rows = [rows[i] for i in chosen]
-    return replace(listing, rows=rows, faults=found)
+    return replace(listing, rows=rows, faults=[*found, *_without_question(rows)])
+
+
+def _without_question(rows: Sequence[SourceRow]) -> Iterator[Fault]:
+    """Of each source where some rows ask a question of their own, those that ask none."""
+    sources: dict[str, list[SourceRow]] = defaultdict(list)
+    for row in rows:
+        sources[row.source].append(row)
+    for some in sources.values():
+        lacking = [row.id for row in some if row.prompt is None]
+        if len(lacking) < len(some):
+            yield from faults.rows_without_question(lacking, len(some))
 
 
 def survey(
@@ -151,6 +162,8 @@ def survey(
     found += _whole_faults(rows, chosen, whole, together.tolist(), labels)
     if rendering is None:
         found += faults.normalised_images(_changed_images(rows, facts), _values(facts))
+        framed = zip(rows, facts["frames"].to_pylist(), strict=True)
+        found += faults.several_frames([row.id for row, frames in framed if any(n > 1 for n in frames)])
     else:
         spec, fonts = rendering.spec, rendering.fonts()
         drawn = x_height(spec, fonts), LEGIBLE_X_HEIGHT
@@ -239,12 +252,6 @@ def counted(answers: Iterable[str]) -> dict[str, int]:
     """How often each class occurs, in natural order."""
     counts = Counter(answers)
     return {label: counts[label] for label in sorted(counts, key=natural)}
-
-
-def natural(label: str) -> tuple[list[tuple[int, str]], str]:
-    """A key that sorts "2" before "10"."""
-    parts = re.split(r"([0-9]+)", label)
-    return [(int(part) if i % 2 else 0, "" if i % 2 else part) for i, part in enumerate(parts)], label
 
 
 def object_summary(answers: Iterable[str], classes: Sequence[str] | None) -> ObjectSummary | None:

@@ -182,6 +182,10 @@ class GenerativeEncoder(TextEncoder):
             lengths[i] = min(len(tokens.ids), max(self.data.max_tokens, tokens.prompt + 1))
         return lengths
 
+    def asked_lengths(self, index: Index) -> NDArray[np.int64]:
+        asked = [self._texts(index.text(i), layout).prompt for i, layout in enumerate(self.layouts(index))]
+        return np.array(asked, dtype=np.int64)
+
     def collate(self, encoded: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
         longest = max(len(one.input_ids) for one in encoded)
         ids = torch.full((len(encoded), longest), self.tokenizer.pad_token_id, dtype=torch.long)

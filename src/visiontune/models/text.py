@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from visiontune.data.dataset import Index
 from visiontune.data.pages import PageSpec
 from visiontune.errors import ModelError
 from visiontune.models.adapter import Batch, Encoder, Layout, ModelAdapter
@@ -77,6 +78,10 @@ class TextEncoder(Encoder[Encoded]):
     @abstractmethod
     def image_tokens(self, layout: Layout) -> int:
         """How many image tokens stand for images with this layout."""
+
+    @abstractmethod
+    def asked_lengths(self, index: Index) -> NDArray[np.int64]:
+        """How many tokens each row has before its answer, whether they are allowed or not; shape (rows,)."""
 
     @abstractmethod
     def showing(self, pages: PageSpec) -> "TextEncoder":

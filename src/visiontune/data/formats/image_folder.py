@@ -12,6 +12,7 @@ from visiontune.data import faults
 from visiontune.data.faults import Fault
 from visiontune.data.formats.lines import csv_rows, jsonl
 from visiontune.data.formats.rows import Listing, SourceRow
+from visiontune.data.formats.tables import plain
 from visiontune.data.images import SUFFIXES
 from visiontune.data.split import SPLIT_NAMES, SPLITS
 from visiontune.errors import DataError
@@ -138,7 +139,7 @@ def _class_rows(root: Path, files: _Files) -> list[SourceRow]:
         raise DataError(
             "the images lie directly in the folder, and nothing says what they show", where=str(root), fix=LAYOUTS
         )
-    files.faults.extend(faults.no_label(unlabelled, "they lie in no class folder"))
+    files.faults.extend(faults.left_out("no-class-folder", name, "it lies in no class folder") for name in unlabelled)
     return rows
 
 
@@ -183,6 +184,7 @@ class _MetadataReader:
             try:
                 if isinstance(values, str):
                     raise _LineError(values)
+                values = {plain(column) if plain(column) in _COLUMNS else column: values[column] for column in values}
                 unknown |= dict.fromkeys(column for column in values if column not in _COLUMNS)
                 row = self._row(metadata, line, values)
             except _LineError as error:
@@ -214,7 +216,7 @@ class _MetadataReader:
         self.listed[name] += 1
         again = f"#{self.listed[name]}" if self.listed[name] > 1 else ""
         row_id = _text(values, "id") or name + again
-        prompts = [text for column in _PROMPTS if (text := _text(values, column))]
+        prompts = [text for column in _PROMPTS if (text := _text(values, column) or "").strip()]
         if len(prompts) > 1:
             raise _LineError("there are a prompt and a question; keep one")
         return _row(self.root, name, row_id, prompts[0] if prompts else None, answer, self.answer == "label", split)

@@ -35,7 +35,16 @@ from visiontune.data.formats.lines import (
     readable,
 )
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
-from visiontune.data.formats.tables import Columns, split_written, tables_inside, tables_of, with_own_ids
+from visiontune.data.formats.tables import (
+    Columns,
+    columns_called,
+    naming,
+    plain,
+    split_written,
+    tables_inside,
+    tables_of,
+    with_own_ids,
+)
 from visiontune.data.image_places import ImagePlace, Inside
 from visiontune.data.images import SUFFIXES as SUFFIXES_OF_IMAGES
 from visiontune.errors import DataError
@@ -56,7 +65,7 @@ _LABELS = ("label",)
 FIX = (
     "give each row `messages` (or LLaVA's `conversations`) and `images`, or an image with a prompt and an answer: "
     f"columns {', '.join(ROLES['image'])}; {', '.join(ROLES['prompt'])}; {', '.join(ROLES['answer'])}; "
-    'or name them: columns={"image": "photo", "answer": "reply"}'
+    f"or name them: {naming(image='photo', prompt='ask', answer='reply')}"
 )
 # How the text of an image begins that is written as plain base64: JPEG, PNG, WebP, GIF.
 _BASE64 = ("/9j/", "iVBOR", "UklGR", "R0lGOD")
@@ -64,7 +73,7 @@ _BASE64 = ("/9j/", "iVBOR", "UklGR", "R0lGOD")
 
 def layout_of(columns: Sequence[str], named: Columns | None = None) -> Layout | None:
     """The layout of a table with these columns; None where it says nothing about images, or is one of long texts."""
-    there = set(columns)
+    there = set(map(plain, columns))
     if "messages" in there:
         return "messages"
     if "conversations" in there:
@@ -199,28 +208,26 @@ class _Table:
         roles = ["image", "id", "split"]
         chosen: dict[str, str] = {}
         if self.layout in _TURNS:
-            self._require(_TURNS[self.layout], there)
-            chosen["turns"] = _TURNS[self.layout]
+            chosen["turns"] = self._require(_TURNS[self.layout], there)
         elif self.layout == "roboflow":
             for role, column in (("prompt", "prefix"), ("answer", "suffix")):
-                self._require(column, there)
-                chosen[role] = column
+                chosen[role] = self._require(column, there)
         else:
             roles += ["prompt", "answer"]
+        named = {role: self._require(self.named[role], there) for role in roles if role in self.named}
         for role in roles:
-            if role in self.named:
-                self._require(self.named[role], there)
-                chosen[role] = self.named[role]
+            if role in named:
+                chosen[role] = named[role]
                 continue
-            free = [column for column in there if column not in (*self.named.values(), *chosen.values())]
-            candidates = [name for name in ROLES[role] if name in free]
-            if candidates and candidates[0] not in _LAST_RESORT:
-                candidates = [name for name in candidates if name not in _LAST_RESORT]
+            free = [column for column in there if column not in (*named.values(), *chosen.values())]
+            candidates = columns_called(ROLES[role], free)
+            if candidates and plain(candidates[0]) not in _LAST_RESORT:
+                candidates = [name for name in candidates if plain(name) not in _LAST_RESORT]
             if len(candidates) > 1:
                 raise DataError(
                     f"several columns could be the {role}: {', '.join(candidates)}",
                     where=str(self.path),
-                    fix=f'say which one it is: columns={{"{role}": "{candidates[0]}"}}',
+                    fix=f"say which one it is: {naming(**{role: candidates[0]})}",
                 )
             chosen |= {role: candidates[0]} if candidates else {}
         if self.layout == "prompt_answer" and "answer" not in chosen:
@@ -231,11 +238,13 @@ class _Table:
             self.faults += faults.unknown_columns(self.name, unread, list(chosen.values()))
         return chosen
 
-    def _require(self, column: str, there: Sequence[str]) -> None:
-        if column not in there:
+    def _require(self, column: str, there: Sequence[str]) -> str:
+        """The column of this name as the table writes it."""
+        if not (found := columns_called([column], there)):
             raise DataError(
                 f"there is no column called {column!r}; the columns are {_some(there)}", where=str(self.path), fix=FIX
             )
+        return found[0]
 
     def _row(
         self, number: int, values: dict[str, Any] | str, chosen: Mapping[str, str], names: Sequence[str] | None
@@ -289,7 +298,7 @@ class _Table:
         return values.get(chosen["image"]) in (None, "")
 
     def _is_label(self, values: Mapping[str, Any], column: str | None) -> bool:
-        return column in _LABELS and not isinstance(values.get(column), list)
+        return column is not None and plain(column) in _LABELS and not isinstance(values.get(column), list)
 
     def _text(self, values: Mapping[str, Any], column: str | None) -> str | None:
         """A column's text; numbers are written out, and counted."""

@@ -3,8 +3,11 @@
 What is wrong with a row comes in its place, as a text; what is wrong with the whole file is a DataError.
 """
 
+import codecs
 import csv
 import json
+import math
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -72,23 +75,69 @@ def parquet(file: pq.ParquetFile, columns: list[str]) -> Iterator[Line]:
             for i in range(batch.num_rows):
                 number += 1
                 try:
-                    yield number, batch.slice(i, 1).to_pylist()[0]
+                    (row,) = batch.slice(i, 1).to_pylist()
+                    yield number, {column: _without_nan(value) for column, value in row.items()}
                 except UnicodeDecodeError:
                     yield number, "the text is not UTF-8"
             continue
         for row in rows:
             number += 1
-            yield number, row
+            yield number, {column: _without_nan(value) for column, value in row.items()}
+
+
+def _without_nan(value: Any) -> Any:
+    """A cell, None where it is NaN: so data frames write down that there is no value."""
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _json_number(name: str) -> float | None:
+    """What JSON lacks and Python reads: NaN is no value, an infinity is one."""
+    return None if name == "NaN" else float(name)
+
+
+def _refuse_other_encoding(path: Path) -> None:
+    """Raise DataError for a file that was saved in another encoding: it would be one fault for each line with an
+    accent. Where some line has such letters in UTF-8, the others are broken, and told one by one."""
+    broken = 0
+    with path.open("rb") as file:
+        is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        file.seek(0)
+        for line in () if is_wide else file:
+            if line.isascii():
+                continue
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                broken += 1
+            else:
+                return
+    if is_wide or broken > 1:
+        found = (
+            "UTF-16" if is_wide else f"{counted(broken, 'line')} are not, as where Latin-1 or Windows-1252 was saved"
+        )
+        encoding, new = ("UTF-16" if is_wide else "WINDOWS-1252"), f"{path.stem}-utf8{path.suffix}"
+        typed = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", path.name])
+        raise DataError(
+            f"the file is not UTF-8: {found}",
+            where=str(path),
+            fix=f"save it as UTF-8 (of a spreadsheet as `CSV UTF-8`), or: {typed} > {shlex.quote(new)}",
+        )
 
 
 def jsonl(path: Path) -> Iterator[Line]:
-    """The number and the object of each line, or what is wrong with it; empty lines are nothing."""
+    """The number and the object of each line, or what is wrong with it; empty lines are nothing.
+
+    DataError where the whole file is in another encoding than UTF-8.
+    """
+    _refuse_other_encoding(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_json_number)
                 if b"\\ud" in line or b"\\uD" in line:  # an escape may hold half a character
                     json.dumps(value, ensure_ascii=False).encode()
             except UnicodeError:
@@ -109,9 +158,9 @@ def json_array(path: Path) -> Iterator[Line]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; DataError, with line and column, where it is broken."""
+    """What a JSON file holds, None where it says NaN; DataError, with line and column, where it is broken."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_json_number)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"this is not JSON: {error}", where=str(path), fix="mend the file, or write one object a line (.jsonl)"
@@ -120,14 +169,18 @@ def read_json(path: Path) -> Any:
 
 def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
     """The first line and the columns of each row, or what is wrong with it; DataError where a quote is never closed, or
-    the column `needed` is not there. Commas part the cells, or what `_separator` finds."""
+    the column `needed` is not there. Commas part the cells, or what `_separator` finds.
+
+    DataError too where the whole file is in another encoding than UTF-8.
+    """
+    _refuse_other_encoding(path)
     csv.field_size_limit(sys.maxsize)  # or else a cell may have no more than 131,072 characters
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         separator = _separator(file.readline())
         file.seek(0)
         reader = csv.reader(file, delimiter=separator, strict=True)
         header = _cells(reader, path, 1)
-        if needed is not None and needed not in (header or []):
+        if needed is not None and needed not in [name.strip().casefold() for name in header or []]:
             raise DataError(
                 f"there is no column {needed}; the first line reads {', '.join(header or [])!r}",
                 where=str(path),

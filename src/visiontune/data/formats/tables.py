@@ -15,6 +15,29 @@ Columns = Mapping[str, str]
 """The names that a user gave to columns, by what they are for."""
 
 
+def plain(column: str) -> str:
+    """A column's name as it is compared: spreadsheets write capitals, and blanks behind the comma."""
+    return column.strip().casefold()
+
+
+def columns_called(names: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The columns that have one of these names, in the order of the names, whatever their case and blanks around.
+
+    A column that is written as the name is goes before others that only read so.
+    """
+    found: list[str] = []
+    for name in names:
+        found += [name] if name in there else [column for column in there if plain(column) == plain(name)]
+    return list(dict.fromkeys(found))
+
+
+def naming(**columns: str) -> str:
+    """How columns are named by their roles, as it is typed."""
+    typed = ",".join(f"{role}={column}" for role, column in columns.items())
+    written = ", ".join(f'"{role}": "{column}"' for role, column in columns.items())
+    return f"--columns {typed} (in Python: columns={{{written}}})"
+
+
 def tables_of(source: Path, suffixes: Sequence[str]) -> list[tuple[Path, str]]:
     """The tables of a source and their names relative to it, sorted: the file itself, or those in the folder."""
     if source.is_file():

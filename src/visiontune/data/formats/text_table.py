@@ -14,9 +14,18 @@ import pyarrow.parquet as pq
 
 from visiontune.data import faults
 from visiontune.data.faults import Fault
+from visiontune.data.formats import image_text
 from visiontune.data.formats.lines import Line, csv_rows, first_and_all, jsonl, kind_of, parquet, readable
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
-from visiontune.data.formats.tables import Columns, split_written, tables_inside, tables_of, with_own_ids
+from visiontune.data.formats.tables import (
+    Columns,
+    columns_called,
+    naming,
+    split_written,
+    tables_inside,
+    tables_of,
+    with_own_ids,
+)
 from visiontune.errors import DataError
 
 NAME = "text_table"
@@ -35,8 +44,9 @@ LAYOUTS = (
     "give a .jsonl, .csv or .parquet file (or a folder of them) with a column for the text "
     f"({', '.join(chain(*ROLES['document']))}) and one for what is to be written "
     f"({', '.join(chain(*ROLES['answer']))}), "
-    'or name them: columns={"document": "body", "answer": "tldr"}'
+    f"or name them: {naming(document='body', answer='tldr')}"
 )
+_OF_IMAGES = f"for images with texts, {image_text.FIX}"
 
 
 def detect(source: Path) -> bool:
@@ -63,7 +73,7 @@ def _check_names(columns: Columns) -> None:
         raise DataError(
             f"there is nothing called {', '.join(map(repr, unknown))} to name a column for",
             where="columns",
-            fix=f"use {', '.join(ROLES)}",
+            fix=f"of long texts: {', '.join(ROLES)}; of images with texts: {', '.join(image_text.ROLES)}",
         )
 
 
@@ -104,24 +114,25 @@ class _Table:
         chosen: dict[str, str] = {}
         for role, (names, last_resort) in ROLES.items():
             if role in self.named:
-                candidates = [column for column in there if column == self.named[role]]
+                candidates = columns_called([self.named[role]], there)
             else:
-                free = [column for column in there if column not in self.named.values()]
-                candidates = [name for name in names if name in free] or [name for name in last_resort if name in free]
+                taken = columns_called(list(self.named.values()), there)
+                free = [column for column in there if column not in taken]
+                candidates = columns_called(names, free) or columns_called(last_resort, free)
             if len(candidates) > 1:
                 raise DataError(
                     f"several columns could be the {role}: {', '.join(candidates)}",
                     where=str(self.path),
-                    fix=f'say which one it is: columns={{"{role}": "{candidates[0]}"}}',
+                    fix=f"say which one it is: {naming(**{role: candidates[0]})}",
                 )
             if candidates:
                 chosen[role] = candidates[0]
             elif role in self.named or role in ("document", "answer"):
                 wanted = f"called {self.named[role]!r}" if role in self.named else f"for the {role}"
                 shown = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
-                raise DataError(
-                    f"there is no column {wanted}; the columns are {shown}", where=str(self.path), fix=LAYOUTS
-                )
+                # Whoever meant images with questions sees here what their columns should be called.
+                fix = LAYOUTS if "document" in self.named else f"for long texts, {LAYOUTS}; {_OF_IMAGES}"
+                raise DataError(f"there is no column {wanted}; the columns are {shown}", where=str(self.path), fix=fix)
         if unread := [column for column in there if column not in chosen.values()]:
             self.faults += faults.unknown_columns(self.name, unread, list(chosen.values()))
         return chosen
@@ -133,8 +144,10 @@ class _Table:
             raise RowError("broken-line", "the object is empty")
         document = _text(values, chosen["document"], "empty-document")
         answer = _text(values, chosen["answer"], "empty-answer")
-        prompt = None
-        if (column := chosen.get("prompt")) and values.get(column) not in (None, "", []):
+        prompt, column = None, chosen.get("prompt")
+        written = None if column is None else values.get(column)
+        blank = written in (None, []) or (isinstance(written, str) and not written.strip())
+        if column is not None and not blank:
             prompt = _text(values, column, "broken-line")
         row_id = values.get(chosen["id"]) if "id" in chosen else None
         if isinstance(row_id, bool) or not isinstance(row_id, str | int | None):

@@ -80,5 +80,5 @@ def check_missing(missing: Counter[str], characters: int, limit: float) -> None:
         f"The fonts lack {count} of {characters} characters ({count / characters:.1%}; limit {limit:.1%}): "
         f"{shown} ({', '.join(name for name, _ in scripts.most_common(4))}).",
         where="the fonts of the page spec",
-        fix=f"add a font that has them (Debian packages: {needed}), or allow more with missing_limit",
+        fix=f"add a font that has them (Debian packages: {needed})",
     )
