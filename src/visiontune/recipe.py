@@ -37,11 +37,15 @@ S = TypeVar("S", bound=Section)
 
 
 class Fragment(dict[str, Any]):
-    """The plain values of a recipe file, whole or partial, and `where` they stand."""
+    """The plain values of a recipe file, whole or partial, `where` they stand, and what is `said` as their reason."""
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
+    def __init__(self, values: dict[str, Any], where: str, said: str | None = None) -> None:
         super().__init__(values)
-        self.where = where
+        self.where, self.said = where, said or f"from {Path(where).name}"
+
+    def with_values(self, values: dict[str, Any]) -> "Fragment":
+        """Other values, of the same place."""
+        return Fragment(values, self.where, self.said)
 
 
 class Recipe(Section):

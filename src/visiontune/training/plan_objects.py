@@ -17,7 +17,7 @@ from visiontune.models.rf_detr_tiny import MASK_PATCH
 from visiontune.models.sam import SamAdapter
 from visiontune.recipe import ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
-from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
+from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.object_choices import TINY_SIDES, object_choices, side_for
 from visiontune.words import counted
 
@@ -286,7 +286,7 @@ def derive_objects(
     measures = measure_objects(datasets, limit=limit)
     case = _case(datasets, model, measures, limit=limit, asked=asked)
     usual = case.usual
-    reasons = Reasons()
+    reasons = Reasons(asked)
     choose = reasons.choose
     side, samples = choose("data.image_longest_edge", *case.side()), choose("batch.samples", *case.samples())
     steps = reasons.steps(case.images, samples, epochs, case.epochs())
@@ -323,11 +323,11 @@ def derive_objects(
         },
         "batch": batch_section(samples, tokens, machine, reasons),
         "evaluation": {
-            "every": choose("evaluation.every", often(steps, 10), "ten times a run"),
+            "every": reasons.every(steps, 10),
             "samples": choose("evaluation.samples", min(max(1, validation), evaluated), why_so_many),
             "metric": choose("evaluation.metric", metric, "what the model is for"),
         },
-        "checkpoints": {"every": often(steps, 10)},
+        "checkpoints": {"every": reasons.every(steps, 10)},
         "machine": machine_section(machine, ranks, reasons),
         "why": reasons.why,
     }
