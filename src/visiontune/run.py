@@ -209,6 +209,12 @@ class Run:
         return self.checkpoints_folder / f"step-{step}"
 
     @property
+    def missing_steps(self) -> list[int]:
+        """The checkpoints that a finished run needs and that do not stand: of the last one and the best one."""
+        state, stand = self.state, self.checkpoint_steps()
+        return sorted({state["step"], state.get("best_step", state["step"])} - set(stand))
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """{"step", "metric", "value"} of the best checkpoint so far."""
         return self.read_json("checkpoints/best.json")
