@@ -41,7 +41,7 @@ def read_preset(name: str) -> tuple[Fragment, float | None]:
         raise RecipeError(f"There is no preset '{name}'.", where="--preset", fix=f"presets: {', '.join(presets())}")
     values = read_fragment(presets()[name])
     epochs = values.pop("epochs", None)
-    return Fragment(values, values.where, f"preset {name}"), epochs
+    return Fragment(values, values.where, name), epochs
 
 
 def of_any_target(preset: Fragment) -> Fragment:

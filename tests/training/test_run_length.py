@@ -1,4 +1,4 @@
-"""How long a run is: said once, it holds whatever the batch, and evaluations and checkpoints follow it."""
+"""How long a run is: said once, whatever the batch is; evaluations follow it, and reasons say who asked for it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ from visiontune.run import Run
 from visiontune.training.plan import derive
 from visiontune.training.plan_objects import derive_objects
 from visiontune.training.plan_responses import derive_responses
+from visiontune.training.time_limit import with_steps
 
 Derive = Callable[..., Recipe]
 
@@ -105,3 +106,25 @@ def test_the_command_line_says_another_length_than_a_recipe_file(planned: Derive
     stepped, epoch = planned(**mine, overrides={"schedule.steps": 5}), planned(**mine, epochs=1)
     assert (stepped.schedule.steps, stepped.schedule.hours, stepped.schedule.kind) == (5, None, "linear")
     assert epoch.schedule.hours is None and "1 epoch, as asked" in epoch.why["schedule.steps"]
+
+
+def test_reasons_say_who_asked_for_a_value(planned: Derive, tmp_path: Path) -> None:
+    quick, plain = planned(preset="quick"), planned()
+    for name in ("lora.rank", "lora.alpha", "evaluation.samples"):
+        assert quick.why[name] == "preset quick" != plain.why[name]
+    assert quick.why["schedule.steps"] == "1 epoch, preset quick"
+    changed = planned(overrides={"lora.rank": 3, "evaluation.patience": 2})
+    assert changed.why == {**plain.why, "lora.rank": "set by hand", "evaluation.patience": "set by hand"}
+    changed.save(tmp_path / "first.yaml")
+    again = planned(recipe=tmp_path / "first.yaml")
+    assert again.model_copy(update={"why": {}}) == changed.model_copy(update={"why": {}})
+    assert again.why == {**plain.why, "lora.rank": "from first.yaml", "evaluation.patience": "from first.yaml"}
+
+
+def test_what_follows_from_hours_says_so_and_what_was_asked_for_stays(planned: Derive, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("evaluation: {every: 7}\n")
+    for recipe, evaluations in ((planned(), 20), (planned(recipe=tmp_path / "mine.yaml"), 7)):
+        hours = with_steps(recipe, 200, "1 hour")
+        assert (hours.evaluation.every, hours.checkpoints.every) == (evaluations, 20)
+        said = "ten times a run" if evaluations == 20 else "from mine.yaml"
+        assert hours.why == {**recipe.why, "schedule.steps": "1 hour", "evaluation.every": said}

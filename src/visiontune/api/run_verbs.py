@@ -145,6 +145,7 @@ def _plan(
     from visiontune.recipe_files import of_any_target, read_fragment, read_preset
     from visiontune.recipe_sections import Tracking
     from visiontune.run import Run
+    from visiontune.training.derived import AS_ASKED
     from visiontune.training.mixtures import beside_unlabelled
     from visiontune.training.mixtures import shares as mixed
     from visiontune.training.plan import derive, plan_run
@@ -190,6 +191,7 @@ def _plan(
             )
         options: dict[str, Any] = {"ranks": ranks.count, "limit": limit}
         options["epochs"] = usual_epochs if epochs is None else epochs
+        options["epochs_by"] = AS_ASKED if epochs is not None else first.said
         responses = all(dataset.info.target == "responses" for dataset in datasets)
         if start is not None and not responses:
             raise RecipeError("Only readouts of neurons start from a run.", where="--from", fix="--model FOLDER")

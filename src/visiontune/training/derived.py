@@ -8,6 +8,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.machine import Hardware
 from visiontune.words import counted
 
+AS_ASKED = "as asked"
 OFTEN = {8: "eight times a run", 10: "ten times a run"}
 
 
@@ -15,12 +16,12 @@ class Reasons:
     """The reasons of choices, by the names of recipe fields: `why` of the recipe.
 
     `asked` are the fields that a preset, a recipe file or the command line sets: not taken over here, but the length of
-    the run follows from them.
+    the run follows from them. `epochs_by` says who asked for epochs.
     """
 
-    def __init__(self, asked: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(self, asked: Mapping[str, Any] = MappingProxyType({}), epochs_by: str = AS_ASKED) -> None:
         self.why: dict[str, str] = {}
-        self.asked = asked
+        self.asked, self.epochs_by = asked, epochs_by
 
     def choose(self, field: str, value: Any, reason: str) -> Any:
         """Note the reason for a value, and return the value."""
@@ -36,7 +37,8 @@ class Reasons:
         """`schedule.steps` that show each of n samples so many times: as asked, or, where None, as usual, which comes
         with its reason. samples: of a step, as derived."""
         samples = self.in_force("batch.samples", samples)
-        times, reason = (epochs, f"{counted(epochs, 'epoch', form='g')}, as asked") if epochs is not None else usual
+        asked = None if epochs is None else (epochs, f"{counted(epochs, 'epoch', form='g')}, {self.epochs_by}")
+        times, reason = asked or usual
         self.why["schedule.steps"] = reason
         return max(1, -(-round(times * n) // samples))
 

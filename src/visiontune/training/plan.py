@@ -35,7 +35,7 @@ from visiontune.models.load import (
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
-from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section
+from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.evaluate import closed_labels
 from visiontune.training.plan_responses import build_network
 from visiontune.training.refusals import refuse_taken
@@ -157,6 +157,7 @@ def derive(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
+    epochs_by: str = AS_ASKED,
     profile: str | None = None,
     asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
@@ -175,7 +176,7 @@ def derive(
         )
     facts = data_facts(datasets, limit)
     tiny = is_tiny(model)
-    reasons = Reasons(asked)
+    reasons = Reasons(asked, epochs_by)
     choose = reasons.choose
 
     n = facts.train_rows

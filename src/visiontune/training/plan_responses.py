@@ -20,10 +20,10 @@ from visiontune.models.cortex_coverage import ForeignCore
 from visiontune.models.cortex_network import Cortex, CortexConfig
 from visiontune.models.cortex_transfer import with_units
 from visiontune.progress import note, warn
-from visiontune.recipe import Recipe, ResponseChoices, parse, validated
+from visiontune.recipe import BY_HAND, Recipe, ResponseChoices, parse, validated
 from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
-from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section
+from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.import_core import (
     choices_of,
     common_behaviour,
@@ -82,6 +82,7 @@ def derive_responses(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
+    epochs_by: str = AS_ASKED,
     start: Run | ForeignCore | None = None,
     given: Mapping[str, Any] | None = None,
     asked: Mapping[str, Any] = MappingProxyType({}),
@@ -95,7 +96,7 @@ def derive_responses(
     Raises DataError, and ModelError for a start that predicts no responses.
     """
     sessions = check_recordings(datasets)
-    reasons = Reasons(asked)
+    reasons = Reasons(asked, epochs_by)
     choose = reasons.choose
     on_cpu = machine.device == "cpu"
     if isinstance(start, ForeignCore):
@@ -106,6 +107,7 @@ def derive_responses(
     if given.get("behaviour") and "modulation" not in given and start is None:
         given["modulation"] = "film"
     choices |= given
+    reasons.why |= {f"responses.{name}": BY_HAND for name in given if f"responses.{name}" in reasons.why}
     if choices["modulation"] == "none" and "behaviour" not in given:
         choices["behaviour"] = ()
     _say_unused_behaviour(sessions, choices["behaviour"])
