@@ -106,6 +106,8 @@ def test_the_command_line_says_another_length_than_a_recipe_file(planned: Derive
     stepped, epoch = planned(**mine, overrides={"schedule.steps": 5}), planned(**mine, epochs=1)
     assert (stepped.schedule.steps, stepped.schedule.hours, stepped.schedule.kind) == (5, None, "linear")
     assert epoch.schedule.hours is None and "1 epoch, as asked" in epoch.why["schedule.steps"]
+    (tmp_path / "mine.yaml").write_text("schedule: {steps: 9}\n")
+    assert planned(**mine, overrides={"schedule.steps": 5}).schedule.steps == 5
 
 
 def test_reasons_say_who_asked_for_a_value(planned: Derive, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def one_length(epochs: float | None, hours: float | None, changes: dict[str, Any
     if not given or not isinstance(schedule, dict):
         return fragment
     kept = {name: value for name, value in schedule.items() if f"schedule.{name}" not in fields}
-    return fragment.with_values({**fragment, "schedule": kept})
+    others = {name: value for name, value in fragment.items() if name != "schedule"}
+    return fragment.with_values({**others, "schedule": kept} if kept else others)
 
 
 def check_score(score: float | None) -> None:
