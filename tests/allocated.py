@@ -20,11 +20,11 @@ def peak_of_steps(session: Session, steps: int) -> int:
     plan = plan_steps(session.order, session.lengths, recipe.batch, 0, steps)
     for step, batches in load_steps(plan, session.reading):
         if on_cuda:
-            loop._step(session, step, batches, check=False)
+            loop._step(session, step, batches)
             highest = max(highest, torch.cuda.max_memory_allocated())
             continue
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-            loop._step(session, step, batches, check=False)
+            loop._step(session, step, batches)
         results: Any = profiled.profiler
         events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
         now = held + sum(t.numel() * t.element_size() for _, batch in batches for t in batch.tensors.values())

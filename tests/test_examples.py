@@ -23,6 +23,7 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 SMALL: dict[str, Any] = {"LIMIT": 48, "IMAGES": 48, "SECONDS": 40, "SIZE": (12, 12), "COMPARED": 2}
 QUICK: dict[str, Any] = {
     "schedule.steps": 2,
+    "evaluation.every": 2,
     "data.limit": 12,
     "batch.samples": 4,
     "batch.window": 8,

@@ -32,16 +32,26 @@ from visiontune.recipe_sections import (
 from visiontune.recipe_targets import MoeDropout, ObjectChoices, ResponseChoices, Section
 
 SCHEMA_VERSION = 1
+BY_HAND = "set by hand"
 MOST_SHOWN = 8  # values of a list that an error shows
 S = TypeVar("S", bound=Section)
 
 
 class Fragment(dict[str, Any]):
-    """The plain values of a recipe file, whole or partial, and `where` they stand."""
+    """The plain values of a recipe file, whole or partial, `where` they stand, and the `preset` that it is, if any."""
 
-    def __init__(self, values: dict[str, Any], where: str) -> None:
+    def __init__(self, values: dict[str, Any], where: str, preset: str | None = None) -> None:
         super().__init__(values)
-        self.where = where
+        self.where, self.preset = where, preset
+
+    def with_values(self, values: dict[str, Any]) -> "Fragment":
+        """Other values, of the same place."""
+        return Fragment(values, self.where, self.preset)
+
+    @property
+    def said(self) -> str:
+        """The reason for its values."""
+        return f"from {Path(self.where).name}" if self.preset is None else f"preset {self.preset}"
 
 
 class Recipe(Section):
@@ -132,10 +142,13 @@ class Recipe(Section):
         """Write the recipe whole."""
         write_text(path, self.to_yaml())
 
-    def changed(self, overrides: dict[str, Any], where: str = "the command line") -> "Recipe":
+    def changed(
+        self, overrides: dict[str, Any], where: str = "the command line", said: str = BY_HAND, derived: bool = False
+    ) -> "Recipe":
         """A recipe with some fields changed, each named `section.field`; raises RecipeError for an unknown one.
 
-        `where` is the place that an error names.
+        `where` is the place that an error names, `said` the reason for each value. `derived`: one that the recipe has
+        already keeps its reason.
         """
         check_names(overrides, where)
         values = self.model_dump(mode="json")
@@ -155,14 +168,18 @@ class Recipe(Section):
             place: Any = values
             for section in sections:
                 place = place[section]
+            if derived and field in place and place[field] == value and values["why"].get(name) != BY_HAND:
+                continue
             place[field] = value
-            values["why"][name] = "set by hand"
+            values["why"][name] = said
         return parse(values, where)
 
     def overlaid(self, fragment: dict[str, Any]) -> "Recipe":
         """This recipe with the fields that a (partial) recipe file names changed; an error names the file."""
-        where = fragment.where if isinstance(fragment, Fragment) else "the recipe file"
-        return self.changed(dict(leaves(fragment)), where)
+        if not isinstance(fragment, Fragment):
+            return self.changed(dict(leaves(fragment)), "the recipe file")
+        # A whole recipe says again most of what is derived; what a preset says is there because of the preset.
+        return self.changed(dict(leaves(fragment)), fragment.where, fragment.said, derived=fragment.preset is None)
 
 
 METRICS = {"text": get_args(TextMetric), "objects": get_args(ObjectMetric), "responses": get_args(ResponseMetric)}

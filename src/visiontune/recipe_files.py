@@ -39,15 +39,16 @@ def read_preset(name: str) -> tuple[Fragment, float | None]:
     """The fragment and the epochs (None: as derived) of a preset; raises RecipeError for an unknown one."""
     if name not in presets():
         raise RecipeError(f"There is no preset '{name}'.", where="--preset", fix=f"presets: {', '.join(presets())}")
-    fragment = read_fragment(presets()[name])
-    return fragment, fragment.pop("epochs", None)
+    values = read_fragment(presets()[name])
+    epochs = values.pop("epochs", None)
+    return Fragment(values, values.where, name), epochs
 
 
 def of_any_target(preset: Fragment) -> Fragment:
     """A preset without what few models do but those that write text: computing layers again for their backward."""
     machine = {name: value for name, value in preset.get("machine", {}).items() if name != "recompute"}
     others = {name: value for name, value in preset.items() if name != "machine"}
-    return Fragment({**others, "machine": machine} if machine else others, preset.where)
+    return preset.with_values({**others, "machine": machine} if machine else others)
 
 
 def load(path: Path) -> Recipe:

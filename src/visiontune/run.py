@@ -7,15 +7,21 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from visiontune.errors import RunError
+from visiontune.data.dataset_info import read_info
+from visiontune.errors import DataError, RunError
 from visiontune.files import make_folder, write_json
+from visiontune.machine import is_first_process
+from visiontune.progress import note
 from visiontune.recipe import Recipe
 from visiontune.recipe_files import load
+from visiontune.recipe_sections import DatasetUse
 
 LOCK_PATIENCE_SECONDS = 1.0
+PREPARED = ("data", "distilled")  # folders of datasets that were prepared for a run, or for the group that it is of
 PLANNED = ("labels.json", "measures.json", "parts.json", "start.json")  # written before the first step
 
 Status = Literal["planned", "running", "interrupted", "paused", "finished", "failed"]
@@ -72,7 +78,26 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return load(self.recipe_path)
+        """The recipe; what was prepared for the run is read where it stands in its folder, wherever that was moved."""
+        recipe = load(self.recipe_path)
+        uses = tuple(self._own(use) for use in recipe.data.datasets)
+        if uses == recipe.data.datasets:
+            return recipe
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"datasets": uses})})
+
+    def _own(self, use: DatasetUse) -> DatasetUse:
+        """A dataset of the run where its recipe says it is, or, where that is outside the run, the same one inside."""
+        path, home = Path(use.path), self.path.resolve()
+        grouped = (home.parent / "plan.json").is_file()  # members of a group share data
+        homes = [home, home.parent] if grouped else [home]
+        if any(path.is_relative_to(one) for one in homes):
+            return use
+        ends = [path.parts[place:] for place, part in enumerate(path.parts) if part in PREPARED]
+        for own in (one.joinpath(*end) for one in homes for end in ends):
+            if _content_hash(own) == use.content_hash:
+                _say_once(f"dataset {own.name}: {own}, which is the one that the recipe names at {path}")
+                return use.model_copy(update={"path": str(own)})
+        return use
 
     @property
     def base_folder(self) -> Path:
@@ -213,9 +238,29 @@ class Run:
         return self.checkpoints_folder / f"step-{step}"
 
     @property
+    def missing_steps(self) -> list[int]:
+        """The checkpoints that a finished run needs and that do not stand: of the last one and the best one."""
+        state, stand = self.state, self.checkpoint_steps()
+        return sorted({state["step"], state.get("best_step", state["step"])} - set(stand))
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """{"step", "metric", "value"} of the best checkpoint so far."""
         return self.read_json("checkpoints/best.json")
+
+
+def _content_hash(dataset: Path) -> str | None:
+    """The hash of the rows of a prepared dataset; None where none stands."""
+    try:
+        return read_info(dataset).content_hash
+    except DataError:
+        return None
+
+
+@cache
+def _say_once(text: str) -> None:
+    if is_first_process():
+        note(text)
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -534,7 +534,7 @@ def test_a_recipe_file_changes_the_derived_recipe_and_the_command_line_the_file(
         overrides=overrides,
     )
     assert run.recipe.lora.rank == 2 and run.recipe.schedule.kind == "constant"
-    assert run.recipe.why["lora.rank"] == "set by hand"
+    assert run.recipe.why["lora.rank"] == "from mine.yaml" and run.recipe.why["schedule.kind"] == "set by hand"
 
 
 def test_epochs_and_limit_decide_the_steps(digits: Dataset, tiny_checkpoint: Path) -> None:

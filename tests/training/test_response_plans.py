@@ -48,7 +48,8 @@ class PauseAtOnce(Callback):
 
 
 def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
-    few = {name: value for name, value in QUICK.items() if name not in ("evaluation.every", "checkpoints.every")}
+    follow = ("schedule.steps", "evaluation.every", "checkpoints.every")
+    few = {name: value for name, value in QUICK.items() if name not in follow}
     with pytest.raises(PausedError):
         visiontune.train(prepared, out=tmp_path / "run", hours=0.5, overrides=few, callbacks=[PauseAtOnce()])
     opened = open_run(tmp_path / "run")
@@ -190,3 +191,9 @@ def test_validation_without_a_spike_is_not_called_no_samples(
     few = {**QUICK, "schedule.steps": 1, "evaluation.every": 1, "responses.clip": 12}
     visiontune.train(path, out=tmp_path / "run", overrides=few)
     assert "step 1: bits_per_spike: nothing to score" in capsys.readouterr().err
+
+
+def test_a_choice_that_was_given_has_no_derived_reason(prepared: Path) -> None:  # noqa: F811
+    session = Dataset.open(next(path.parent for path in sorted(prepared.rglob("dataset.json"))))
+    given = derived([session], clip=12)
+    assert given.responses is not None and given.responses.clip == 12 and given.why["responses.clip"] == "set by hand"

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from tests.conftest import planner
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.errors import MachineError, PausedError, RunError
+from visiontune.files import write_json
 from visiontune.run import Run
 from visiontune.training import checkpoint
 from visiontune.training.loop import train_run
+from visiontune.training.model import load_trained
 
 Plan = Callable[..., Run]
 DROPOUT = {"lora.dropout": 0.2}
@@ -166,13 +169,53 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     with pytest.raises(PausedError):
         train_run(run)
     weights = run.checkpoint_path(2) / checkpoint.WEIGHTS
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(bytes(data))
+    damage(weights)
     with pytest.raises(RunError, match="damaged"):
         checkpoint.load(run, 2)
     assert_same_run(finish(run), straight)
     assert "damaged" in capsys.readouterr().err
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_finished_run_trains_again_what_was_damaged_and_removed(straight: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(straight.path, tmp_path / "run"))
+    *earlier, last = run.checkpoint_steps()
+    damage(run.checkpoint_path(last) / checkpoint.WEIGHTS)
+    with pytest.raises(RunError, match="damaged") as caught:
+        checkpoint.load(run, last)
+    told = str(caught.value.fix)
+    assert "remove this checkpoint's folder" in told and f"resume {run.path}" in told
+    assert f"again from the checkpoint of step {earlier[-1]}" in told
+    shutil.rmtree(run.checkpoint_path(last))
+    write_json(run.checkpoints_folder / "best.json", {**(run.best or {}), "step": last})
+    with pytest.raises(RunError, match=f"best checkpoint, of step {last}, is missing") as caught:
+        load_trained(run, run.recipe, torch.device("cpu"))
+    assert str(caught.value.fix) == f"visiontune resume {run.path}"
+    assert_same_run(train_run(run), straight)
+    assert run.state["attempt"] == 2 and run.best == straight.best
+
+
+def test_where_the_best_checkpoint_was_removed_the_best_that_stands_is_taken(
+    straight: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(shutil.copytree(straight.path, tmp_path / "run"))
+    last = run.checkpoint_steps()[-1]
+    saved = checkpoint.load(run, last)
+    saved.progress.best_step = 1  # a better one, that was removed since
+    checkpoint.save(run, saved.progress, saved.trained, saved.moments, keep=2)
+    write_json(run.checkpoints_folder / "best.json", {**(run.best or {}), "step": 1})
+    run.set_state("finished", best_step=1)
+    train_run(run)
+    assert "the best checkpoint, of step 1, is missing; that of step" in capsys.readouterr().err
+    scores = {entry["step"]: entry["metrics"]["accuracy"]["value"] for entry in run.metrics("evaluation")}
+    best = max((scores[step], step) for step in run.checkpoint_steps() if step in scores)
+    assert run.best == {"step": best[1], "metric": "accuracy", "value": best[0]}
+    assert run.missing_steps == [] and len(run.metrics("step")) == last
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(plan: Plan, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visiontune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from visiontune.recipe import Fragment
 
 
 def refuse(options: dict[str, Any], what: str) -> None:
@@ -24,6 +27,25 @@ def check_epochs(epochs: float | None) -> None:
     """Raise RecipeError for epochs in which nothing is learned."""
     if epochs is not None and not 0 < epochs < float("inf"):
         raise RecipeError(f"In {epochs:g} epochs nothing is learned.", where="--epochs", fix="use a number above 0")
+
+
+def one_length(epochs: float | None, hours: float | None, changes: dict[str, Any], fragment: Fragment) -> Fragment:
+    """The recipe file, without the length of a run that it gives where the command line gives one: the last one wins.
+
+    Raises RecipeError where the command line gives two.
+    """
+    fields = ("schedule.steps", "schedule.hours")
+    said = {"--epochs": epochs, "--hours": hours, **{f"--{name}": changes.get(name) for name in fields}}
+    given = [option for option, value in said.items() if value is not None]
+    if len(given) > 1:
+        found = f"{given[0]} and {given[1]} are two ways to say how long the run is."
+        raise RecipeError(found, where=given[1], fix="give one")
+    schedule = fragment.get("schedule")
+    if not given or not isinstance(schedule, dict):
+        return fragment
+    kept = {name: value for name, value in schedule.items() if f"schedule.{name}" not in fields}
+    others = {name: value for name, value in fragment.items() if name != "schedule"}
+    return fragment.with_values({**others, "schedule": kept} if kept else others)
 
 
 def check_score(score: float | None) -> None:

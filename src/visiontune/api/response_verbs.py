@@ -58,6 +58,7 @@ def plan_responses(
     """Write the run folder: a new core for these sessions, or their readouts on the core of `start`, a run or a
     Lightning checkpoint."""
     from visiontune.models.cortex_lightning import read_lightning
+    from visiontune.recipe import leaves
     from visiontune.run import Run
     from visiontune.training.import_core import is_checkpoint
     from visiontune.training.plan import plan_run
@@ -69,7 +70,8 @@ def plan_responses(
         given |= fragment.get("responses") or {}
     given |= {n.removeprefix("responses."): v for n, v in changes.items() if n.startswith("responses.")}
     source = None if start is None else read_lightning(Path(start)) if is_checkpoint(start) else Run(start)
-    recipe = derive_responses(datasets, shares, machine, start=source, given=given, **options)
+    asked = dict(leaf for one in (*fragments, changes) for leaf in leaves(one))
+    recipe = derive_responses(datasets, shares, machine, start=source, given=given, asked=asked, **options)
     for fragment in fragments:
         recipe = recipe.overlaid(fragment)
     recipe = recipe.changed(changes)

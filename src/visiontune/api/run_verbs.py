@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visiontune.api.data_verbs import Source, prepare
-from visiontune.api.options import check_epochs, check_limit, refuse
+from visiontune.api.options import check_epochs, check_limit, one_length, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RunError
 from visiontune.progress import note
 from visiontune.words import counted
@@ -143,10 +143,11 @@ def _plan(
     from visiontune.data.leaks import refuse_leaks
     from visiontune.machine import hardware
     from visiontune.models.load import is_tiny, read_config
-    from visiontune.recipe import check_names, fragment_names, validated
+    from visiontune.recipe import Fragment, check_names, fragment_names, leaves, validated
     from visiontune.recipe_files import of_any_target, read_fragment, read_preset
     from visiontune.recipe_sections import Tracking
     from visiontune.run import Run
+    from visiontune.training.derived import AS_ASKED
     from visiontune.training.mixtures import beside_unlabelled
     from visiontune.training.mixtures import shares as mixed
     from visiontune.training.plan import derive, plan_run
@@ -157,8 +158,9 @@ def _plan(
     check_limit(limit)
     check_epochs(epochs)
     run, prepared = Run(at), Path(out) / "data"
+    fragment = read_fragment(Path(recipe)) if recipe is not None else Fragment({}, "no recipe file")
+    fragment = one_length(epochs, hours, overrides or {}, fragment)
     changes = dict(overrides or {}) | ({} if hours is None else {"schedule.hours": hours})
-    fragment = read_fragment(Path(recipe)) if recipe is not None else {}
     first, usual_epochs = read_preset(preset or "standard")
     device: Device | None = changes.get("machine.device", fragment.get("machine", {}).get("device"))
     machine = hardware(device)
@@ -191,6 +193,7 @@ def _plan(
             )
         options: dict[str, Any] = {"ranks": ranks.count, "limit": limit}
         options["epochs"] = usual_epochs if epochs is None else epochs
+        options["epochs_by"] = AS_ASKED if epochs is not None else first.said
         responses = all(dataset.info.target == "responses" for dataset in datasets)
         if start is not None and not responses:
             raise RecipeError("Only readouts of neurons start from a run.", where="--from", fix="--model FOLDER")
@@ -219,7 +222,8 @@ def _plan(
                 raise ModelError("Texts need a model.", where="--model", fix="--model tiny/smolvlm for a first look")
             if teacher is not None or unlabelled:
                 raise DataError("A teacher labels boxes and masks; these data have texts.", fix="leave it out")
-            planned = derive(datasets, shares, model, machine, profile=device_profile, **options)
+            asked = dict(leaf for given in (first, fragment, changes) for leaf in leaves(given))
+            planned = derive(datasets, shares, model, machine, profile=device_profile, asked=asked, **options)
             planned = planned.overlaid(first).overlaid(fragment).changed(changes)
             refuse_idle([planned], changes)
             plan_run(run, planned, datasets)

@@ -128,12 +128,35 @@ def load(run: Run, step: int, *, with_optimizer: bool = True) -> Checkpoint:
             raise RunError(
                 f"The checkpoint of step {step} is damaged: {name} is not what was written.",
                 where=str(path),
-                fix="remove this checkpoint's folder and resume from the one before",
+                fix="remove this checkpoint's folder" + _without(run, step),
             )
     state = run.read_json(f"checkpoints/{folder.name}/{STATE}")
     moments = load_file(folder / OPTIMIZER) if with_optimizer else {}
     average = load_file(folder / AVERAGE) if AVERAGE in manifest else {}
     return Checkpoint(Progress(**(state or {})), load_file(folder / WEIGHTS), moments, average)
+
+
+def _without(run: Run, step: int) -> str:
+    """What to do once the damaged checkpoint of a step is removed."""
+    others = [other for other in run.checkpoint_steps() if other != step]
+    resume = command("resume", run.path)
+    if not others:
+        return f", then `{resume}`, which trains from the start: no other checkpoint stands"
+    if step > others[-1]:
+        return f", then `{resume}`, which trains again from the checkpoint of step {others[-1]}"
+    if run.best is not None and run.best["step"] == step:
+        return f", then `{resume}`, which takes the best of the checkpoints that stand: {others}"
+    return "; the run does without it"
+
+
+def standing_best(run: Run, progress: Progress, metric: str) -> int:
+    """The step of the best checkpoint of a run at its end; where that was removed, of the best one that stands."""
+    best, stand = progress.best_step or progress.step, run.checkpoint_steps()
+    if best in stand:
+        return best
+    values = {entry["step"]: entry["metrics"].get(metric, {}).get("value") for entry in run.metrics("evaluation")}
+    scored = {step: value for step, value in values.items() if step in stand and value is not None}
+    return max(scored, key=lambda step: (scored[step], step), default=progress.step)
 
 
 def load_latest(run: Run) -> Checkpoint | None:

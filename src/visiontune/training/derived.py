@@ -1,30 +1,50 @@
 """What every derived recipe has, whatever its target: choices with their reasons, the datasets, the machine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from visiontune.data.dataset import Dataset
 from visiontune.machine import Hardware
 from visiontune.words import counted
 
+AS_ASKED = "as asked"
+OFTEN = {8: "eight times a run", 10: "ten times a run"}
+
 
 class Reasons:
-    """The reasons of choices, by the names of recipe fields: `why` of the recipe."""
+    """The reasons of choices, by the names of recipe fields: `why` of the recipe.
 
-    def __init__(self) -> None:
+    `asked` are the fields that a preset, a recipe file or the command line sets: not taken over here, but the length of
+    the run follows from them. `epochs_by` says who asked for epochs.
+    """
+
+    def __init__(self, asked: Mapping[str, Any] = MappingProxyType({}), epochs_by: str = AS_ASKED) -> None:
         self.why: dict[str, str] = {}
+        self.asked, self.epochs_by = asked, epochs_by
 
     def choose(self, field: str, value: Any, reason: str) -> Any:
         """Note the reason for a value, and return the value."""
         self.why[field] = reason
         return value
 
+    def in_force(self, field: str, derived: int) -> int:
+        """The count that the recipe will have. What is asked for and is no count is refused with the recipe."""
+        asked = self.asked.get(field)
+        return asked if isinstance(asked, int) and asked > 0 else derived
+
     def steps(self, n: int, samples: int, epochs: float | None, usual: tuple[float, str]) -> int:
-        """`schedule.steps` that show each of n samples so many times, `samples` in a step: as asked, or, where None,
-        as usual, which comes with its reason."""
-        times, reason = (epochs, f"{counted(epochs, 'epoch', form='g')}, as asked") if epochs is not None else usual
+        """`schedule.steps` that show each of n samples so many times: as asked, or, where None, as usual, which comes
+        with its reason. samples: of a step, as derived."""
+        samples = self.in_force("batch.samples", samples)
+        asked = None if epochs is None else (epochs, f"{counted(epochs, 'epoch', form='g')}, {self.epochs_by}")
+        times, reason = asked or usual
         self.why["schedule.steps"] = reason
         return max(1, -(-round(times * n) // samples))
+
+    def every(self, steps: int, times: int) -> int:
+        """`evaluation.every` and `checkpoints.every` of a run. steps: as derived."""
+        return self.choose("evaluation.every", often(self.in_force("schedule.steps", steps), times), OFTEN[times])
 
 
 def datasets_section(datasets: Sequence[Dataset], weights: Sequence[float | None]) -> list[dict[str, Any]]:

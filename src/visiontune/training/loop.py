@@ -84,9 +84,13 @@ def dry_run(run: Run) -> Forecast:
 
 def _train(run: Run, recipe: Recipe, ranks: Ranks, callbacks: Sequence[Callback]) -> Run:
     if ranks.from_first(run.status) == "finished":
-        if ranks.is_first:
+        missing = ranks.from_first(run.missing_steps)
+        if ranks.is_first and missing:
+            note(f"{run.path} was finished; of its checkpoints {missing} are missing, and it is finished anew")
+        elif ranks.is_first:
             note(f"{run.path} is finished; nothing to do")
-        return run
+        if not missing:
+            return run
     session = set_up(run, recipe, ranks)
     resolve_hours(session, lambda step, batches: _computed(session, step, batches))
     foresee(session)

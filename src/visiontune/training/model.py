@@ -143,6 +143,12 @@ def load_trained(run: Run, recipe: Recipe, device: torch.device, step: int | Non
         if not steps:
             raise RunError("The run has no checkpoint yet.", where=str(run.path), fix=command("resume", run.path))
         step = int(run.best["step"]) if run.best else steps[-1]
+        if step not in steps:
+            raise RunError(
+                f"The best checkpoint, of step {step}, is missing; those of {steps} stand.",
+                where=str(run.checkpoints_folder),
+                fix=command("resume", run.path),
+            )
     adapter = load_base(run, recipe, device)
     adapt(adapter, recipe)
     put_tensors(adapter.trained_module, load(run, step, with_optimizer=False).shipped)

@@ -3,8 +3,9 @@
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from visiontune.models.load import (
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
-from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
+from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.evaluate import closed_labels
 from visiontune.training.plan_responses import build_network
 from visiontune.training.refusals import refuse_taken
@@ -156,9 +157,14 @@ def derive(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
+    epochs_by: str = AS_ASKED,
     profile: str | None = None,
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
     """The recipe that data, model and machine call for, with its reasons; `profile` names the device it is for.
+
+    `asked` are the fields that are set by hand, as `section.field`: not taken over here, but the number of steps, and
+    how often is evaluated, follow from them.
 
     Raises ModelError, DataError, and RecipeError for an unknown profile.
     """
@@ -170,12 +176,13 @@ def derive(
         )
     facts = data_facts(datasets, limit)
     tiny = is_tiny(model)
-    reasons = Reasons()
+    reasons = Reasons(asked, epochs_by)
     choose = reasons.choose
 
     n = facts.train_rows
     samples = choose("batch.samples", next(b for b in (4, 8, 16, 32) if b == 32 or n < 24 * b), f"{n} training samples")
-    times = min(TINY_EPOCHS_AT_MOST, max(3.0, TINY_STEPS * samples / n)) if tiny else 3.0
+    shown = TINY_STEPS * reasons.in_force("batch.samples", samples)
+    times = min(TINY_EPOCHS_AT_MOST, max(3.0, shown / n)) if tiny else 3.0
     because = f"{counted(times, 'epoch', form='.3g')}: {'random weights learn slowly' if tiny else 'usual for LoRA'}"
     steps = reasons.steps(n, samples, epochs, (times, because))
     tile = _tile(model, facts)
@@ -238,7 +245,7 @@ def derive(
         "schedule": {"steps": steps},
         "batch": batch_section(samples, _tokens(machine), machine, reasons),
         "evaluation": {
-            "every": choose("evaluation.every", often(steps, 8), "eight times a run"),
+            "every": reasons.every(steps, 8),
             "samples": choose("evaluation.samples", min(max(1, facts.validation_rows), 256), "enough to choose by"),
             "metric": "accuracy" if facts.labels else "rougeL",
             "answers": choose(
@@ -252,7 +259,7 @@ def derive(
                 f"as {profile} does" if device else f"the longest answer has {longest_answer} bytes",
             ),
         },
-        "checkpoints": {"every": often(steps, 8)},
+        "checkpoints": {"every": reasons.every(steps, 8)},
         "machine": machine_section(machine, ranks, reasons),
         "device": None if device is None else device.model_dump(mode="json"),
         "why": reasons.why,

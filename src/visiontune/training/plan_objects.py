@@ -15,9 +15,9 @@ from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapte
 from visiontune.models.objects import ObjectAdapter, finds_objects
 from visiontune.models.rf_detr_tiny import MASK_PATCH
 from visiontune.models.sam import SamAdapter
-from visiontune.recipe import ObjectChoices, Recipe, parse
+from visiontune.recipe import BY_HAND, ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
-from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
+from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.object_choices import TINY_SIDES, object_choices, side_for
 from visiontune.words import counted
 
@@ -213,7 +213,7 @@ class _Case:
         side, reason = self.of_data["data.image_longest_edge"]
         by_hand = self.asked.get("data.image_longest_edge")
         if isinstance(by_hand, int) and by_hand > 0:
-            return by_hand, "set by hand"
+            return by_hand, BY_HAND
         largest = self.usual.largest_mask_side if self.masks else None
         if largest is not None and side > largest:
             return largest, "no larger: tokens are small for masks"
@@ -272,6 +272,7 @@ def derive_objects(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
+    epochs_by: str = AS_ASKED,
     asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Recipe, ObjectMeasures]:
     """The recipe that data, model and machine call for, with its reasons, and what was measured of the data.
@@ -286,7 +287,7 @@ def derive_objects(
     measures = measure_objects(datasets, limit=limit)
     case = _case(datasets, model, measures, limit=limit, asked=asked)
     usual = case.usual
-    reasons = Reasons()
+    reasons = Reasons(asked, epochs_by)
     choose = reasons.choose
     side, samples = choose("data.image_longest_edge", *case.side()), choose("batch.samples", *case.samples())
     steps = reasons.steps(case.images, samples, epochs, case.epochs())
@@ -323,11 +324,11 @@ def derive_objects(
         },
         "batch": batch_section(samples, tokens, machine, reasons),
         "evaluation": {
-            "every": choose("evaluation.every", often(steps, 10), "ten times a run"),
+            "every": reasons.every(steps, 10),
             "samples": choose("evaluation.samples", min(max(1, validation), evaluated), why_so_many),
             "metric": choose("evaluation.metric", metric, "what the model is for"),
         },
-        "checkpoints": {"every": often(steps, 10)},
+        "checkpoints": {"every": reasons.every(steps, 10)},
         "machine": machine_section(machine, ranks, reasons),
         "why": reasons.why,
     }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from visiontune.models.cortex_coverage import ForeignCore
 from visiontune.models.cortex_network import Cortex, CortexConfig
 from visiontune.models.cortex_transfer import with_units
 from visiontune.progress import note, warn
-from visiontune.recipe import Recipe, ResponseChoices, parse, validated
+from visiontune.recipe import BY_HAND, Recipe, ResponseChoices, parse, validated
 from visiontune.recipe_targets import CoreShape
 from visiontune.run import Run
-from visiontune.training.derived import Reasons, batch_section, datasets_section, machine_section, often
+from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.import_core import (
     choices_of,
     common_behaviour,
@@ -81,18 +82,21 @@ def derive_responses(
     ranks: int = 1,
     limit: int | None = None,
     epochs: float | None = None,
+    epochs_by: str = AS_ASKED,
     start: Run | ForeignCore | None = None,
     given: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Recipe:
     """The recipe that recordings and machine call for, with its reasons; the core of `start`, a run or a checkpoint, is
     kept frozen where it is whole.
 
-    `given` are fields of `responses` that are set by hand, from which others follow.
+    `given` are fields of `responses` that are set by hand, from which others follow; `asked` are all fields that are,
+    as `section.field`: the length of the run follows from them.
 
     Raises DataError, and ModelError for a start that predicts no responses.
     """
     sessions = check_recordings(datasets)
-    reasons = Reasons()
+    reasons = Reasons(asked, epochs_by)
     choose = reasons.choose
     on_cpu = machine.device == "cpu"
     if isinstance(start, ForeignCore):
@@ -103,6 +107,7 @@ def derive_responses(
     if given.get("behaviour") and "modulation" not in given and start is None:
         given["modulation"] = "film"
     choices |= given
+    reasons.why |= {f"responses.{name}": BY_HAND for name in given if f"responses.{name}" in reasons.why}
     if choices["modulation"] == "none" and "behaviour" not in given:
         choices["behaviour"] = ()
     _say_unused_behaviour(sessions, choices["behaviour"])
@@ -177,11 +182,11 @@ def derive_responses(
         "schedule": {"steps": steps, "warmup": choose("schedule.warmup", 0.05, "usual for this family")},
         "batch": batch_section(samples, tokens, machine, reasons, "frames; "),
         "evaluation": {
-            "every": choose("evaluation.every", often(steps, 10), "ten times a run"),
+            "every": reasons.every(steps, 10),
             "samples": choose("evaluation.samples", min(max(1, validation), 512), "enough to choose by"),
             "metric": choose("evaluation.metric", "bits_per_spike", "what the model is for"),
         },
-        "checkpoints": {"every": often(steps, 10)},
+        "checkpoints": {"every": reasons.every(steps, 10)},
         "machine": machine_section(machine, ranks, reasons),
         "why": reasons.why,
     }

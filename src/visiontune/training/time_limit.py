@@ -10,6 +10,7 @@ from visiontune.models.parts import set_training_mode
 from visiontune.progress import note
 from visiontune.recipe import Recipe
 from visiontune.training.batches import load_steps, plan_steps
+from visiontune.training.derived import OFTEN, often
 from visiontune.training.scoring import score_some
 from visiontune.training.session import Session, order_of
 from visiontune.words import counted
@@ -71,9 +72,11 @@ def timed(session: Session, computed: Computed) -> tuple[float, float]:
 
 
 def with_steps(recipe: Recipe, steps: int, reason: str) -> Recipe:
-    """The recipe with so many steps and no hours; evaluations and checkpoints ten times, unless set by hand."""
-    every = max(1, -(-steps // TIMES))
+    """The recipe with so many steps and no hours; evaluations and checkpoints ten times, unless they were asked for."""
     changed: dict[str, Any] = {"schedule.steps": steps, "schedule.hours": None}
-    changed |= {n: every for n in ("evaluation.every", "checkpoints.every") if recipe.why.get(n) != "set by hand"}
+    derived = (None, *OFTEN.values())  # checkpoints that are derived have no reason of their own
+    follow = [name for name in ("evaluation.every", "checkpoints.every") if recipe.why.get(name) in derived]
+    changed |= dict.fromkeys(follow, often(steps, TIMES))
     why = {name: said for name, said in recipe.why.items() if name != "schedule.hours"} | {"schedule.steps": reason}
+    why |= {name: OFTEN[TIMES] for name in follow if name in why}
     return recipe.changed(changed).model_copy(update={"why": why})
