@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 import visiontune
 from tests.drawn_objects import Scene, coco_source
-from visiontune.api import object_verbs
+from visiontune.api import object_verbs, run_verbs
 from visiontune.api.object_verbs import plan_objects
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
@@ -164,6 +164,7 @@ def test_weights_are_those_of_the_labelled_datasets_and_a_rule_is_of_all(
     """The teacher's images are drawn as often as their number says, here a third, whatever the weights."""
     few, many, labelled_by_the_teacher = crowded(2), crowded(3), crowded(4)
     monkeypatch.setattr(object_verbs, "distilled", lambda *_: [few, many, labelled_by_the_teacher])
+    monkeypatch.setattr(run_verbs, "_trained", lambda run, _: run)  # the plan is what is looked at
     quick = {"data.image_longest_edge": 64, "objects.queries": 4, "schedule.steps": 1, "evaluation.samples": 1}
 
     def weights(name: str, **options: Any) -> list[float | None]:
