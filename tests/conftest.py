@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import visiontune
+from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.recipe import Recipe
 from visiontune.run import Run
@@ -42,6 +43,23 @@ QUICK = {
     "checkpoints.every": 3,
     **SAME_EVERYWHERE,
 }
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line; returns its exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

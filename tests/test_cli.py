@@ -11,29 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import QUICK
-from visiontune.cli import main, recipe_options
+from tests.conftest import QUICK, Call
+from visiontune.cli import recipe_options
 from visiontune.cli.answer import counts
 from visiontune.data.dataset import Dataset
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training.loop import train_run
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line; returns its exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def options() -> list[str]:

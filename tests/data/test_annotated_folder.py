@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import visiontune
+from tests.conftest import Call
 from tests.killed import killed
 from tests.planted_annotations import sound_annotations
 from tests.planted_images import draw_images
-from visiontune.cli import main
 from visiontune.data import annotated_folder
 from visiontune.data.annotated_folder import EXPORT_NAME, write_annotated
 from visiontune.data.annotations import coco, voc
@@ -33,22 +32,7 @@ from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, RecipeError, VisiontuneError
 
 ANNOTATIONS = Path(__file__).parent / "annotations"
-Call = Callable[..., tuple[int, str, str]]
 Scene = tuple[str, Objects]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line; returns its exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def a_mask(pixels: np.ndarray) -> dict[str, Any]:
@@ -313,7 +297,6 @@ def test_an_earlier_export_is_replaced_and_other_things_are_not(prepared: Datase
         visiontune.export(prepared.path, to="coco", out=tmp_path / "other")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("moment", [0, 12, 29, 30])
 def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(prepared: Dataset, tmp_path: Path, moment: int) -> None:
     def work(counted: Callable[..., Any]) -> None:

@@ -53,6 +53,13 @@ def test_images_of_one_frame_and_previews_are_no_frames(form: str) -> None:
         assert read_header(buffer.getvalue()).frames == 1
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's of the cut
+def test_a_file_that_is_cut_behind_its_first_page_is_one_of_one_page() -> None:
+    data, first = encoded("TIFF", 3), encoded("TIFF", 1)
+    header = read_header(data[: len(first) + 20])
+    assert (header.width, header.height, header.frames) == (24, 24, 1)
+
+
 def told(faults: list[Fault]) -> list[tuple[str, str]]:
     return [(fault.where, fault.found) for fault in faults if fault.code == "several-frames"]
 

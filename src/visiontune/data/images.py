@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
@@ -19,6 +20,8 @@ TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 # Pillow refuses above the same number: more pixels than this in a small file are an attack or an accident.
 MAX_PIXELS = 178_956_970
 
+# What Pillow's readers raise on broken blocks.
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error)
 _WITH_FRAMES = ("PNG", "WEBP", "TIFF", "GIF")
 # TIFF's NewSubfileType: the lowest bit says that a page is another one's picture, made smaller.
 _SUBFILE, _REDUCED = 254, 1
@@ -156,8 +159,8 @@ def _frames(form: str | None, data: bytes) -> int:
     if form not in _WITH_FRAMES:
         return 1
     try:
-        image = _pillows(data)  # another one: looking at frames leaves the first
-        frames: int = getattr(image, "n_frames", 1)  # Pillow's PNGs have it where they are animated
+        image: Any = _pillows(data)  # another one: looking at frames leaves the first
+        frames: int = image.n_frames  # all readers of these formats have it
         if form != "TIFF" or frames == 1:
             return frames
         whole = 0
@@ -165,8 +168,8 @@ def _frames(form: str | None, data: bytes) -> int:
             image.seek(i)
             whole += not image.getexif().get(_SUBFILE, 0) & _REDUCED
         return max(1, whole)
-    # As with EXIF: whether the first picture can be read is seen when it is.
-    except Exception:
+    # Broken pages behind the first say nothing about it. A page that is too large is not read.
+    except (*_BROKEN, EOFError, Image.DecompressionBombError):
         return 1
 
 
@@ -176,9 +179,9 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    # A broken EXIF block says nothing about the pixels, which may well be fine. Pillow's reader raises these on one;
-    # anything else makes the image unreadable, which is counted and listed.
-    except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error):
+    # A broken EXIF block says nothing about the pixels, which may well be fine. Anything else makes the image
+    # unreadable, which is counted and listed.
+    except _BROKEN:
         return 1
     return value if value in range(1, 9) else 1
 
