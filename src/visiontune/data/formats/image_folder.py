@@ -10,9 +10,8 @@ from typing import Any
 
 from visiontune.data import faults
 from visiontune.data.faults import Fault
-from visiontune.data.formats.lines import csv_rows, jsonl
+from visiontune.data.formats.lines import csv_rows, jsonl, plain
 from visiontune.data.formats.rows import Listing, SourceRow
-from visiontune.data.formats.tables import plain
 from visiontune.data.images import SUFFIXES
 from visiontune.data.split import SPLIT_NAMES, SPLITS
 from visiontune.errors import DataError

@@ -32,6 +32,7 @@ from visiontune.data.formats.lines import (
     jsonl,
     kind_of,
     parquet,
+    plain,
     readable,
 )
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
@@ -39,7 +40,6 @@ from visiontune.data.formats.tables import (
     Columns,
     columns_called,
     naming,
-    plain,
     split_written,
     tables_inside,
     tables_of,

@@ -65,6 +65,11 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def plain(column: str) -> str:
+    """A column's name as it is compared: spreadsheets write capitals, and blanks behind the comma."""
+    return column.strip().casefold()
+
+
 def parquet(file: pq.ParquetFile, columns: list[str]) -> Iterator[Line]:
     """The rows of a Parquet file, some of its columns."""
     number = 0
@@ -76,13 +81,17 @@ def parquet(file: pq.ParquetFile, columns: list[str]) -> Iterator[Line]:
                 number += 1
                 try:
                     (row,) = batch.slice(i, 1).to_pylist()
-                    yield number, {column: _without_nan(value) for column, value in row.items()}
+                    yield number, _values(row)
                 except UnicodeDecodeError:
                     yield number, "the text is not UTF-8"
             continue
         for row in rows:
             number += 1
-            yield number, {column: _without_nan(value) for column, value in row.items()}
+            yield number, _values(row)
+
+
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: _without_nan(value) for column, value in row.items()}
 
 
 def _without_nan(value: Any) -> Any:
@@ -180,7 +189,7 @@ def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
         file.seek(0)
         reader = csv.reader(file, delimiter=separator, strict=True)
         header = _cells(reader, path, 1)
-        if needed is not None and needed not in [name.strip().casefold() for name in header or []]:
+        if needed is not None and needed not in map(plain, header or []):
             raise DataError(
                 f"there is no column {needed}; the first line reads {', '.join(header or [])!r}",
                 where=str(path),

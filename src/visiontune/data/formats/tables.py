@@ -8,16 +8,12 @@ from typing import Any
 
 from visiontune.data import faults
 from visiontune.data.faults import Fault
+from visiontune.data.formats.lines import plain
 from visiontune.data.formats.rows import RowError, SourceRow
 from visiontune.data.split import SPLIT_NAMES, SPLITS
 
 Columns = Mapping[str, str]
 """The names that a user gave to columns, by what they are for."""
-
-
-def plain(column: str) -> str:
-    """A column's name as it is compared: spreadsheets write capitals, and blanks behind the comma."""
-    return column.strip().casefold()
 
 
 def columns_called(names: Sequence[str], there: Sequence[str]) -> list[str]:
