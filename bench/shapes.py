@@ -1,8 +1,10 @@
-"""Shapes drawn on photographs: is a detector learned, does a teacher help a student, and is anything forgotten?
+"""Shapes drawn on photographs: is a detector learned, does a teacher help a student, is anything forgotten, and can
+datasets that list other classes be learned together?
 
     python bench/shapes.py learn [--steps N]     tiny/rf-detr by its derived recipe: AP50 on the test split
     python bench/shapes.py distil [--steps N]    a student with 10 % of the labels, alone and with a teacher's beside
     python bench/shapes.py forget                six classes by tiny/mm-grounding-dino, three tuned further by LoRA
+    python bench/shapes.py mix [--steps N]       one dataset lists discs, one the rest: so, and as if they were absent
 
 The teacher of `distil` stands for a large model: it is trained on as many images of its own as there are unlabelled
 ones, which no student sees. Both students take equally many steps.
@@ -10,6 +12,7 @@ ones, which no student sees. Both students take equally many steps.
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -99,9 +102,40 @@ def forget(folder: Path) -> None:
         print(f"AP of the other three classes, {when}: {sum(one[when]['value'] for one in others) / len(others):.4f}")
 
 
+def mix(folder: Path, steps: int | None) -> None:
+    classes = CLASSES[:3]
+    own = (classes[:1], classes[1:])
+    _, judge = prepared(folder, IMAGES, 9, classes)
+    sources = [prepared(folder, IMAGES // 2, seed, classes)[0] for seed in (7, 8)]
+    ways = {"each with its own classes": own, "the others taught as absent": (classes, classes), "all labelled": None}
+    for number, (way, lists) in enumerate(ways.items()):
+        data = [
+            visiontune.prepare(
+                source if lists is None else listing(source, lists[place], own[place], folder / f"{number}-{place}"),
+                folder / f"data-{number}-{place}",
+            )
+            for place, source in enumerate(sources)
+        ]
+        run: Any = visiontune.train(
+            *(one.path for one in data), model="tiny/rf-detr", out=folder / f"run-{number}", overrides=taking(steps)
+        )
+        print(f"{way}: {run.recipe.schedule.steps} steps, {judged(run, judge)}", flush=True)
+
+
+def listing(source: Path, listed: tuple[str, ...], drawn: tuple[str, ...], folder: Path) -> Path:
+    """The same images with the categories `listed` and the objects of those `drawn`."""
+    value = json.loads(source.read_text())
+    number = {one["name"]: one["id"] for one in value["categories"]}
+    value["categories"] = [{"id": number[name], "name": name} for name in listed]
+    value["annotations"] = [o for o in value["annotations"] if o["category_id"] in {number[name] for name in drawn}]
+    shutil.copytree(source.parent / "images", folder / "images")
+    (folder / "annotations.json").write_text(json.dumps(value))
+    return folder / "annotations.json"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("learn", "distil", "forget"))
+    parser.add_argument("what", choices=("learn", "distil", "forget", "mix"))
     parser.add_argument("--steps", type=int, default=None, help="instead of those that the recipe derives")
     arguments = parser.parse_args()
     if arguments.what == "forget" and arguments.steps is not None:
@@ -110,7 +144,7 @@ def main() -> None:
         if arguments.what == "forget":
             forget(Path(folder))
         else:
-            {"learn": learn, "distil": distil}[arguments.what](Path(folder), arguments.steps)
+            {"learn": learn, "distil": distil, "mix": mix}[arguments.what](Path(folder), arguments.steps)
 
 
 if __name__ == "__main__":

@@ -71,12 +71,14 @@ class Painted(ObjectAdapter):
 
     def find(self, batch: Batch) -> list[Objects]:
         self.asked.append(batch.ids)
-        return [
-            self._found(pixels[0, :, :height, :width].permute(1, 2, 0).numpy().astype(int))
-            for pixels, (height, width) in zip(
-                batch.tensors["pixel_values"], batch.tensors["picture"].tolist(), strict=True
-            )
-        ]
+        made = []
+        for row, (height, width) in enumerate(batch.tensors["picture"].tolist()):
+            pixels = batch.tensors["pixel_values"][row, 0, :, :height, :width]
+            wanted = batch.tensors["looked_for"][row].numpy()
+            one = self._found(pixels.permute(1, 2, 0).numpy().astype(int)).of_classes(wanted)
+            assert one.soft is not None
+            made.append(replace(one, soft=one.soft * wanted))
+        return made
 
     def _found(self, pixels: np.ndarray) -> Objects:
         boxes, classes, scores = [], [], []

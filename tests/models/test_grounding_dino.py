@@ -300,6 +300,36 @@ def test_what_is_found_inside_a_crowd_is_not_held_against_the_model_in_the_crowd
     assert torch.equal(judged, chunk.place != len(chunk.classes) - 1)
 
 
+def test_a_class_that_nobody_looked_for_is_neither_learned_nor_found(many_folder: Path):
+    from visiontune.models.grounding_dino import _image_losses, _within
+
+    adapter, prompts = loaded(many_folder, MANY), loaded(many_folder, MANY).encoder.prompts
+    first = prompts.chunks[0]
+    looked_for = np.arange(len(MANY)) % 2 == 0
+    looked_for[len(first.classes) :] = False
+    told = sample(0, target=objects([(5, 5, 20, 20)], [2], looked_for=looked_for))
+    batch = batch_of(adapter, [told])
+    logits = torch.zeros(1, 3, len(first.input_ids), requires_grad=True)
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).expand(1, 3, 4)
+    _image_losses(boxes, logits, first, _within(targets_of(batch, 0), first))[0].backward()
+    assert logits.grad is not None
+    judged = (logits.grad[0] != 0).all(dim=0)
+    assert torch.equal(judged, (first.place % 2 == 0) | (first.place == len(first.classes)))
+    assert torch.equal(judged, (logits.grad[0] != 0).any(dim=0))
+    for epoch in range(9):  # a prompt without a class that was looked for teaches nothing
+        batch.origins = [(0, 0, epoch)]
+        assert adapter._learned(batch, 0, targets_of(batch, 0)) == {0}
+    found, everything = adapter.find(batch)[0], adapter.find(batch_of(adapter, [sample(0)]))[0]
+    assert len(found) and looked_for[found.classes].all() and not looked_for[everything.classes].all()
+
+
+def test_a_data_set_without_the_objects_of_an_image_asks_for_none_of_them(many_folder: Path):
+    adapter = loaded(many_folder, MANY)
+    none = sample(0, target=objects([], [], looked_for=np.zeros(len(MANY), bool)))
+    (found,) = adapter.find(batch_of(adapter, [none]))
+    assert len(found) == 0
+
+
 def test_an_image_is_learned_with_the_prompts_of_its_objects_and_one_more_that_changes_by_epoch(many_folder: Path):
     adapter = loaded(many_folder, MANY)
     prompts = adapter.encoder.prompts

@@ -1,6 +1,7 @@
 """Facts about RF-DETR: what it sees, what it learns from, what it finds."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,32 @@ def test_a_crowd_is_not_learned_and_excuses_what_is_found_in_it(boxes_folder: Pa
     assert crowded["l1"] == without["l1"] and crowded["giou"] == without["giou"]
     # Half of the classes are excused but for the queries that have an object.
     assert 0.5 * without["classes"] < crowded["classes"] < 0.8 * without["classes"]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_class_that_nobody_looked_for_is_neither_learned_nor_found(
+    masks: bool, boxes_folder: Path, masks_folder: Path
+):
+    model = adapter(masks_folder if masks else boxes_folder, choices(masks=masks, denoise=0.4, most=QUERIES))
+    sample = drawn(3, count=4)
+    discs = np.flatnonzero(objects_of(sample).classes == 0)
+    told = replace(sample, target=replace(objects_of(sample).some(discs), looked_for=np.array([True, False])))
+    heads = [head for name, head in model.network.named_modules() if name.endswith("class_embed") and name]
+    rows = [row for head in heads for row in head.parameters()]
+    assert rows and 0 < len(discs) < 4
+    model.network.train()
+    encoded = model.encoder.encode(told, augmentation=1)
+    total(model, model.encoder.collate([encoded])).backward()
+    for row in rows:
+        assert row.grad is not None and row.grad[0].any() and not row.grad[1].any()
+    model.network.eval()
+    (found,) = model.find(model.encoder.collate([model.encoder.encode(told, with_answer=False)]))
+    (everything,) = model.find(model.encoder.collate([model.encoder.encode(sample, with_answer=False)]))
+    assert set(found.classes.tolist()) == {0} and set(everything.classes.tolist()) == {0, 1}
+    assert found.soft is not None and not found.soft[:, 1].any()
+    alone = everything.of_classes(np.array([True, False]))
+    # Others do not take the places of those that are asked for.
+    assert np.array_equal(found.boxes[: len(alone)], alone.boxes) and len(found) == QUERIES > len(alone)
 
 
 def test_an_object_counts_as_much_as_it_is_likely(boxes_folder: Path):

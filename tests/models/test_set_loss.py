@@ -1,6 +1,7 @@
 """Facts about matching and the losses of sets of objects."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,15 +18,18 @@ def boxes_of(count: int, seed: int) -> torch.Tensor:
     return torch.cat([shares[:, :2], shares[:, 2:] * 0.4 + 0.01], dim=1)
 
 
-def targets(crowd_boxes: list[list[float]], crowd_classes: list[int], classes: int = 3) -> Targets:
+def targets(
+    crowd_boxes: list[list[float]], crowd_classes: list[int], looked_for: Sequence[bool] = (True,) * 3
+) -> Targets:
     none = torch.zeros(0, dtype=torch.bool)
     return Targets(
         boxes=torch.zeros(0, 4),
-        soft=torch.zeros(0, classes),
+        soft=torch.zeros(0, len(looked_for)),
         masks=None,
         has_mask=none,
         crowd_boxes=torch.tensor(crowd_boxes).reshape(-1, 4),
         crowd_classes=torch.tensor(crowd_classes, dtype=torch.int64),
+        looked_for=torch.tensor(looked_for),
     )
 
 
@@ -72,6 +76,12 @@ def test_a_likely_class_costs_as_much_of_its_cost_as_it_is_likely():
     hard = set_loss.class_cost(logits, torch.eye(3))
     soft = set_loss.class_cost(logits, torch.tensor([[0.25, 0.75, 0.0]]))
     assert torch.allclose(soft[:, 0], 0.25 * hard[:, 0] + 0.75 * hard[:, 1])
+
+
+def test_no_query_is_judged_by_a_class_that_nobody_looked_for():
+    matched = torch.tensor([[1]])
+    excused = set_loss.excused(boxes_of(2, 0)[None], matched, targets([], [], looked_for=(True, False, True)))
+    assert excused.tolist() == [[[False, True, False]] * 2]
 
 
 def test_queries_inside_a_crowd_are_excused_from_its_class_alone():

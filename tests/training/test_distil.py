@@ -259,14 +259,50 @@ def test_killed_anywhere_it_goes_on_ends_the_same_and_finds_nothing_twice(
     assert finished and len(resumed_from) > 3
 
 
+def listing(dataset: Dataset, classes: tuple[str, ...], out: Path) -> Dataset:
+    """The same images, in which only these classes were looked for."""
+    source = dataset.path.parent / "source"
+    value = json.loads((source / "annotations.json").read_text())
+    value["categories"] = [{"id": CLASSES.index(name), "name": name} for name in classes]
+    kept = {one["id"] for one in value["categories"]}
+    value["annotations"] = [one for one in value["annotations"] if one["category_id"] in kept]
+    shutil.copytree(source, out / "source")
+    (out / "source" / "annotations.json").write_text(json.dumps(value))
+    return visiontune.prepare(out / "source" / "annotations.json", out / "photos", workers=1)
+
+
+def test_datasets_keep_to_their_own_classes_and_what_nobody_labelled_gets_those_of_all(
+    labelled: Dataset, unlabelled: Path, straight: Path, tmp_path: Path
+) -> None:
+    cats, dogs = (listing(labelled, (name,), tmp_path / name) for name in ("cat", "dog"))
+    made = distil(teacher(), [dogs, cats], [unlabelled], tmp_path / "out", teacher_key="a")
+    assert [one.classes for one in made] == [("dog",), ("cat",), ("dog", "cat")], "no owls: nobody asks for them"
+    for one, given in zip(made, (dogs, cats), strict=False):
+        one.verify()
+        mine, theirs = targets(one), targets(given)
+        assert {name: len(found) for name, found in mine.items()} == {name: len(t) for name, t in theirs.items()}
+        assert all(found.soft is None or found.soft.shape == (len(found), 1) for found in mine.values())
+    whole, parted = targets(Dataset.open(straight / "unlabelled")), targets(made[2])
+    for name, found in whole.items():
+        names = [CLASSES[c] for c in found.of_classes(np.array([True, True, False])).classes]
+        assert [(made[2].classes or ())[c] for c in parted[name].classes] == names
+    record = json.loads((tmp_path / "out" / "distillation.json").read_text())
+    assert record["classes"] == list(record["thresholds"]) == ["dog", "cat"]
+    assert [list(one["objects"]) for one in record["labelled"]] == [["dog"], ["cat"]]
+    assert list(record["unlabelled"]["objects"]) == ["dog", "cat"]
+    again = teacher()
+    distil(again, [dogs, cats], [unlabelled], tmp_path / "out", teacher_key="a")
+    assert not asked(again)
+
+
 def test_data_that_do_not_fit_are_refused(labelled: Dataset, unlabelled: Path, tmp_path: Path) -> None:
     one, out = teacher(), tmp_path / "out"
-    other = Teacher(Finder(Painted(("dog", "cat", "owl")), 400, "fp32", torch.device("cpu")))
-    with pytest.raises(DataError, match="dog, cat, owl"):
+    other = Teacher(Finder(Painted(("dog", "cat")), 400, "fp32", torch.device("cpu")))
+    with pytest.raises(DataError, match="The teacher finds dog, cat; this dataset has owl too"):
         distil(other, [labelled], [unlabelled], out, teacher_key="a")
     with pytest.raises(RecipeError):
         distil(one, [labelled], [unlabelled], out, teacher_key="a", share=1.5)
-    with pytest.raises(DataError, match="validation"):
+    with pytest.raises(DataError, match="no object to learn from"):
         distil(one, [], [unlabelled], out, teacher_key="a")
     held = tmp_path / "held"
     held.mkdir()

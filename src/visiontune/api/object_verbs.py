@@ -79,6 +79,7 @@ def plan_objects(
 ) -> list[Run]:
     """Write the run folders: of one model `out` itself, of two `out/ROLE` each, under a plan file."""
     from visiontune.recipe import leaves
+    from visiontune.training.class_lists import warn_of_class_lists
     from visiontune.training.object_places import warn_of_crowded_images
     from visiontune.training.plan import plan_run
     from visiontune.training.plan_objects import derive_objects
@@ -93,6 +94,7 @@ def plan_objects(
             recipe = recipe.overlaid(fragment)
         planned[role] = recipe.changed(changes), measures
     refuse_idle([recipe for recipe, _ in planned.values()], changes)
+    warn_of_class_lists(datasets)
     for role, (recipe, measures) in planned.items():
         warn_of_crowded_images(recipe, measures)
         plan_run(runs[role], recipe, datasets)

@@ -1,5 +1,6 @@
 """Dataset: the prepared samples on disk, Parquet files read by row group, described by dataset.json."""
 
+import copy
 import hashlib
 import json
 import os
@@ -130,7 +131,7 @@ class Index:
     `documents[i]` is the number of characters of row i's document and `pages[i]` that of its pages under the dataset's
     page spec; both are empty lists where images are seen. `turns` has what was said before each answer, (rows,), and is
     empty where no row says more than the images and a prompt. `classes` names the classes of the objects, None where
-    the target is a text.
+    the target is a text; `looked_for` as Objects has it.
     """
 
     ids: list[str]
@@ -143,10 +144,13 @@ class Index:
     pages: list[int] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
     turns: list[Turns] = field(default_factory=list)
+    looked_for: NDArray[np.bool_] | None = None
 
     def target(self, i: int) -> Text | Objects | Responses:
         """What is to be said of row i."""
-        return self.text(i) if self.classes is None else from_text(self.answers[i], self.classes)
+        if self.classes is None:
+            return self.text(i)
+        return from_text(self.answers[i], self.classes, self.looked_for)
 
     def text(self, i: int) -> Text:
         """What is to be written about row i, where the target is a text."""
@@ -158,11 +162,17 @@ class Index:
 
 
 class Dataset:
-    """A prepared dataset. Cheap to open, picklable, and usable after a fork: each process opens its own files."""
+    """A prepared dataset. Cheap to open, picklable, and usable after a fork: each process opens its own files.
+
+    `classes` are the names that class numbers of its objects stand for, None where the target is another; `looked_for`
+    as Objects has it, the same in all its images.
+    """
 
     def __init__(self, path: Path, info: DatasetInfo) -> None:
         self.path = path
         self.info = info
+        self.classes = None if info.objects is None else tuple(info.objects.classes)
+        self.looked_for: NDArray[np.bool_] | None = None
         self._reader: _Reader | None = None
 
     @classmethod
@@ -197,7 +207,24 @@ class Dataset:
         return cls(path, info)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "info": self.info, "_reader": None}
+        names = ("path", "info", "classes", "looked_for")
+        return {name: getattr(self, name) for name in names} | {"_reader": None}
+
+    def among(self, classes: Sequence[str]) -> "Dataset":
+        """The same objects with their classes counted in `classes`, of which it may lack some: those are not
+        `looked_for` here. Raises DataError where it has a class that is not among them."""
+        own = () if self.info.objects is None else tuple(self.info.objects.classes)
+        if unknown := [name for name in own if name not in classes]:
+            raise DataError(
+                f"Its class '{unknown[0]}' is not among {', '.join(classes)}.",
+                where=str(self.path),
+                fix="use data of these classes, or rename the class in the data",
+            )
+        looked_for = np.array([name in own for name in classes])
+        other = copy.copy(self)
+        other.classes, other._reader = tuple(classes), None
+        other.looked_for = None if looked_for.all() else looked_for
+        return other
 
     def __len__(self) -> int:
         return sum(self.info.splits.values())
@@ -229,7 +256,8 @@ class Dataset:
             contents=columns["content"],
             documents=columns["characters"] if self.info.seen == "documents" else [],
             pages=columns["pages"] if self.info.seen == "documents" else [],
-            classes=None if self.info.objects is None else tuple(self.info.objects.classes),
+            classes=self.classes,
+            looked_for=self.looked_for,
             turns=[turns_from_text(text) for text in columns["turns"]] if any(columns["turns"]) else [],
         )
 
@@ -241,8 +269,8 @@ class Dataset:
             self._reader = _Reader(self)
         row = self._reader.row(split, i)
         target = Text(answer=row["answer"], prompt=row["prompt"], turns=turns_from_text(row["turns"]))
-        if self.info.objects is not None:
-            target = from_text(row["answer"], tuple(self.info.objects.classes))
+        if self.classes is not None:
+            target = from_text(row["answer"], self.classes, self.looked_for)
         if row["document"] is not None:
             return Sample(row["id"], Document(row["document"]), target)
         files = tuple(ImageFile(data=image["bytes"], path=image["path"]) for image in row["images"])

@@ -32,7 +32,8 @@ class Objects:
     list of class names. masks: n, None where an object has none. crowd: (n,) bool, a group of objects that nobody told
     apart, neither learned nor counted as missed. ids: the n annotation ids of the source. scores: (n,) float64 in
     [0, 1] in predictions, None in what people drew. soft: (n, classes) float64 in [0, 1], how likely each class is in
-    the eyes of a teacher; None in what people drew.
+    the eyes of a teacher; None in what people drew. looked_for: (classes,) bool, the classes whose objects were drawn
+    in this image; whether it shows one of another class, nobody knows. None: all of them.
     """
 
     boxes: NDArray[np.float64]
@@ -42,9 +43,28 @@ class Objects:
     ids: tuple[int, ...]
     scores: NDArray[np.float64] | None = None
     soft: NDArray[np.float64] | None = None
+    looked_for: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def some(self, rows: Sequence[int] | NDArray[np.int64]) -> "Objects":
+        """The objects at these places, in this order."""
+        places = np.asarray(rows, np.int64)
+        return Objects(
+            boxes=self.boxes[places],
+            classes=self.classes[places],
+            masks=tuple(self.masks[place] for place in places.tolist()),
+            crowd=self.crowd[places],
+            ids=tuple(self.ids[place] for place in places.tolist()),
+            scores=None if self.scores is None else self.scores[places],
+            soft=None if self.soft is None else self.soft[places],
+            looked_for=self.looked_for,
+        )
+
+    def of_classes(self, chosen: NDArray[np.bool_]) -> "Objects":
+        """The objects of the classes that are `chosen` (classes,), in their order."""
+        return self.some(np.flatnonzero(chosen[self.classes]))
 
 
 def to_text(objects: Objects, classes: Sequence[str]) -> str:
@@ -78,13 +98,17 @@ def to_entries(objects: Objects, classes: Sequence[str]) -> list[dict[str, Any]]
     ]
 
 
-def from_text(text: str, classes: Sequence[str]) -> Objects:
-    """Read back what `to_text` wrote; ValueError for a class that is not among `classes`."""
-    return from_entries(json.loads(text), classes)
+def from_text(text: str, classes: Sequence[str], looked_for: NDArray[np.bool_] | None = None) -> Objects:
+    """Read back what `to_text` wrote; ValueError for a class that is not among `classes`. `looked_for` as Objects has
+    it."""
+    return from_entries(json.loads(text), classes, looked_for)
 
 
-def from_entries(entries: Sequence[dict[str, Any]], classes: Sequence[str]) -> Objects:
-    """Read back what `to_entries` gave; ValueError for a class that is not among `classes`."""
+def from_entries(
+    entries: Sequence[dict[str, Any]], classes: Sequence[str], looked_for: NDArray[np.bool_] | None = None
+) -> Objects:
+    """Read back what `to_entries` gave; ValueError for a class that is not among `classes`. `looked_for` as Objects has
+    it."""
     place = {name: i for i, name in enumerate(classes)}
     if unknown := {entry["category"] for entry in entries} - place.keys():
         raise ValueError(f"no such class: {', '.join(sorted(unknown))}")
@@ -97,6 +121,7 @@ def from_entries(entries: Sequence[dict[str, Any]], classes: Sequence[str]) -> O
         ids=tuple(entry["id"] for entry in entries),
         scores=np.array([entry["score"] for entry in entries], np.float64) if scored else None,
         soft=_soft(entries, place),
+        looked_for=looked_for,
     )
 
 

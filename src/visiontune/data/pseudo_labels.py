@@ -204,6 +204,7 @@ def write_dataset(
     classes: Sequence[str],
     *,
     provenance: Provenance,
+    looked_for: Sequence[str] | None = None,
     split_seed: int = 0,
     limit: int | None = None,
     left_out: Sequence[LeftOut] = (),
@@ -213,8 +214,9 @@ def write_dataset(
     """Write rows as a prepared dataset, whole or not at all; one in its place is replaced.
 
     The rows come split by split, in the order of SPLITS, and are written in theirs; few are in memory at a time, so an
-    iterator may read each image when it is asked for. Raises DataError for rows in another order, for an image that
-    cannot be read, and where there is no row.
+    iterator may read each image when it is asked for. `looked_for` are those of the `classes` that the dataset lists,
+    in its order; None: all. Raises DataError for rows in another order, for an image that cannot be read, and where
+    there is no row.
     """
     stored: list[tuple[str, str, str]] = []
     objects, headers, sizes = [], [], []
@@ -241,6 +243,7 @@ def write_dataset(
         if not stored:
             raise DataError("There is no image to write.", where=str(folder), fix="give images")
         widths, heights = (np.array([getattr(h, side) for h in headers]) for side in ("width", "height"))
+        summary = ObjectSummary.of(objects, classes)
         info = DatasetInfo(
             content_hash=content_hash(stored),
             labels=None,
@@ -250,7 +253,9 @@ def write_dataset(
             provenance=provenance,
             images=image_summary(widths, heights, np.array(sizes), [header.format for header in headers]),
             target="objects",
-            objects=ObjectSummary.of(objects, classes),
+            objects=summary.model_copy(
+                update={"classes": {name: summary.classes[name] for name in looked_for or classes}}
+            ),
             files=files,
             left_out=list(left_out),
             faults=list(faults),

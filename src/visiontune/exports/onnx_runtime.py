@@ -102,7 +102,8 @@ class OnnxModel(ABC):
         self._sessions = {name: open_session(folder / name, threads or cores()) for name in graphs}
 
     def find(self, image: Image.Image, told: Objects | None = None) -> Objects:
-        """What is in an upright RGB image, as ObjectAdapter.find gives it; SAM is told the boxes."""
+        """What is in an upright RGB image, as ObjectAdapter.find gives it; SAM is told the boxes, and a
+        detector which classes are looked for."""
         size = (image.height, image.width)
         return self.objects(self.outputs(self.pixels(image), size, told), size, told)
 
@@ -153,7 +154,10 @@ class OnnxDetector(OnnxModel):
         return self._run("model.onnx", pixel_values=pixels[None])
 
     def objects(self, outputs: Mapping[str, Floats], size: tuple[int, int], told: Objects | None = None) -> Objects:
-        likely = sigmoid(outputs["logits"])
+        likely, looked_for = sigmoid(outputs["logits"]), np.ones(len(self.contract.classes), bool)
+        if told is not None and told.looked_for is not None:
+            looked_for = told.looked_for
+            likely = likely * looked_for
         places = np.argsort(-likely, axis=None, kind="stable")[: self.contract.most]
         query, classes = np.divmod(places, likely.shape[1])
         shapes: dict[int, Rle] = {}
@@ -162,7 +166,7 @@ class OnnxDetector(OnnxModel):
         boxes, limits = outputs["boxes"][query].astype(np.float64), np.array(size[::-1])
         low = ((boxes[:, :2] - boxes[:, 2:] / 2) * limits).clip(0, limits)
         high = ((boxes[:, :2] + boxes[:, 2:] / 2) * limits).clip(0, limits)
-        return Objects(
+        found = Objects(
             boxes=np.c_[low, high - low],
             classes=classes.astype(np.int64),
             masks=tuple(shapes.get(one) for one in query.tolist()),
@@ -171,6 +175,7 @@ class OnnxDetector(OnnxModel):
             scores=likely.ravel()[places].astype(np.float64),
             soft=likely[query].astype(np.float64),
         )
+        return found.of_classes(looked_for)
 
 
 class OnnxSegmenter(OnnxModel):

@@ -49,6 +49,7 @@ def verify_onnx(folder: Path, run: Run | None = None, data: Dataset | None = Non
     if data is None:
         return ordered(checks, "the images are not here: give --run or --data")
     model, limits = open_model(folder), LIMITS[contract.dtype]
+    data = data.among(certified.classes)
     rows = {name: i for i, name in enumerate(data.index("validation").ids)}
     pairs: list[tuple[Objects, Objects]] = []
     lines = [json.loads(line) for line in (folder / REFERENCE_NAME).read_bytes().splitlines()]

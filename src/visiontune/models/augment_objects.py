@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -84,16 +85,7 @@ def _moved(objects: Objects, size: tuple[int, int], seen: Callable[[Any], Any]) 
             areas, tight = areas_and_boxes([mask, moved])
             share[place], boxes[place] = areas[1] / max(1.0, areas[0]), tight[1]
     enough = np.where(objects.crowd, share > 0, (share >= LEAST_SEEN) & (boxes[:, 2:] >= 1).all(axis=1))
-    kept = np.flatnonzero(~cut | enough)
-    return Objects(
-        boxes=boxes[kept],
-        classes=objects.classes[kept],
-        masks=tuple(masks[place] for place in kept.tolist()),
-        crowd=objects.crowd[kept],
-        ids=tuple(objects.ids[place] for place in kept.tolist()),
-        scores=None if objects.scores is None else objects.scores[kept],
-        soft=None if objects.soft is None else objects.soft[kept],
-    )
+    return replace(objects, boxes=boxes, masks=tuple(masks)).some(np.flatnonzero(~cut | enough))
 
 
 def _boxes(values: torch.Tensor, size: tuple[int, int]) -> Any:

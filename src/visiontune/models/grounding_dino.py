@@ -186,11 +186,13 @@ class GroundingDinoAdapter(ObjectAdapter):
         both models were published with. In `soft` the classes of other prompts than the object's have 0."""
         device, everyone = batch.tensors["pixel_values"].device, range(len(batch.ids))
         count, most = len(self.encoder.classes), self.encoder.choices.most
-        found: list[list[Tensor]] = [[] for _ in everyone]
+        found: list[list[Tensor]] = [[torch.zeros(0, 6 + count)] for _ in everyone]
+        looked_for = batch.tensors["looked_for"]
         for chunk in (chunk.to(device) for chunk in self.encoder.prompts.chunks):
-            for rows, pixels in _by_size(batch, everyone):
+            wanted = looked_for[:, chunk.classes]
+            for rows, pixels in _by_size(batch, [row for row in everyone if wanted[row].any()]):
                 answers = self._answers(pixels, chunk)
-                likely = chunk.to_classes(answers.logits[-1].sigmoid())
+                likely = chunk.to_classes(answers.logits[-1].sigmoid()) * wanted[rows][:, None]
                 asked = likely.shape[-1]
                 for place, row in enumerate(rows):
                     scores, best = likely[place].flatten().topk(min(most, likely[place].numel()))
@@ -200,13 +202,15 @@ class GroundingDinoAdapter(ObjectAdapter):
                     columns[:, 6 + chunk.classes] = likely[place, query]
                     found[row].append(columns.cpu())
         sizes = batch.tensors["size"].tolist()
-        return [_objects(torch.cat(columns), size, most) for columns, size in zip(found, sizes, strict=True)]
+        objects = [_objects(torch.cat(columns), size, most) for columns, size in zip(found, sizes, strict=True)]
+        return [one.of_classes(asked) for one, asked in zip(objects, looked_for.cpu().numpy(), strict=True)]
 
     def _learned(self, batch: Batch, row: int, targets: Targets) -> set[int]:
         """The numbers of the prompts that an image is learned with."""
         prompts = self.encoder.prompts
         learned = set(prompts.chunk_of[targets.soft.argmax(dim=1).cpu()].tolist()) if len(targets.soft) else set()
-        if others := [number for number in range(len(prompts.chunks)) if number not in learned]:
+        asked = {number for number, chunk in enumerate(prompts.chunks) if targets.looked_for[chunk.classes].any()}
+        if others := sorted(asked - learned):
             epoch = batch.origins[row][2] if batch.origins else 0
             digest = hashlib.sha256(f"{epoch} {batch.ids[row]}".encode()).digest()
             learned.add(others[int.from_bytes(digest[:8], "little") % len(others)])
@@ -252,6 +256,7 @@ def _within(targets: Targets, chunk: Chunk) -> Targets:
         has_mask=targets.has_mask[asked],
         crowd_boxes=targets.crowd_boxes[crowd],
         crowd_classes=targets.crowd_classes[crowd] - chunk.classes[0],
+        looked_for=targets.looked_for[chunk.classes],
     )
 
 

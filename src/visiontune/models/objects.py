@@ -39,8 +39,9 @@ class EncodedObjects:
     picture's sides. classes: (n,) int64. soft: (n, classes) float32 in [0, 1], how likely each class is: 1 and 0 for
     what people drew. crowd: (n,) bool, regions that are neither learned nor counted as missed. masks: (n, height,
     width) uint8, the share of each pixel that is covered, times 255, in the family's mask size; None where the family
-    or the recipe has none. has_mask: (n,) bool. noised: (queries, 4) float32, boxes near those of objects, see
-    `denoising`; None where the family or the recipe has none.
+    or the recipe has none. has_mask: (n,) bool. looked_for: (classes,) bool, the classes that are asked for: whether
+    there is an object of another is neither learned nor said. noised: (queries, 4) float32, boxes near those of
+    objects, see `denoising`; None where the family or the recipe has none.
     """
 
     id: str
@@ -53,6 +54,7 @@ class EncodedObjects:
     crowd: torch.Tensor
     masks: torch.Tensor | None
     has_mask: torch.Tensor
+    looked_for: torch.Tensor
     features: torch.Tensor | None = None
     noised: torch.Tensor | None = None
 
@@ -110,7 +112,12 @@ class ObjectEncoder(Encoder[EncodedObjects]):
         features: Features | None = None,
     ) -> EncodedObjects:
         """One image with its objects; without its answer, without them. Raises DataError for what is no one image."""
-        objects = _objects_of(sample) if with_answer else nothing(len(self.classes))
+        objects = _objects_of(sample)
+        if not with_answer:
+            objects = replace(nothing(len(self.classes)), looked_for=objects.looked_for)
+        looked_for = torch.ones(len(self.classes), dtype=torch.bool)
+        if objects.looked_for is not None:
+            looked_for = torch.from_numpy(objects.looked_for.copy())
         if features is not None:
             ((height, width),) = features.layout
             pixels, picture, stored = None, self.picture(height, width), features.values
@@ -139,6 +146,7 @@ class ObjectEncoder(Encoder[EncodedObjects]):
             crowd=crowd,
             masks=masks,
             has_mask=has_mask,
+            looked_for=looked_for,
             features=stored,
         )
         return encoded if augmentation is None or not with_answer else self.for_training(encoded, augmentation)
@@ -181,7 +189,8 @@ class ObjectEncoder(Encoder[EncodedObjects]):
 
         tensors: pixel_values (batch, 1, 3, height, width) or features (batch, 1, ...); picture and size (batch, 2)
         int64; boxes (batch, n, 4), classes (batch, n), soft (batch, n, classes), crowd, present, has_mask (batch, n)
-        bool, and masks (batch, n, height, width) and noised (batch, queries, 4) where the family has them.
+        bool, looked_for (batch, classes) bool, and masks (batch, n, height, width) and noised (batch, queries, 4) where
+        the family has them.
         """
         most = max(1, *(len(one.classes) for one in encoded))
         shapes = [one.pixel_values.shape for one in encoded if one.pixel_values is not None]
@@ -190,6 +199,7 @@ class ObjectEncoder(Encoder[EncodedObjects]):
             "size": torch.tensor([one.size for one in encoded]),
             "present": torch.stack([torch.arange(most) < len(one.classes) for one in encoded]),
         }
+        tensors["looked_for"] = torch.stack([one.looked_for for one in encoded])
         for name in ("boxes", "classes", "soft", "crowd", "has_mask"):
             tensors[name] = torch.stack([_padded(getattr(one, name), most) for one in encoded])
         if encoded[0].masks is not None:
@@ -227,6 +237,9 @@ class ObjectEncoder(Encoder[EncodedObjects]):
                 for c, box, crowd in zip(encoded.classes.tolist(), boxes.tolist(), encoded.crowd.tolist(), strict=True)
             ],
             "masks": int(encoded.has_mask.sum()),
+            "looked_for": [
+                name for name, asked in zip(self.classes, encoded.looked_for.tolist(), strict=True) if asked
+            ],
         }
         wrong = None
         far = BOXES_AGREE * max(encoded.size)
@@ -270,7 +283,8 @@ class ObjectAdapter(ModelAdapter):
     @abstractmethod
     def find(self, batch: Batch) -> list[Objects]:
         """The objects found in each image, at most `objects.most`, best first, with scores: in pixels of the upright
-        image, masks at its size. `soft` (n, classes) holds how likely each class is.
+        image, masks at its size. `soft` (n, classes) holds how likely each class is. None is of a class that is not
+        `looked_for` in its image, and `soft` has 0 for those.
 
         A prompted model gives one for each object of the batch, in their order, with its box and class; the score is
         what it expects the overlap of its mask to be.

@@ -175,10 +175,11 @@ class RfDetrAdapter(ObjectAdapter):
         logits, boxes = self._decoded(seen, first=-1)
         drawings = self._drawings(seen, seen.intermediate_hidden_states, pixels)
         queries = network.config.num_queries  # of the first group
-        likely = logits[0, :, :queries].float().sigmoid()
+        looked_for = batch.tensors["looked_for"]
+        likely = logits[0, :, :queries].float().sigmoid() * looked_for[:, None]
         classes = likely.shape[-1]
         scores, places = likely.flatten(1).topk(min(self.encoder.choices.most, queries * classes))
-        found = []
+        found: list[Objects] = []
         layers = [drawing.images(1) for drawing in drawings[-2:-1]]
         for row, size in enumerate(batch.tensors["size"].tolist()):
             query = places[row] // classes
@@ -199,7 +200,7 @@ class RfDetrAdapter(ObjectAdapter):
                     soft=likely[row, query].double().cpu().numpy(),
                 )
             )
-        return found
+        return [one.of_classes(asked) for one, asked in zip(found, looked_for.cpu().numpy(), strict=True)]
 
     def _answers(self, seen: Any) -> tuple[Tensor, Tensor]:
         """Class logits (layers, batch, queries, classes) and boxes (layers, batch, queries, 4) of the decoder's layers

@@ -275,15 +275,7 @@ def _some(objects: Objects, generator: np.random.Generator) -> Objects:
     rows = np.flatnonzero(has_mask & ~objects.crowd)
     if len(rows) > MOST_LEARNED:
         rows = np.sort(generator.choice(rows, MOST_LEARNED, replace=False))
-    return Objects(
-        boxes=objects.boxes[rows],
-        classes=objects.classes[rows],
-        masks=tuple(objects.masks[row] for row in rows.tolist()),
-        crowd=objects.crowd[rows],
-        ids=tuple(objects.ids[row] for row in rows.tolist()),
-        scores=None if objects.scores is None else objects.scores[rows],
-        soft=None if objects.soft is None else objects.soft[rows],
-    )
+    return objects.some(rows)
 
 
 def _moved(boxes: Tensor, moves: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Targets:
 
     boxes: (n, 4) float32. soft: (n, classes) float32, how likely each class is. masks: (n, height, width) uint8, the
     share of each pixel that is covered, times 255, None where none are learned. has_mask: (n,) bool. crowd_boxes: (k,
-    4). crowd_classes: (k,) int64.
+    4). crowd_classes: (k,) int64. looked_for: (classes,) bool, the classes whose objects were drawn.
     """
 
     boxes: Tensor
@@ -39,6 +39,7 @@ class Targets:
     has_mask: Tensor
     crowd_boxes: Tensor
     crowd_classes: Tensor
+    looked_for: Tensor
 
     @property
     def weights(self) -> Tensor:
@@ -57,6 +58,7 @@ def targets_of(batch: Batch, row: int) -> Targets:
         has_mask=tensors["has_mask"][learned],
         crowd_boxes=tensors["boxes"][crowd],
         crowd_classes=tensors["classes"][crowd],
+        looked_for=tensors["looked_for"],
     )
 
 
@@ -143,6 +145,7 @@ def excused(boxes: Tensor, matched: Tensor, targets: Targets) -> Tensor:
     """Which classes each query is not judged by: (S, q, classes) bool, for boxes (S, q, 4) and matched queries (S, m).
 
     Nobody told the objects of a crowd apart, so a query inside it may be right; a matched query has its own object.
+    Of a class that was not looked for nobody knows whether it is there.
     """
     inside = boxes.detach().float()[..., :, None, :]
     low = torch.maximum(*(b[..., :2] - b[..., 2:] / 2 for b in (inside, targets.crowd_boxes)))
@@ -150,7 +153,7 @@ def excused(boxes: Tensor, matched: Tensor, targets: Targets) -> Tensor:
     within = _area(high - low) > IN_CROWD * _area(inside[..., 2:])
     within = within.scatter(1, matched[..., None].expand(-1, -1, within.shape[-1]), False)
     crowds = functional.one_hot(targets.crowd_classes, targets.soft.shape[1])
-    return within.float() @ crowds.float() > 0
+    return (within.float() @ crowds.float() > 0) | ~targets.looked_for
 
 
 def _product(first: Tensor, second: Tensor) -> Tensor:

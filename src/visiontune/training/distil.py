@@ -39,6 +39,7 @@ from visiontune.files import write_json, write_text
 from visiontune.machine import cores
 from visiontune.models.objects import nothing
 from visiontune.progress import note, progress
+from visiontune.training.class_lists import classes_of, listed
 from visiontune.training.refusals import refuse_unseen
 from visiontune.training.teacher import Teacher
 from visiontune.training.teacher_targets import ClassThreshold, blend, choose_thresholds, label, matches
@@ -78,15 +79,17 @@ def distil(
     run again, it goes on; run again when it is done, it only opens the datasets. Raises DataError for data that do not
     fit the teacher, and MachineError when the disk is full.
     """
-    classes = teacher.classes
-    _check(classes, labelled, share)
+    asked = _asked(teacher.classes, labelled, share)
+    labelled = [dataset.among(teacher.classes) for dataset in labelled]
     encoder = teacher.detector.adapter.encoder
     refuse_unseen(encoder, labelled, ("train", "validation"), fix=UNSEEN_FIX)
     with owned(out, {RECORD_NAME, WORK_NAME}), full_disk_said(out):
         places, left_out = places_of(unlabelled)
+        lists = [listed(dataset) for dataset in labelled]
         fingerprint = _hash(
             [DISTIL_VERSION, teacher_key, teacher.facts, share, [dataset.info.content_hash for dataset in labelled]],
             [place.mark() for place in places],
+            *([] if set(lists) == {teacher.classes} else [lists]),
         )
         names = [f"labelled-{number}" for number in range(1, len(labelled) + 1)] + [UNLABELLED_NAME] * bool(unlabelled)
         work = out / WORK_NAME
@@ -98,7 +101,7 @@ def distil(
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             keep = _Keep(work, [teacher_key, teacher.facts], teacher, out, fingerprint)
             workers = workers or _workers(len(places) + sum(map(len, labelled)))
-            record = _distilled(keep, labelled, places, left_out, share, workers)
+            record = _distilled(keep, asked, labelled, places, left_out, share, workers)
             write_json(
                 out / RECORD_NAME, {"fingerprint": fingerprint, "teacher": teacher_key, "share": share, **record}
             )
@@ -121,20 +124,25 @@ class _Keep:
         title: str,
         places: Sequence[Place],
         sha256s: Sequence[str],
+        looked_for: Sequence[NDArray[np.bool_] | None],
         made_with: object,
         make: Callable[[list[Sample]], list[Objects]],
     ) -> list[Objects]:
-        """What `make` makes of each image, read from disk where it was made before; `made_with` is what `make` depends
-        on beside teacher and images."""
+        """What `make` makes of each image, asked for the classes `looked_for`, read from disk where it was made before;
+        `made_with` is what it depends on beside that, the teacher and the images."""
         classes, found = self.teacher.classes, []
         with progress(title, len(places), "images") as advance:
             for start in range(0, len(places), CHUNK_IMAGES):
                 stop = min(start + CHUNK_IMAGES, len(places))
-                name = _hash([DISTIL_VERSION, self.key, made_with], list(sha256s[start:stop]))
+                lists = [None if one is None else one.tolist() for one in looked_for[start:stop]]
+                some = [lists] if any(lists) else []
+                name = _hash([DISTIL_VERSION, self.key, made_with], list(sha256s[start:stop]), *some)
                 path = self.work / f"found-{name}.jsonl"
                 if not path.is_file():
-                    none = nothing(len(classes))
-                    samples = [Sample(place.id, Images((place.read(),)), none) for place in places[start:stop]]
+                    samples = [
+                        Sample(place.id, Images((place.read(),)), replace(nothing(len(classes)), looked_for=wanted))
+                        for place, wanted in zip(places[start:stop], looked_for[start:stop], strict=True)
+                    ]
                     write_text(path, "".join(f"{to_text(one, classes)}\n" for one in make(samples)))
                 lines = path.read_text(encoding="utf-8").split("\n")[:-1]
                 found += [from_text(line, classes) for line in lines]
@@ -158,6 +166,7 @@ class _Keep:
 
 def _distilled(
     keep: _Keep,
+    asked: tuple[str, ...],
     labelled: Sequence[Dataset],
     places: list[Place],
     left_out: list[LeftOut],
@@ -198,11 +207,13 @@ def _distilled(
             f"the teacher looks at the {split} images",
             of[split],
             _column(seen[split], "sha256"),
+            [None if place.dataset is None else place.dataset.looked_for for place in of[split]],
             "boxes",
             lambda samples: [replace(one, masks=(None,) * len(one)) for one in teacher.find(samples)],
         )
 
-    thresholds = choose_thresholds(_predictions(labelled, classes, found_in("validation")))
+    chosen = choose_thresholds(_predictions(labelled, classes, found_in("validation")))
+    thresholds = {name: chosen[name] for name in asked}
     for name, one in thresholds.items():
         note(f"threshold of {name}: {_said(one)}")
     rows = iter(found_in("train"))
@@ -211,7 +222,7 @@ def _distilled(
         for number, dataset in enumerate(labelled, 1)
     ]
     record = {
-        "classes": list(classes),
+        "classes": list(asked),
         "validation_images": len(of["validation"]),
         "thresholds": {name: one.to_json() for name, one in thresholds.items()},
         "labelled": counts,
@@ -228,19 +239,21 @@ def _distilled(
         return teacher.draw(samples, made)
 
     limits = [one.threshold for one in thresholds.values()]
+    wanted = None if len(asked) == len(classes) else np.array([name in asked for name in classes])
     some = [places[i] for i in taken]
     sha256s = _column(facts.take(pa.array(taken, pa.int64())), "sha256")
-    found = keep.found("the teacher labels the unlabelled images", some, sha256s, limits, labels)
+    found = keep.found("the teacher labels the unlabelled images", some, sha256s, [wanted] * len(some), limits, labels)
     pairs = zip(some, found, strict=True)
     sources = ", ".join(sorted({place.source for place in some}))
     keep.write(
         UNLABELLED_NAME,
         (LabelledImage(place.id, "train", place.read(), objects) for place, objects in pairs),
         len(some),
+        looked_for=asked,
         provenance=_provenance(keep, sources, "images labelled by a teacher"),
         left_out=left_out,
     )
-    return {**record, "unlabelled": _counts(found, classes, left_out)}
+    return {**record, "unlabelled": _counts(found, classes, asked, left_out)}
 
 
 def _unseen(
@@ -287,6 +300,7 @@ def _write_labelled(
         name,
         rows(),
         len(dataset),
+        looked_for=listed(dataset),
         provenance=_provenance(keep, origin.source, f"{origin.format}, blended with a teacher", origin),
         split_seed=info.split_seed,
         limit=info.limit,
@@ -298,25 +312,22 @@ def _write_labelled(
         "folder": name,
         "made_from": info.content_hash,
         "images": len(blended),
-        "objects": _by_class(drawn, classes),
-        "found_by_the_teacher": dict(zip(classes, matched.tolist(), strict=True)),
+        "objects": _by_class(drawn, classes, listed(dataset)),
+        "found_by_the_teacher": {name: int(matched[classes.index(name)]) for name in listed(dataset)},
     }
 
 
-def _check(classes: tuple[str, ...], labelled: Sequence[Dataset], share: float) -> None:
+def _asked(classes: tuple[str, ...], labelled: Sequence[Dataset], share: float) -> tuple[str, ...]:
+    """The classes that the teacher is asked for: those of the labelled data, which decide what is learned."""
     if not 0 <= share <= 1:
         raise RecipeError(f"The teacher's share is {share}.", fix="use a number from 0 to 1")
+    asked = classes_of(labelled)
     for dataset in labelled:
-        info = dataset.info
-        theirs = None if info.objects is None else tuple(info.objects.classes)
-        if theirs != classes:
-            names = "texts" if theirs is None else ", ".join(theirs)
-            if theirs is not None and sorted(theirs) == sorted(classes):
-                names += ": the same in another order, in which their numbers mean others"
+        if unknown := [name for name in listed(dataset) if name not in classes]:
             raise DataError(
-                f"The teacher finds {', '.join(classes)}; this dataset has {names}.",
+                f"The teacher finds {', '.join(classes)}; this dataset has {', '.join(unknown)} too.",
                 where=str(dataset.path),
-                fix="use the data that the teacher was trained on",
+                fix="use data whose classes the teacher was trained on",
             )
     if not any(dataset.count("validation") for dataset in labelled):
         raise DataError(
@@ -324,6 +335,7 @@ def _check(classes: tuple[str, ...], labelled: Sequence[Dataset], share: float) 
             where=", ".join(str(dataset.path) for dataset in labelled) or None,
             fix="give a labelled dataset with a validation split",
         )
+    return asked
 
 
 def _predictions(
@@ -352,21 +364,24 @@ def _provenance(keep: _Keep, source: str, kind: str, origin: Provenance | None =
     )
 
 
-def _counts(found: Sequence[Objects], classes: Sequence[str], left_out: Sequence[LeftOut]) -> dict[str, Any]:
+def _counts(
+    found: Sequence[Objects], classes: Sequence[str], asked: Sequence[str], left_out: Sequence[LeftOut]
+) -> dict[str, Any]:
     """What distillation.json says of the images that nobody labelled."""
     return {
         "folder": UNLABELLED_NAME,
         "images": len(found),
         "nothing_found": sum(not len(one) for one in found),
-        "objects": _by_class([one.classes[~one.crowd] for one in found], classes),
-        "doubtful": _by_class([one.classes[one.crowd] for one in found], classes),
+        "objects": _by_class([one.classes[~one.crowd] for one in found], classes, asked),
+        "doubtful": _by_class([one.classes[one.crowd] for one in found], classes, asked),
         "left_out": [{"id": row.id, "code": row.code, "found": row.found} for row in left_out],
     }
 
 
-def _by_class(numbers: Sequence[NDArray[np.int64]], classes: Sequence[str]) -> dict[str, int]:
+def _by_class(numbers: Sequence[NDArray[np.int64]], classes: Sequence[str], own: Sequence[str]) -> dict[str, int]:
+    """How many objects there are of each of its `own` classes; `classes` are what the numbers stand for."""
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *numbers]), minlength=len(classes))
-    return dict(zip(classes, counts.tolist(), strict=True))
+    return {name: int(counts[classes.index(name)]) for name in own}
 
 
 def _said(one: ClassThreshold) -> str:

@@ -26,7 +26,8 @@ from visiontune.words import command
 
 
 def open_datasets(recipe: Recipe) -> list[Dataset]:
-    """The datasets of a run; raises DataError where one has other rows than the run was planned for."""
+    """The datasets of a run, their classes counted as the run's; raises DataError where one has other rows than the run
+    was planned for."""
     datasets = []
     for use in recipe.data.datasets:
         dataset = opened(Path(use.path), recipe.responses)
@@ -43,7 +44,7 @@ def open_datasets(recipe: Recipe) -> list[Dataset]:
                 where=use.path,
                 fix="leave data.pages as it was derived; prepare the dataset again for other pages",
             )
-        datasets.append(dataset)
+        datasets.append(dataset if recipe.objects is None else dataset.among(recipe.objects.classes))
     return datasets
 
 

@@ -35,6 +35,7 @@ from visiontune.models.load import (
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
+from visiontune.training.class_lists import classes_of
 from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.evaluate import closed_labels
 from visiontune.training.plan_responses import build_network
@@ -359,11 +360,10 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
     """Write a new run folder: the recipe, and the tiny model where one was asked for. Raises RunError if one stands."""
     refuse_taken(run)
     refuse_illegible(recipe, datasets[0])
-    known = None if datasets[0].info.objects is None else tuple(datasets[0].info.objects.classes)
-    if recipe.objects is not None and recipe.objects.classes != known:
+    if recipe.objects is not None and recipe.objects.classes != (known := classes_of(datasets)):
         raise RecipeError(
-            f"objects.classes are {', '.join(recipe.objects.classes)}; the data have {', '.join(known or ())}.",
-            where=str(datasets[0].path),
+            f"objects.classes are {', '.join(recipe.objects.classes)}; the data have {', '.join(known)}.",
+            where=", ".join(str(dataset.path) for dataset in datasets),
             fix="leave the field out: the data say what the classes are; rename them in the data",
         )
     make_folder(run.path)

@@ -9,7 +9,7 @@ import torch
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.object_measures import ObjectMeasures, measure_objects
-from visiontune.errors import DataError, ModelError, RecipeError
+from visiontune.errors import ModelError, RecipeError
 from visiontune.machine import Hardware
 from visiontune.models.load import family_of, is_segmenter, is_tiny, load_adapter, native_image_size, read_config
 from visiontune.models.objects import ObjectAdapter, finds_objects
@@ -17,6 +17,7 @@ from visiontune.models.rf_detr_tiny import MASK_PATCH
 from visiontune.models.sam import SamAdapter
 from visiontune.recipe import BY_HAND, ObjectChoices, Recipe, parse
 from visiontune.recipe_sections import Data, DatasetUse, PartState
+from visiontune.training.class_lists import classes_of, said_of
 from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.object_choices import TINY_SIDES, object_choices, side_for
 from visiontune.words import counted
@@ -136,30 +137,6 @@ TINY = {
 }
 
 
-def check_objects(datasets: Sequence[Dataset]) -> tuple[str, ...]:
-    """The classes of datasets of objects, in order. Raises DataError where they differ, or nothing can be learned."""
-    summaries = [dataset.info.objects for dataset in datasets]
-    for dataset, summary in zip(datasets, summaries, strict=True):
-        if summary is None:
-            raise DataError(
-                "Objects and texts cannot be learned together.",
-                where=str(dataset.path),
-                fix="train on one kind of target at a time",
-            )
-        if list(summary.classes) != list((summaries[0] or summary).classes):
-            raise DataError(
-                "The datasets have other classes, or the same in another order.",
-                where=f"{datasets[0].path}, {dataset.path}",
-                fix="prepare them from one source, or with the same categories",
-            )
-    first = summaries[0]
-    if first is None or not sum(summary.count for summary in summaries if summary is not None):
-        raise DataError("There is no object to learn from.", fix="prepare a dataset with at least one box or mask")
-    if not sum(dataset.count("train") for dataset in datasets):
-        raise DataError("There is no training image.", fix="prepare a dataset with at least one row in `train`")
-    return tuple(first.classes)
-
-
 def draws_masks(model: str) -> bool:
     """Whether a model can draw masks, prompted or not."""
     family = family_of(model)
@@ -178,7 +155,7 @@ def zero_shot(model: str, datasets: Sequence[Dataset], device: torch.device) -> 
         )
     uses = tuple(DatasetUse(path=str(d.path), content_hash=d.info.content_hash) for d in datasets)
     data = Data(datasets=uses, image_longest_edge=native_image_size(model))
-    objects = ObjectChoices(classes=check_objects(datasets), masks=False, mirror="none")
+    objects = ObjectChoices(classes=classes_of(datasets), masks=False, mirror="none")
     adapter = finds_objects(load_adapter(model, None, data, objects=objects))
     adapter.network.to(device).eval()
     return adapter
@@ -281,7 +258,7 @@ def derive_objects(
     them. Without `objects.masks`, masks are learned where the data have some and the model draws them.
     Raises ModelError, DataError, and RecipeError where masks are asked for and the data have none.
     """
-    classes = check_objects(datasets)
+    classes = classes_of(datasets)
     if family_of(model) not in USUAL:
         raise ModelError("This model writes text; it finds no objects.", where=model, fix="--model tiny/rf-detr")
     measures = measure_objects(datasets, limit=limit)
@@ -289,6 +266,8 @@ def derive_objects(
     usual = case.usual
     reasons = Reasons(asked, epochs_by)
     choose = reasons.choose
+    if (said := said_of(datasets)) is not None:
+        reasons.why["objects.classes"] = said
     side, samples = choose("data.image_longest_edge", *case.side()), choose("batch.samples", *case.samples())
     steps = reasons.steps(case.images, samples, epochs, case.epochs())
     tokens = 4096 if machine.device == "cpu" else int(min(65536, max(4096, machine.memory / 2**30 * 512)))

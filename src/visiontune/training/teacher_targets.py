@@ -103,10 +103,10 @@ def label(
     From its class's threshold on, a finding is an object, with the teacher's probabilities as `soft`. From DOUBTFUL
     times the threshold on it is a crowd, so that doubtful places are neither learned nor taught as background. The rest
     is left out, and so is a finding where a surer one stands: a detector may give one box several classes (`soft` says
-    how likely each is), and a doubtful second box on an object is no group. Boxes are cut at the image's edges; one
-    with less than a pixel a side is left out.
+    how likely each is), and a doubtful second box on an object is no group. So are classes without a threshold. Boxes
+    are cut at the image's edges; one with less than a pixel a side is left out.
     """
-    known = [thresholds[name].threshold for name in classes]
+    known = [thresholds[name].threshold if name in thresholds else None for name in classes]
     limits = np.array([np.inf if limit is None else limit for limit in known])[found.classes]
     scores = np.zeros(len(found)) if found.scores is None else found.scores
     sure = scores >= limits
@@ -129,15 +129,7 @@ def label(
 
 def chosen_of(objects: Objects, rows: Sequence[int]) -> Objects:
     """Some of the objects, without scores, numbered anew from 1."""
-    places = np.asarray(rows, np.int64)
-    return Objects(
-        boxes=objects.boxes[places],
-        classes=objects.classes[places],
-        masks=tuple(objects.masks[place] for place in rows),
-        crowd=objects.crowd[places],
-        ids=tuple(range(1, len(rows) + 1)),
-        soft=None if objects.soft is None else objects.soft[places],
-    )
+    return replace(objects.some(rows), ids=tuple(range(1, len(rows) + 1)), scores=None)
 
 
 def blend(truth: Objects, found: Objects, share: float) -> Objects:
