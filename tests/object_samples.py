@@ -1,8 +1,10 @@
 """Samples with drawn objects, and what the tests of models that find objects do with them."""
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from visiontune.data.objects import Objects, Rle
 from visiontune.data.sample import ImageFile, Images, Sample
+from visiontune.demo_shapes import CLASSES, draw_source
 from visiontune.recipe_sections import Data, DatasetUse
 
 
@@ -68,3 +71,20 @@ def train(model: Any, batch: Any, steps: int, rate: float) -> None:
         torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
         optimizer.step()
     model.network.eval()
+
+
+def listing(
+    folder: Path, classes: Sequence[str], seed: int, drawn: Sequence[str] = CLASSES[:4], count: int = 30
+) -> Path:
+    """Images of all that is `drawn`, annotated with the objects of `classes` alone, in this order."""
+    path = draw_source(folder, count, classes=drawn, seed=seed, masks=False)
+    value = json.loads(path.read_text())
+    number = {drawn.index(name) + 1: place for place, name in enumerate(classes)}
+    value["annotations"] = [
+        {**one, "category_id": number[one["category_id"]]}
+        for one in value["annotations"]
+        if one["category_id"] in number
+    ]
+    value["categories"] = [{"id": place, "name": name} for place, name in enumerate(classes)]
+    path.write_text(json.dumps(value))
+    return path

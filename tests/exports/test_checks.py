@@ -25,7 +25,7 @@ from visiontune.exports.certificate import (
     same,
     verdict,
 )
-from visiontune.exports.compare import evaluate_shipped
+from visiontune.exports.compare import evaluate_shipped, is_right
 from visiontune.exports.gguf import write_gguf
 from visiontune.exports.gguf_check import check_layout, check_weights
 from visiontune.exports.reference import Reference, read_references, write_references
@@ -233,13 +233,28 @@ def test_an_input_of_other_bytes_is_not_taken_for_the_one_that_was_compared(tmp_
     assert [(r.id, image) for r, image in found] == [("a", b"right")]
 
 
+def test_what_was_answered_right_is_known_by_place_and_not_by_ids_that_datasets_share(trained: ship.Trained) -> None:
+    (data,) = trained.datasets
+    alone = ship.right_before(trained, 5)
+    whole = [is_right(p) for p in predictions_of(trained.run)]
+    assert alone == whole[:5] and {True, False} >= set(whole)
+    twice = replace(trained, datasets=[data, data])
+    assert ship.asked_rows(twice, 5) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    assert ship.right_before(twice, 5) == [*alone[:3], *alone[:2]]
+
+
+def predictions_of(run: Run) -> list[Prediction]:
+    lines = (run.path / "evaluations/validation/predictions.jsonl").read_text().splitlines()
+    return [Prediction.from_json(json.loads(line)) for line in lines]
+
+
 def test_an_answer_torn_by_a_kill_is_answered_again(device_run: Run, trained: ship.Trained, tmp_path: Path) -> None:
     whole = Prediction("x", ("x",), Text("red 3"), {"confidence": 0.5}, Text("red 3"))
     line = json.dumps(whole.to_json())
     place = tmp_path / "evaluation"
     place.mkdir()
     (place / "predictions.jsonl").write_text(line + "\n" + line[:20])
-    held_to: Any = type("HeldTo", (), {"datasets": trained.datasets, "rows": 1, "limit": None, "threads": 1})
+    held_to: Any = type("HeldTo", (), {"datasets": trained.datasets, "asked": [(0, 0)], "threads": 1})
     found = evaluate_shipped(tmp_path, trained.shipment, held_to, place)  # the one row that is asked for stands
     assert [p.id for p in found] == ["x"]
     assert (place / "predictions.jsonl").read_text() == line + "\n"

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.exports.onnx_models import CLASSES, SIDE, detector, sample, shipped
+from tests.object_samples import changed, objects_of
 from visiontune.data.annotations.masks import to_pixels
 from visiontune.data.images import decode
 from visiontune.errors import CertificateError, ModelError
@@ -86,6 +87,14 @@ def test_it_sees_the_encoders_pixels_and_finds_what_the_trained_model_finds(adap
         for mine, its in zip(found.masks, trained.masks, strict=True):
             assert mine is not None and its is not None
             assert (to_pixels(mine) != to_pixels(its)).sum() <= 2  # a pixel on the very edge
+
+
+def test_classes_that_were_not_looked_for_are_not_found(adapter: Any, folder: Path) -> None:
+    told = changed(sample(0), looked_for=np.array([True, False, True]))
+    (trained,) = adapter.find(adapter.encoder.collate([adapter.encoder.encode(told, with_answer=False)]))
+    found = open_model(folder, threads=1).find(decode(image_of(told)), objects_of(told))
+    assert len(found) == 20 and found.classes.tolist() == trained.classes.tolist() and 1 not in found.classes
+    assert found.soft is not None and not found.soft[:, 1].any()
 
 
 @pytest.mark.parametrize("size", [(7, 5), (40, 31), (16, 16), (1, 90)])

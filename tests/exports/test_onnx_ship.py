@@ -1,5 +1,6 @@
 """A run that finds objects becomes an ONNX folder that can be verified wherever it stands."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import visiontune
 from tests.conftest import SAME_EVERYWHERE
 from tests.exports.onnx_models import shallow_config
 from tests.killed import Counted, killed
+from tests.object_samples import listing
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
 from visiontune.errors import CertificateError, DataError, ModelError, RunError
@@ -21,6 +23,7 @@ from visiontune.exports.certificate import Check
 from visiontune.exports.onnx_runtime import open_model
 from visiontune.exports.onnx_ship import ship_onnx
 from visiontune.exports.onnx_verify import verify_onnx
+from visiontune.exports.reference import image_of
 from visiontune.models import rf_detr
 from visiontune.run import Run
 
@@ -44,10 +47,17 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def run(shapes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Images of discs and squares in which discs were not looked for."""
+    folder = tmp_path_factory.mktemp("squares")
+    return visiontune.prepare(listing(folder / "source", ("square",), 1, ("disc", "square"), 12), folder / "data")
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Dataset, squares: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs") / "detector"
     with patch.object(rf_detr, "tiny_config", shallow_config):
-        return visiontune.train(shapes.path, model="tiny/rf-detr", out=out, overrides=QUICK)
+        return visiontune.train(shapes.path, squares.path, model="tiny/rf-detr", out=out, overrides=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +90,15 @@ def test_it_is_verified_alone_with_its_data_and_with_its_run(run: Run, folder: P
     assert set(statuses(verify_onnx(folder, run=run)).values()) == {"passed"}
     for check in visiontune.verify(folder):
         assert check.to_json()["what"]
+
+
+def test_images_are_asked_for_the_classes_of_their_own_dataset(folder: Path, run: Run, squares: Dataset) -> None:
+    lines = [json.loads(line) for line in (folder / "reference.jsonl").read_text().splitlines()]
+    files = {hashlib.sha256(image_of(squares.sample("validation", i))).hexdigest() for i in range(2)}
+    own = [line for line in lines if line["image_sha256"] in files]
+    assert own and {one["category"] for line in own for one in line["objects"]} == {"square"}
+    assert {one["category"] for line in lines for one in line["objects"]} == {"disc", "square"}
+    assert statuses(verify_onnx(folder, data=squares))["objects"] == "passed"  # whose class 0 is the run's class 1
 
 
 def test_folders_of_several_models_name_them(folder: Path, tmp_path: Path) -> None:
@@ -136,7 +155,7 @@ def copied(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("copied")
 def test_eight_bits_are_calibrated_on_training_images_and_their_loss_is_told(
-    run: Run, shapes: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, shapes: Dataset, squares: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     quantise = onnx_ship.quantise
@@ -147,7 +166,12 @@ def test_eight_bits_are_calibrated_on_training_images_and_their_loss_is_told(
 
     monkeypatch.setattr(onnx_ship, "quantise", watched)
     small = ship_onnx(run, tmp_path / "int8", int8=True, samples=3)
-    assert len(seen) == shapes.count("train") and seen[0]["pixel_values"].shape == (1, 3, 64, 64)
+    assert len(seen) == shapes.count("train") + squares.count("train") and seen[0]["pixel_values"].shape == (
+        1,
+        3,
+        64,
+        64,
+    )
     names = {path.name for path in small.iterdir()}
     assert names == {"model.onnx", "contract.json", "certificate.json", "reference.jsonl", "README.md"}
     value = json.loads((small / "certificate.json").read_text())

@@ -139,8 +139,8 @@ def test_boxes_are_mended_sooner_with_them(tmp_path: Path):
         model = adapter(tmp_path / "tiny", choices(denoise=strength))
         model.network.train()
         optimizer = torch.optim.AdamW(model.network.parameters(), 1e-3)
-        samples = [drawn(number) for number in range(4)]
-        for step in range(24):
+        samples = [drawn(number) for number in range(3)]
+        for step in range(20):
             batch = model.encoder.collate(
                 [model.encoder.encode(sample, augmentation=10 * step + i) for i, sample in enumerate(samples)]
             )

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ import pytest
 
 import visiontune
 from tests.conftest import SAME_EVERYWHERE
+from tests.object_samples import listing
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
 from visiontune.data.sample import ObjectPrediction
-from visiontune.demo_shapes import CLASSES, draw_source
+from visiontune.demo_shapes import CLASSES
 from visiontune.errors import DataError
+from visiontune.exports.verify_run import verify_run
 from visiontune.run import Run
 from visiontune.training.class_lists import classes_of, said_of, warn_of_class_lists
 from visiontune.training.evaluate_objects import score_predictions
@@ -34,28 +35,11 @@ QUICK: dict[str, Any] = {
 }
 
 
-def listing(
-    folder: Path, classes: Sequence[str], seed: int, drawn: Sequence[str] = CLASSES[:4], count: int = 30
-) -> Path:
-    """Images of all that is `drawn`, annotated with the objects of `classes` alone, in this order."""
-    path = draw_source(folder, count, classes=drawn, seed=seed, masks=False)
-    value = json.loads(path.read_text())
-    number = {drawn.index(name) + 1: place for place, name in enumerate(classes)}
-    value["annotations"] = [
-        {**one, "category_id": number[one["category_id"]]}
-        for one in value["annotations"]
-        if one["category_id"] in number
-    ]
-    value["categories"] = [{"id": place, "name": name} for place, name in enumerate(classes)]
-    path.write_text(json.dumps(value))
-    return path
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[Dataset]:
     """Discs and squares in the one, crosses and discs in the other; all of them are in the images of both."""
     folder = tmp_path_factory.mktemp("lists")
-    sources = (listing(folder / "a", (DISC, SQUARE), 0), listing(folder / "b", (CROSS, DISC), 1))
+    sources = (listing(folder / "a", (DISC, SQUARE), 0, count=60), listing(folder / "b", (CROSS, DISC), 2, count=60))
     return [visiontune.prepare(source, folder / f"data-{source.parent.name}", workers=1) for source in sources]
 
 
@@ -161,13 +145,18 @@ def test_an_image_is_scored_by_the_classes_of_its_own_dataset(run: Run) -> None:
             assert scores.metric(f"{figure}.{name}").value == own.metric(f"{figure}.{name}").value
 
 
-def test_what_is_shipped_is_held_to_the_same_lists(run: Run, both: list[Dataset], tmp_path: Path) -> None:
-    from visiontune.exports.onnx_ship import ship_onnx
-    from visiontune.exports.onnx_verify import verify_onnx
-
-    ship_onnx(run, tmp_path / "ship", samples=6)
-    for how in ({"run": run, "data": None}, {"run": None, "data": both[1]}):
-        checks = {check.name: check.status for check in verify_onnx(tmp_path / "ship", **how)}
-        assert checks["objects"] == "passed" and "failed" not in checks.values()
-    value = json.loads((tmp_path / "ship" / "certificate.json").read_text())
-    assert {check["name"]: check["status"] for check in value["checks"]}["metric"] == "passed"
+def test_ids_that_several_datasets_have_in_common_are_kept_apart(run: Run, both: list[Dataset], tmp_path: Path) -> None:
+    shared = set.intersection(*(set(one.index("test").ids) for one in both))
+    assert shared, "files of one name"
+    checks = {check.name: check for check in verify_run(run)}
+    assert checks["answers"].status == "passed", checks["answers"].found
+    images = sum(one.count("test") for one in both)
+    visiontune.evaluate(run.path, split="test")
+    same = visiontune.compare(run.path, run.path, split="test")
+    assert same.n == images and not same.only_first and not same.only_second
+    again: Any = visiontune.train(
+        *(one.path for one in both[::-1]), model="tiny/rf-detr", out=tmp_path / "turned", overrides=QUICK
+    )
+    visiontune.evaluate(again.path, split="test")
+    turned = visiontune.compare(run.path, again.path, split="test")
+    assert turned.n == images - 2 * len(shared) and len(turned.only_first) == len(turned.only_second) == 2 * len(shared)

@@ -107,7 +107,7 @@ def test_a_group_of_runs_is_refused_with_one_of_its_runs(evaluated: Evaluated, t
 @pytest.fixture
 def detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Runs that found these objects in the images of a scene, scored as an evaluation scores them."""
-    monkeypatch.setattr(Run, "recipe", SimpleNamespace(target="objects"))
+    monkeypatch.setattr(Run, "recipe", SimpleNamespace(target="objects", data=SimpleNamespace(datasets=())))
 
     def make(name: str, scene: Scene, found: Sequence[Objects], prompts: Prompts = "none") -> Path:
         (tmp_path / name).mkdir()
@@ -148,8 +148,8 @@ def test_runs_that_answer_other_questions_are_not_compared(
         with pytest.raises(RecipeError, match="in boxes that it is given") as caught:
             visiontune.compare(*pair)
         assert caught.value.where == str(drawn)
-    targets = {"one": "objects", "other": "text"}
-    monkeypatch.setattr(Run, "recipe", property(lambda run: SimpleNamespace(target=targets[run.path.name])))
+    targets, none = {"one": "objects", "other": "text"}, SimpleNamespace(datasets=())
+    monkeypatch.setattr(Run, "recipe", property(lambda run: SimpleNamespace(target=targets[run.path.name], data=none)))
     with pytest.raises(RecipeError, match="One run learns objects, the other text"):
         visiontune.compare(one, other)
 

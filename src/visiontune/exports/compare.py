@@ -24,7 +24,6 @@ from visiontune.machine import cores, processor
 from visiontune.metrics.text import score_texts
 from visiontune.progress import progress
 
-ALL_ROWS = 10**12
 QUESTIONS = 8
 
 
@@ -41,9 +40,9 @@ class Shown:
 class HeldTo:
     """What an export is held to: the trained model's shipment, answers and rates.
 
-    `images` are the references' image files. `weights` makes the weights check of a shipment as it was found. `right`
-    says of each validation sample whether the trained model answered it right; `rows` and `limit` are those of
-    `evaluate_shipped`, `threads` is for llama.cpp.
+    `images` are the references' image files. `weights` makes the weights check of a shipment as it was found. `asked`
+    are the validation samples, as (dataset, row), that are answered; `right` says of each whether the trained model
+    answered it right. `threads` is for llama.cpp.
     """
 
     wanted: Shipment
@@ -51,10 +50,9 @@ class HeldTo:
     images: Sequence[bytes]
     weights: Callable[[Shipment], Check]
     datasets: Sequence[Dataset]
-    right: Mapping[str, bool]
+    asked: Sequence[tuple[int, int]]
+    right: Sequence[bool]
     metric: str
-    rows: int | None
-    limit: int | None
     threads: int
 
 
@@ -157,26 +155,21 @@ def is_right(prediction: Prediction) -> bool:
 
 
 def compare_predictions(
-    metric: str, right: Mapping[str, bool], predictions: Sequence[Prediction], shipment: Shipment
+    metric: str, right: Sequence[bool], predictions: Sequence[Prediction], shipment: Shipment
 ) -> Check:
-    """The metric check, on the samples that both answered; `right` says of each whether the trained model was right."""
-    both = [(right[p.id], is_right(p)) for p in predictions if p.id in right]
-    trained, shipped = [a for a, _ in both], [b for _, b in both]
-    return compare_metric(metric, trained, shipped, limits_for(shipment.quantisation))
+    """The metric check; `right` says of each prediction's sample whether the trained model answered it right."""
+    return compare_metric(metric, right, [is_right(p) for p in predictions], limits_for(shipment.quantisation))
 
 
 def evaluate_shipped(folder: Path, shipment: Shipment, held_to: HeldTo, place: Path) -> list[Prediction]:
     """The shipped file's answers to the validation split, written to `place` with their scores.
 
-    `rows` takes the first rows of each dataset, `limit` the first of all. Answers that an interrupted call left in
-    `place` stand.
+    Answers that an interrupted call left in `place` stand.
     """
-    datasets, rows = held_to.datasets, held_to.rows or ALL_ROWS
+    datasets, refs = held_to.datasets, held_to.asked
     place.mkdir(parents=True, exist_ok=True)
     path, tree = place / "predictions.jsonl", shipment.tree
     predictions = _whole_lines(path)
-    refs = [(d, i) for d, data in enumerate(datasets) for i in range(min(data.count("validation"), rows))]
-    refs = refs[: held_to.limit]
     started = time.monotonic()
     if left := refs[len(predictions) :]:
         shown = progress("the shipped file answers validation", len(refs), "samples")

@@ -55,6 +55,7 @@ from visiontune.run import Run
 from visiontune.training.evaluate import calibration_of, predict_split, tree_to_score
 from visiontune.training.model import load_trained, open_datasets
 from visiontune.training.ranks import Ranks
+from visiontune.training.rows import first_rows
 
 INPUTS = 64
 CONTEXT_STEP = 256
@@ -160,10 +161,9 @@ def ship(
         images=[image_of(sample) for sample in inputs],
         weights=lambda shipped: Check(**files["weights"]),
         datasets=trained.datasets,
+        asked=asked_rows(trained, limit),
         right=work.result("references")["right"],
         metric=recipe.evaluation.metric,
-        rows=recipe.data.limit,
-        limit=limit,
         threads=recipe.machine.threads,
     )
     found = certify(folder, held_to, folder / EVALUATION)
@@ -219,6 +219,7 @@ def _key(trained: Trained, samples: int, limit: int | None, with_inputs: bool) -
     """What decides the contents of an export."""
     weights = trained.run.read_json(f"checkpoints/{trained.run.checkpoint_path(trained.step).name}/manifest.json")
     return {
+        "stages": 2,  # the form of what stages leave behind
         "shipment": trained.shipment.model_dump(mode="json"),
         "recipe": file_sha256(trained.run.recipe_path),
         "step": trained.step,
@@ -258,22 +259,29 @@ def _write_files(trained: Trained, folder: Path) -> dict[str, Any]:
     return {"files": files, "predicted": predicted, "weights": asdict(weights)}
 
 
-def right_before(trained: Trained, limit: int | None) -> dict[str, bool]:
-    """Whether the trained model answered each validation sample right: as its run wrote it, else answered anew."""
+def asked_rows(trained: Trained, limit: int | None) -> list[tuple[int, int]]:
+    """The validation samples, as (dataset, row), that a shipped file answers."""
+    return sorted(first_rows(trained.datasets, "validation", limit=limit, rows=trained.recipe.data.limit))
+
+
+def right_before(trained: Trained, limit: int | None) -> list[bool]:
+    """Whether the trained model answered each of `asked_rows` right: as its run wrote it, else answered anew."""
     run, recipe = trained.run, trained.recipe
     scores = run.read_json("evaluations/validation/metrics.json")
-    rows = [min(d.count("validation"), recipe.data.limit or d.count("validation")) for d in trained.datasets]
+    every = asked_rows(trained, None)
     path = run.path / "evaluations" / "validation" / "predictions.jsonl"
-    if scores is not None and scores["step"] == trained.step and scores["n"] == sum(rows) and path.is_file():
+    if scores is not None and scores["step"] == trained.step and scores["n"] == len(every) and path.is_file():
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        found = [Prediction.from_json(json.loads(line)) for line in lines]
+        # By their places: several datasets may have an id in common.
+        written = dict(zip(every, lines, strict=True))
+        found = [Prediction.from_json(json.loads(written[row])) for row in asked_rows(trained, limit)]
     else:
         ranks = Ranks("cpu")
         found = predict_split(
             trained.adapter, trained.datasets, "validation", recipe, ranks,
             limit=limit, rows=recipe.data.limit, show=True,
         )  # fmt: skip
-    return {p.id: is_right(p) for p in found}
+    return [is_right(p) for p in found]
 
 
 def _write_input(folder: Path, image: bytes) -> None:

@@ -68,7 +68,7 @@ def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None =
 
 def _against_run(certified: Certified, run: Run) -> list[Check]:
     from visiontune.exports.answers import references
-    from visiontune.exports.ship import load_for_shipping, right_before
+    from visiontune.exports.ship import asked_rows, load_for_shipping, right_before
     from visiontune.exports.weights import trained_names, write_merged
     from visiontune.training.evaluate import tree_to_score
 
@@ -94,10 +94,9 @@ def _against_run(certified: Certified, run: Run) -> list[Check]:
             images=[image_of(sample) for sample in samples],
             weights=lambda shipped: check_weights(certified.folder, shipped, merged, names),
             datasets=trained.datasets,
+            asked=asked_rows(trained, limit),
             right=right,
             metric=recipe.evaluation.metric,
-            rows=recipe.data.limit,
-            limit=limit,
             threads=recipe.machine.threads,
         )
         return ordered(certify(certified.folder, held_to, Path(temporary) / "evaluation", value["files"]).checks)

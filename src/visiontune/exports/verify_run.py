@@ -23,6 +23,7 @@ from visiontune.training.evaluate_objects import find_in_split
 from visiontune.training.evaluate_responses import predict_split_of_responses
 from visiontune.training.model import adapt, load_base, load_trained, open_datasets
 from visiontune.training.ranks import Ranks
+from visiontune.training.rows import first_rows
 
 ANSWERS_REPEATED = 16
 CONFIDENCE_WITHIN = 1e-3
@@ -88,20 +89,26 @@ def _answers(run: Run, recipe: Any, datasets: Sequence[Dataset]) -> Check:
     if scores is None or not path.is_file():
         return Check("answers", "not checked", "the run has no evaluation of the validation split")
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    repeated = min(ANSWERS_REPEATED, len(lines))  # an evaluation of fewer wrote the first ones
+    how: dict[str, Any] = {"rows": recipe.data.limit}
+    if len(rows := sorted(first_rows(datasets, "validation", **how))) != len(lines):
+        how = {"rows": None}  # an evaluation of fewer wrote the first ones
+        rows = sorted(first_rows(datasets, "validation", limit=len(lines)))
+    # By their places: several datasets may have an id in common.
+    line_of = dict(zip(rows, lines, strict=True))
+    how["limit"] = min(ANSWERS_REPEATED, len(lines))
+    lines = [line_of[row] for row in sorted(first_rows(datasets, "validation", **how))]
     adapter, step = load_trained(run, recipe, torch.device("cpu"), scores["step"])
     if recipe.objects is not None:
-        return _objects_again(finds_objects(adapter), recipe, datasets, lines, repeated)
-    written = {p.id: p for p in (Prediction.from_json(json.loads(line)) for line in lines)}
-    again = predict_split(writes_text(adapter), datasets, "validation", recipe, Ranks("cpu"), limit=repeated)
+        return _objects_again(finds_objects(adapter), recipe, datasets, lines, how)
+    written = [Prediction.from_json(json.loads(line)) for line in lines]
+    again = predict_split(writes_text(adapter), datasets, "validation", recipe, Ranks("cpu"), **how)
     calibration = calibration_of(run, step)
     again = again if calibration is None else [calibration.applied(p) for p in again]
     other = [
         p.id
-        for p in again
-        if p.id not in written
-        or p.target.answer != written[p.id].target.answer
-        or abs(p.scores["confidence"] - written[p.id].scores["confidence"]) > CONFIDENCE_WITHIN
+        for p, before in zip(again, written, strict=True)
+        if (p.id, p.target.answer) != (before.id, before.target.answer)
+        or abs(p.scores["confidence"] - before.scores["confidence"]) > CONFIDENCE_WITHIN
     ]
     if other:
         return Check("answers", "failed", f"{len(other)} of {len(again)} answers are others, first {other[0]}")
@@ -133,12 +140,16 @@ def _rates_again(run: Run, recipe: Any, datasets: Sequence[Dataset], step: int) 
 
 
 def _objects_again(
-    adapter: ObjectAdapter, recipe: Any, datasets: Sequence[Dataset], lines: Sequence[str], repeated: int
+    adapter: ObjectAdapter, recipe: Any, datasets: Sequence[Dataset], lines: Sequence[str], how: dict[str, Any]
 ) -> Check:
     names = tuple(adapter.encoder.classes)
-    written = {p.id: p for p in (ObjectPrediction.from_json(json.loads(line), names) for line in lines)}
-    again = find_in_split(adapter, datasets, "validation", recipe, Ranks("cpu"), limit=repeated)
-    other = [p.id for p in again if p.id not in written or not _alike(p.target, written[p.id].target)]
+    written = [ObjectPrediction.from_json(json.loads(line), names) for line in lines]
+    again = find_in_split(adapter, datasets, "validation", recipe, Ranks("cpu"), **how)
+    other = [
+        p.id
+        for p, before in zip(again, written, strict=True)
+        if p.id != before.id or not _alike(p.target, before.target)
+    ]
     if other:
         return Check("answers", "failed", f"the objects of {len(other)} of {len(again)} images are others: {other[0]}")
     return Check("answers", "passed", f"the objects of {len(again)} images again, the same")

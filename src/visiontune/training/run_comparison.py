@@ -1,6 +1,7 @@
 """Two runs held to each other on the samples that both answered, from what their evaluations wrote; no model is run."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +57,10 @@ def compare_runs(first: Run, second: Run, split: str) -> RunComparison:
         )
     if recipes[0].target == "responses":
         return _responses(_sessions(first, split), _sessions(second, split), split)
+    # Several datasets may have an id in common. Where both runs saw the same ones, its samples come in the same order.
+    alike = len({tuple(use.content_hash for use in recipe.data.datasets) for recipe in recipes}) == 1
     if recipes[0].target == "text":
-        one, other, alone = _shared(*(_read(run, split, Prediction.from_json) for run in (first, second)))
+        one, other, alone = _shared(*(_read(run, split, Prediction.from_json, alike) for run in (first, second)))
         same = first.labels is not None and set(first.labels) == set(second.labels or ())
         paired = paired_texts(one, other, first.labels if same else None)
         return RunComparison(split, len(one), tuple(paired), *alone)
@@ -65,7 +68,9 @@ def compare_runs(first: Run, second: Run, split: str) -> RunComparison:
         raise DataError(
             "The two runs find different classes.", where=f"{first.path}, {second.path}", fix="compare runs on one set"
         )
-    read = (_read(run, split, lambda value: ObjectPrediction.from_json(value, classes)) for run in (first, second))
+    read = (
+        _read(run, split, lambda value: ObjectPrediction.from_json(value, classes), alike) for run in (first, second)
+    )
     found, others, alone = _shared(*read)
     return RunComparison(split, len(found), tuple(paired_objects(found, others, classes)), *alone)
 
@@ -81,9 +86,18 @@ def _evaluation(run: Run, split: str, name: str) -> Path:
     return path
 
 
-def _read(run: Run, split: str, from_json: Callable[[dict[str, Any]], T]) -> dict[str, T]:
+def _read(run: Run, split: str, from_json: Callable[[dict[str, Any]], T], alike: bool) -> dict[str, T]:
+    """The predictions of a split by id. Of an id that several samples have, each is "ID (NUMBER)", which is that of the
+    other run's only where both saw the datasets `alike`."""
     lines = _evaluation(run, split, "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    return {one.id: one for one in (from_json(json.loads(line)) for line in lines)}
+    read = [from_json(json.loads(line)) for line in lines]
+    times, found = Counter(one.id for one in read), dict[str, T]()
+    met: Counter[str] = Counter()
+    for one in read:
+        met[one.id] += 1
+        which = f"{met[one.id]}" if alike else f"{met[one.id]} of {run.path}"
+        found[one.id if times[one.id] == 1 else f"{one.id} ({which})"] = one
+    return found
 
 
 def _classes(run: Run, split: str) -> tuple[str, ...]:
