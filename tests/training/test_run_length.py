@@ -49,6 +49,11 @@ def test_epochs_hold_whatever_the_samples_of_a_step(derived: Derive) -> None:
     assert list(single.why) == list(plain.why)
 
 
+def test_windows_hold_whole_steps_whatever_the_samples_of_one(derived: Derive) -> None:
+    for samples in (1, 5, 24):
+        assert derived(**{"batch.samples": samples}).changed({"batch.samples": samples}).batch.window == 8 * samples
+
+
 def test_evaluations_and_checkpoints_follow_the_steps_in_force(derived: Derive) -> None:
     asked = derived(**{"schedule.steps": 60})
     often = 8 if asked.target == "text" else 10

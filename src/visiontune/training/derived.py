@@ -56,8 +56,10 @@ def datasets_section(datasets: Sequence[Dataset], weights: Sequence[float | None
 
 
 def batch_section(samples: int, tokens: int, machine: Hardware, reasons: Reasons, unit: str = "") -> dict[str, Any]:
-    """`batch` of a recipe: windows of eight steps. unit: of what `tokens` counts, where that is no token."""
+    """`batch` of a recipe: windows of eight steps. samples: of a step, as derived; where others are asked for, those.
+    unit: of what `tokens` counts, where that is no token."""
     memory = f"{unit}{machine.device} with {machine.memory / 2**30:.0f} GB"
+    samples = reasons.in_force("batch.samples", samples)
     return {"samples": samples, "tokens": reasons.choose("batch.tokens", tokens, memory), "window": 8 * samples}
 
 
