@@ -53,7 +53,7 @@ def test_a_teacher_that_was_trained_on_cuda_labels_images_on_a_machine_without_i
         return []
 
     monkeypatch.setattr("visiontune.training.distil.distil", found)
-    object_verbs.distilled(tmp_path / "teacher", [shapes], [], tmp_path / "out", hardware("cpu"))
+    object_verbs.distilled(tmp_path / "teacher", [shapes], [], tmp_path / "out", hardware("cpu"), None)
     (teacher,) = made
     assert teacher.detector.precision == "fp32" and teacher.detector.device.type == "cpu"
     assert torch.get_num_threads() == before

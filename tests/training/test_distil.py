@@ -295,6 +295,20 @@ def test_datasets_keep_to_their_own_classes_and_what_nobody_labelled_gets_those_
     assert not asked(again)
 
 
+def test_a_limit_is_one_of_what_the_teacher_looks_at_too(labelled: Dataset, unlabelled: Path, tmp_path: Path) -> None:
+    one, out = teacher(), tmp_path / "out"
+    known, new = distil(one, [labelled], [unlabelled], out, teacher_key="a", limit=5)
+    assert known.info.splits == {"train": 5, "validation": 5, "test": labelled.count("test")}
+    assert list(targets(known)) == labelled.index("train").ids[:5] and known.info.limit == 5
+    assert len(targets(new)) == 5 and len(asked(one)) == 15
+    assert {row.id for row in new.info.left_out} == {"held_out.png"}
+    assert json.loads((out / "distillation.json").read_text())["limit"] == 5
+    distil(again := teacher(), [labelled], [unlabelled], out, teacher_key="a", limit=5)
+    assert not asked(again)
+    whole = distil(again, [labelled], [unlabelled], out, teacher_key="a")
+    assert len(targets(whole[0])) == labelled.count("train")
+
+
 def test_data_that_do_not_fit_are_refused(labelled: Dataset, unlabelled: Path, tmp_path: Path) -> None:
     one, out = teacher(), tmp_path / "out"
     other = Teacher(Finder(Painted(("dog", "cat")), 400, "fp32", torch.device("cpu")))

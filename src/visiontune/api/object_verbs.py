@@ -303,9 +303,15 @@ def drawn_on(
 
 
 def distilled(
-    teacher: Source, datasets: Sequence[Dataset], unlabelled: Sequence[Source], out: Path, machine: Hardware
+    teacher: Source,
+    datasets: Sequence[Dataset],
+    unlabelled: Sequence[Source],
+    out: Path,
+    machine: Hardware,
+    limit: int | None,
 ) -> list[Dataset]:
-    """What a teacher makes of the data and of unlabelled images, as datasets in `out/distilled`.
+    """What a teacher makes of the data and of unlabelled images, of each the first `limit`, as datasets in
+    `out/distilled`.
 
     The teacher is a run, a group of runs, or a model that finds objects by their names. Raises what `distil` raises.
     """
@@ -338,4 +344,5 @@ def distilled(
         [Path(source) for source in unlabelled],
         out / "distilled",
         teacher_key=" ".join(hashes),
+        limit=limit,
     )

@@ -209,7 +209,7 @@ def _plan(
             fragments = [of_any_target(first), fragment]
             if teacher is not None:
                 check_student(datasets, shares, models, machine, fragments, changes, **options)
-                datasets = distilled(teacher, datasets, unlabelled, run.path, machine)
+                datasets = distilled(teacher, datasets, unlabelled, run.path, machine, limit)
                 # A rule is of all datasets that are learned from, weights are of those that were given.
                 shares = mixed(mixture, datasets) if mixture else beside_unlabelled(shares, datasets, limit)
             elif unlabelled:

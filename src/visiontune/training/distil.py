@@ -40,18 +40,17 @@ from visiontune.machine import cores
 from visiontune.models.objects import nothing
 from visiontune.progress import note, progress
 from visiontune.training.class_lists import classes_of, listed
+from visiontune.training.distil_record import RECORD_NAME, UNLABELLED_NAME, by_class, counts_of, recorded, said_of
 from visiontune.training.refusals import refuse_unseen
 from visiontune.training.teacher import Teacher
 from visiontune.training.teacher_targets import ClassThreshold, blend, choose_thresholds, label, matches
 
 DISTIL_VERSION = 2
-RECORD_NAME = "distillation.json"
 WORK_NAME = ".distil"
 UNSEEN, UNSEEN_FIX = (
     "unseen-by-teacher",
     "cut off its longer side, or use a teacher with a larger data.image_longest_edge",
 )
-UNLABELLED_NAME = "unlabelled"
 CHUNK_IMAGES = 64
 IMAGES_FOR_WORKERS = 2000
 _WRITTEN = re.compile(rf"labelled-\d+|{UNLABELLED_NAME}|\..*\.(part|old)")
@@ -65,6 +64,7 @@ def distil(
     *,
     teacher_key: str,
     share: float = 0.5,
+    limit: int | None = None,
     workers: int | None = None,
 ) -> list[Dataset]:
     """Write the datasets of a distillation into the folder `out`, and return them in order.
@@ -74,6 +74,9 @@ def distil(
     out for validation or test in the labelled data (or look like them), that people labelled, that cannot be read, or
     whose size the teacher cannot see are left out. distillation.json: thresholds and counts.
 
+    With a `limit`, so many rows of each labelled dataset's training and validation split, the first, and so many of the
+    unlabelled images: the others are neither looked at by the teacher nor written.
+
     `teacher_key` names the teacher's weights: under another one everything is found anew. `share` in [0, 1] is the
     teacher's share in `blend`. `workers` processes look at the images first (None: as many as are worth it). Killed and
     run again, it goes on; run again when it is done, it only opens the datasets. Raises DataError for data that do not
@@ -82,7 +85,7 @@ def distil(
     asked = _asked(teacher.classes, labelled, share)
     labelled = [dataset.among(teacher.classes) for dataset in labelled]
     encoder = teacher.detector.adapter.encoder
-    refuse_unseen(encoder, labelled, ("train", "validation"), fix=UNSEEN_FIX)
+    refuse_unseen(encoder, labelled, ("train", "validation"), limit=limit, fix=UNSEEN_FIX)
     with owned(out, {RECORD_NAME, WORK_NAME}), full_disk_said(out):
         places, left_out = places_of(unlabelled)
         lists = [listed(dataset) for dataset in labelled]
@@ -90,10 +93,11 @@ def distil(
             [DISTIL_VERSION, teacher_key, teacher.facts, share, [dataset.info.content_hash for dataset in labelled]],
             [place.mark() for place in places],
             *([] if set(lists) == {teacher.classes} else [lists]),
+            *([] if limit is None else [limit]),
         )
         names = [f"labelled-{number}" for number in range(1, len(labelled) + 1)] + [UNLABELLED_NAME] * bool(unlabelled)
         work = out / WORK_NAME
-        if _recorded(out) != fingerprint:
+        if recorded(out) != fingerprint:
             work.mkdir(exist_ok=True)
             (out / RECORD_NAME).unlink(missing_ok=True)
             for path in out.iterdir():
@@ -101,7 +105,7 @@ def distil(
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             keep = _Keep(work, [teacher_key, teacher.facts], teacher, out, fingerprint)
             workers = workers or _workers(len(places) + sum(map(len, labelled)))
-            record = _distilled(keep, asked, labelled, places, left_out, share, workers)
+            record = _distilled(keep, asked, labelled, places, left_out, share, limit, workers)
             write_json(
                 out / RECORD_NAME, {"fingerprint": fingerprint, "teacher": teacher_key, "share": share, **record}
             )
@@ -171,11 +175,12 @@ def _distilled(
     places: list[Place],
     left_out: list[LeftOut],
     share: float,
+    limit: int | None,
     workers: int,
 ) -> dict[str, Any]:
     """Label everything and write it; what distillation.json says of it."""
     teacher, classes = keep.teacher, keep.teacher.classes
-    of = {split: [place for dataset in labelled for place in places_in(dataset, split)] for split in SPLITS}
+    of = {split: [place for dataset in labelled for place in _first(dataset, split, limit)] for split in SPLITS}
     everything = looked_at([place for split in SPLITS for place in of[split]] + places, keep.work, workers)
     seen, start = {}, 0
     for split, some in of.items():
@@ -188,7 +193,8 @@ def _distilled(
     out_of_it = to_leave_out(places, facts, held_out=held_out, trained=(of["train"], seen["train"]))
     out_of_it |= _unseen(teacher, places, facts, out_of_it)
     left_out = left_out + [out_of_it[i] for i in sorted(out_of_it)]
-    taken = [i for i in range(len(places)) if i not in out_of_it]
+    usable = [i for i in range(len(places)) if i not in out_of_it]
+    taken = usable[:limit]
     if left_out and not taken:
         raise DataError(
             f"None of the {len(left_out)} unlabelled images can be used, the first: {left_out[0].found}",
@@ -198,8 +204,10 @@ def _distilled(
 
     if left_out:
         reasons = Counter(row.code for row in left_out)
-        listed = ", ".join(f"{code} {count}" for code, count in sorted(reasons.items()))
-        note(f"of {len(left_out) + len(taken)} unlabelled images {len(left_out)} are left out: {listed}")
+        shown = ", ".join(f"{code} {count}" for code, count in sorted(reasons.items()))
+        note(f"of {len(left_out) + len(usable)} unlabelled images {len(left_out)} are left out: {shown}")
+    if len(taken) < len(usable):
+        note(f"of {len(usable)} unlabelled images the first {len(taken)} are labelled: --limit")
 
     def found_in(split: str) -> list[Objects]:
         # Masks decide on nothing here; many of them would fill the disk.
@@ -212,17 +220,18 @@ def _distilled(
             lambda samples: [replace(one, masks=(None,) * len(one)) for one in teacher.find(samples)],
         )
 
-    chosen = choose_thresholds(_predictions(labelled, classes, found_in("validation")))
+    chosen = choose_thresholds(_predictions(labelled, classes, found_in("validation"), limit))
     thresholds = {name: chosen[name] for name in asked}
     for name, one in thresholds.items():
-        note(f"threshold of {name}: {_said(one)}")
+        note(f"threshold of {name}: {said_of(one)}")
     rows = iter(found_in("train"))
     counts = [
-        _write_labelled(keep, f"labelled-{number}", dataset, rows, thresholds, share)
+        _write_labelled(keep, f"labelled-{number}", dataset, rows, thresholds, share, limit)
         for number, dataset in enumerate(labelled, 1)
     ]
     record = {
         "classes": list(asked),
+        "limit": limit,
         "validation_images": len(of["validation"]),
         "thresholds": {name: one.to_json() for name, one in thresholds.items()},
         "labelled": counts,
@@ -253,7 +262,7 @@ def _distilled(
         provenance=_provenance(keep, sources, "images labelled by a teacher"),
         left_out=left_out,
     )
-    return {**record, "unlabelled": _counts(found, classes, asked, left_out)}
+    return {**record, "unlabelled": counts_of(found, classes, asked, left_out)}
 
 
 def _unseen(
@@ -277,12 +286,13 @@ def _write_labelled(
     found: Iterator[Objects],
     thresholds: dict[str, ClassThreshold],
     share: float,
+    limit: int | None,
 ) -> dict[str, Any]:
     """Write a labelled dataset with blended training rows (`found` gives the findings of each, in order), and count."""
     classes = keep.teacher.classes
     index = dataset.index("train")
     blended, matched = [], np.zeros(len(classes), np.int64)
-    for i in range(len(index.ids)):
+    for i in range(len(index.ids[:limit])):
         truth, sure = index.target(i), label(next(found), thresholds, classes, index.size(i))
         assert isinstance(truth, Objects)
         blended.append(blend(truth, sure, share))
@@ -290,7 +300,7 @@ def _write_labelled(
 
     def rows() -> Iterator[LabelledImage]:
         for split in SPLITS:
-            for i, place in enumerate(places_in(dataset, split)):
+            for i, place in enumerate(_first(dataset, split, limit)):
                 target = blended[i] if split == "train" else dataset.sample(split, i).target
                 assert isinstance(target, Objects)
                 yield LabelledImage(place.id, split, place.read(), target)
@@ -299,11 +309,11 @@ def _write_labelled(
     keep.write(
         name,
         rows(),
-        len(dataset),
+        sum(len(_first(dataset, split, limit)) for split in SPLITS),
         looked_for=listed(dataset),
         provenance=_provenance(keep, origin.source, f"{origin.format}, blended with a teacher", origin),
         split_seed=info.split_seed,
-        limit=info.limit,
+        limit=info.limit if limit is None else min(limit, info.limit or limit),
         left_out=info.left_out,
         faults=[fault for fault in info.faults if not fault.code.startswith("mended-")],  # these name a file there
     )
@@ -312,7 +322,7 @@ def _write_labelled(
         "folder": name,
         "made_from": info.content_hash,
         "images": len(blended),
-        "objects": _by_class(drawn, classes, listed(dataset)),
+        "objects": by_class(drawn, classes, listed(dataset)),
         "found_by_the_teacher": {name: int(matched[classes.index(name)]) for name in listed(dataset)},
     }
 
@@ -338,12 +348,18 @@ def _asked(classes: tuple[str, ...], labelled: Sequence[Dataset], share: float) 
     return asked
 
 
+def _first(dataset: Dataset, split: str, limit: int | None) -> list[Place]:
+    """The images of a split that are looked at and written: of the test split all, which no teacher sees."""
+    places = places_in(dataset, split)
+    return places if split == "test" else places[:limit]
+
+
 def _predictions(
-    labelled: Sequence[Dataset], classes: tuple[str, ...], found: Sequence[Objects]
+    labelled: Sequence[Dataset], classes: tuple[str, ...], found: Sequence[Objects], limit: int | None
 ) -> list[ObjectPrediction]:
     """The teacher's findings in the validation images beside what people drew."""
     indexes = [dataset.index("validation") for dataset in labelled]
-    rows = [(index, i) for index in indexes for i in range(len(index.ids))]
+    rows = [(index, i) for index in indexes for i in range(len(index.ids[:limit]))]
     made = []
     for (index, i), one in zip(rows, found, strict=True):
         truth = index.target(i)
@@ -362,40 +378,6 @@ def _provenance(keep: _Keep, source: str, kind: str, origin: Provenance | None =
         created_by=f"visiontune {version('visiontune')}",
         fingerprint=keep.fingerprint,
     )
-
-
-def _counts(
-    found: Sequence[Objects], classes: Sequence[str], asked: Sequence[str], left_out: Sequence[LeftOut]
-) -> dict[str, Any]:
-    """What distillation.json says of the images that nobody labelled."""
-    return {
-        "folder": UNLABELLED_NAME,
-        "images": len(found),
-        "nothing_found": sum(not len(one) for one in found),
-        "objects": _by_class([one.classes[~one.crowd] for one in found], classes, asked),
-        "doubtful": _by_class([one.classes[one.crowd] for one in found], classes, asked),
-        "left_out": [{"id": row.id, "code": row.code, "found": row.found} for row in left_out],
-    }
-
-
-def _by_class(numbers: Sequence[NDArray[np.int64]], classes: Sequence[str], own: Sequence[str]) -> dict[str, int]:
-    """How many objects there are of each of its `own` classes; `classes` are what the numbers stand for."""
-    counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *numbers]), minlength=len(classes))
-    return {name: int(counts[classes.index(name)]) for name in own}
-
-
-def _said(one: ClassThreshold) -> str:
-    """A threshold for the person who watches."""
-    where = f"all classes together, for it has {one.drawn} true objects" if one.from_all_classes else "its best F1"
-    if one.threshold is None:
-        return f"none, for no finding of it is right, of {one.drawn} true objects: none is taken"
-    return f"{one.threshold:.3f} ({where}); {one.right} of {one.found} findings right, {one.drawn} true objects"
-
-
-def _recorded(out: Path) -> str | None:
-    """The fingerprint of the distillation that stands in the folder, None where none is done."""
-    path = out / RECORD_NAME
-    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
 
 
 def _column(table: pa.Table, name: str) -> list[str]:
