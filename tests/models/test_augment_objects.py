@@ -43,6 +43,7 @@ def drawn(boxes, size=(50, 40), *, masks=True, crowd=(), seed=0):
         ids=tuple(100 + place for place in range(n)),
         scores=np.arange(n) / 10,
         soft=np.eye(n),
+        looked_for=np.arange(n) != 1,
     )
     return Image.fromarray(pixels), objects
 
@@ -71,6 +72,7 @@ def test_boxes_stay_inside_fit_their_masks_and_no_object_is_new(scene, strength,
     image, objects = scene
     seen, found = augmented_objects(image, objects, strength, mirror, number)
     assert len(found) <= len(objects) and set(found.ids) <= set(objects.ids)
+    assert np.array_equal(found.looked_for, objects.looked_for)
     low, high = found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]
     assert (low >= 0).all() and (high <= seen.size).all() and (found.boxes[:, 2:] >= 1).all()
     masks = [mask for mask in found.masks if mask is not None]
