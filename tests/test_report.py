@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visiontune.data.dataset import StoredRow, write_shard
 from visiontune.data.dataset_info import DatasetInfo
 from visiontune.data.sample import Prediction, Text
+from visiontune.data.stored_rows import StoredRow, write_shard
 from visiontune.metrics.text import score_texts
 from visiontune.page import duration, fact, memory
 from visiontune.recipe import parse

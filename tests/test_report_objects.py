@@ -14,10 +14,10 @@ from PIL import Image
 from tests.coco_scenes import objects
 from tests.test_report import HOSTILE, Page, rows_of
 from visiontune.data.annotations.masks import from_pixels
-from visiontune.data.dataset import StoredRow, write_shard
 from visiontune.data.dataset_info import DatasetInfo
 from visiontune.data.objects import Objects, to_text
 from visiontune.data.sample import ObjectPrediction
+from visiontune.data.stored_rows import StoredRow, write_shard
 from visiontune.metrics.object_scores import Prompts, score_objects
 from visiontune.page import within
 from visiontune.recipe import parse

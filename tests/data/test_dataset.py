@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from visiontune.data.dataset import GROUP_BYTES, Dataset, StoredRow, content_hash, content_of, write_shard
+from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import SCHEMA_VERSION
 from visiontune.data.prepare import prepare
 from visiontune.data.split import SPLITS
+from visiontune.data.stored_rows import GROUP_BYTES, StoredRow, content_hash, content_of, write_shard
 from visiontune.errors import DataError
 
 

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.killed import count_changes_of_the_disk, killed
-from visiontune.data.dataset import GROUP_BYTES, Dataset, StoredRow, write_shard
+from visiontune.data.dataset import Dataset
 from visiontune.data.documents import looks_like_markdown, scripts_of
 from visiontune.data.inspect import inspect
 from visiontune.data.pages import DEFAULT_FONT, PageSpec, lay_out, load_fonts
 from visiontune.data.prepare import dataset_faults, prepare
 from visiontune.data.sample import Document
 from visiontune.data.split import SPLITS
+from visiontune.data.stored_rows import GROUP_BYTES, StoredRow, write_shard
 from visiontune.errors import DataError
 
 CJK = Path(__file__).parent / "fonts/4-NotoSansCJKsc.otf"

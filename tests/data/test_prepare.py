@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.killed import Counted, count_changes_of_the_disk, killed
-from visiontune.data.dataset import Dataset, write_shard
+from visiontune.data.dataset import Dataset
 from visiontune.data.images import decode_with_facts
 from visiontune.data.prepare import prepare
 from visiontune.data.split import SPLITS
+from visiontune.data.stored_rows import write_shard
 from visiontune.data.workers import parallel
 from visiontune.errors import DataError, MachineError
 

@@ -90,7 +90,11 @@ def test_the_same_classes_in_another_order_are_the_same_classes(tmp_path: Path) 
             assert drawn_in(one, split, i).classes.tolist() == drawn_in(mapped, split, i).classes.tolist()
 
 
-def test_a_dataset_with_a_class_that_is_not_among_them_is_refused(both: list[Dataset]) -> None:
+def test_a_dataset_with_a_class_that_is_not_among_them_or_without_objects_is_refused(
+    both: list[Dataset], digits: Dataset
+) -> None:
+    with pytest.raises(DataError, match="holds no objects"):
+        digits.among((DISC, SQUARE))
     with pytest.raises(DataError, match=CROSS) as error:
         both[1].among((DISC, SQUARE))
     assert str(both[1].path) in str(error.value)

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from visiontune.data import faults
-from visiontune.data.dataset import Dataset, content_hash, font_path
+from visiontune.data.dataset import Dataset, font_path
 from visiontune.data.dataset_info import INFO_NAME, SCHEMA_VERSION, DatasetInfo, LeftOut, Provenance, ShardInfo
 from visiontune.data.documents import Fit, FontFile, Pages, Rendering, text_sha256, workers_for_documents
 from visiontune.data.faults import Fault
@@ -32,6 +32,7 @@ from visiontune.data.scan import SCAN_VERSION, Mark, fingerprints, workers_for
 from visiontune.data.shards import write_shards
 from visiontune.data.sources import Source, names, read
 from visiontune.data.split import SPLITS
+from visiontune.data.stored_rows import content_hash
 from visiontune.data.survey import Earlier, Survey, object_summary, survey, usable
 from visiontune.data.turns import to_text
 from visiontune.data.workers import Engine, check_engine, started

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visiontune.data.dataset import Dataset, StoredRow, content_hash, content_of, write_shard
+from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import INFO_NAME, DatasetInfo, LeftOut, ObjectSummary, Provenance, ShardInfo
 from visiontune.data.faults import Fault
 from visiontune.data.images import image_files, read_header
@@ -22,6 +22,7 @@ from visiontune.data.sample import ImageFile, Images
 from visiontune.data.scan import CHUNK_ROWS, SCAN_VERSION, SCHEMA, look
 from visiontune.data.sources import Source, names
 from visiontune.data.split import SPLITS
+from visiontune.data.stored_rows import StoredRow, content_hash, content_of, write_shard
 from visiontune.data.survey import image_summary
 from visiontune.data.workers import parallel
 from visiontune.errors import DataError

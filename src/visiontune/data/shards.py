@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visiontune.data.dataset import StoredRow, write_shard
 from visiontune.data.dataset_info import SCHEMA_VERSION, ShardInfo
 from visiontune.data.folder import WORK_NAME
 from visiontune.data.formats.rows import SourceRow
 from visiontune.data.image_places import ImagePlace, Inside, Packed, file_of, read_image
 from visiontune.data.pages import PageSpec
 from visiontune.data.split import SPLITS, keyed
+from visiontune.data.stored_rows import StoredRow, write_shard
 from visiontune.data.survey import Survey
 from visiontune.data.workers import Engine, parallel
 from visiontune.errors import DataError

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from visiontune.data import faults
-from visiontune.data.dataset import Index, content_of
+from visiontune.data.dataset import Index
 from visiontune.data.dataset_info import DocumentSummary, ImageSummary, ObjectSummary, Range
 from visiontune.data.documents import Rendering, as_shown, document_summary, scan_documents
 from visiontune.data.faults import Fault
@@ -20,6 +20,7 @@ from visiontune.data.objects import from_text
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, remedy, x_height
 from visiontune.data.scan import Mark, scan
 from visiontune.data.split import SPLITS, assign, spread
+from visiontune.data.stored_rows import content_of
 from visiontune.data.turns import Turns
 from visiontune.data.workers import Engine
 from visiontune.errors import DataError
