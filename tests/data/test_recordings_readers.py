@@ -132,6 +132,7 @@ def changed(**arrays):
         (changed(conditions=np.arange(BINS)), "trial 0 has several conditions", "bin by bin"),
         (changed(conditions=[1, 2]), "conditions has 2 entries for 60 bins and 3 trials", "one a bin"),
         (changed(behaviour_names=["speed"]), "2 channels, and 1 are named", "name each"),
+        (changed(behaviour_names=["pupil", "pupil"]), "behaviour are called pupil", "name each once"),
         (changed(units=["a", "a", "b"]), "Two units have one name", "its own"),
     ],
 )  # fmt: skip
@@ -238,6 +239,36 @@ def test_damaged_files_are_named(tmp_path):
     np.save(place / "counts.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(DataError, match=r"array cannot be read"):
         read_session(place)
+    (place / "counts.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"array cannot be read"):
+        read_session(place)
+    films = sensorium(tmp_path / "sensorium")
+    (films / "data/responses/2.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"array cannot be read"):
+        read_session(films)
+
+
+def test_compressed_files_with_damaged_bytes_are_named(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    np.savez_compressed(tmp_path / "a.npz", **{**ARRAYS, **FACTS})
+    places = {tmp_path / "a.npz": (tmp_path / "a.npz").stat().st_size // 2}
+    path = compressed(tmp_path / "s")
+    with h5py.File(path, "r") as file:
+        places[path] = file["stimulus"].id.get_chunk_info(0).byte_offset + 20
+    for path, place in places.items():
+        data = bytearray(path.read_bytes())
+        data[place : place + 200] = bytes(255 - one for one in data[place : place + 200])
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_session(path)
+
+
+def test_no_condition_and_no_split_may_be_null_and_numbers_below_zero_stand_beside_names():
+    values = changed(conditions=["a", None, -1], splits=["train", None, "val"], kinds=np.array([1.0, 0.0, 1.0]))
+    found = session_from(values, "s", "place").recording.trials
+    assert [(t.condition, t.split, t.kind) for t in found] == [
+        ("a", "train", "natural"), (None, None, "gabor"), (None, "validation", "natural")
+    ]  # fmt: skip
 
 
 def test_without_h5py_the_package_to_install_is_named(tmp_path, monkeypatch):

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from visiontune.errors import DataError, RecipeError
+from visiontune.metrics import response_scores
 from visiontune.metrics.predicted_session import PredictedSession
 from visiontune.metrics.requirements import parse_requirements
-from visiontune.metrics.response_scores import score_responses
+from visiontune.metrics.response_scores import response_differences, score_responses
 
 
 def session(
@@ -254,3 +255,16 @@ def test_pieces_and_sessions_that_contradict_each_other_are_refused() -> None:
         score_responses([replace(one, conditions=np.arange(len(one.trials)))])
     with pytest.raises(DataError, match="no responses"):
         score_responses([])
+
+
+def test_differences_reach_as_far_as_the_stimuli_allow_that_their_metric_is_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four repeated stimuli stay four, however many were shown once."""
+    asked: list[tuple[int, int]] = []
+    tail = response_scores._tail
+    monkeypatch.setattr(response_scores, "_tail", lambda *of: asked.append(of) or tail(*of))
+    one = session(trials=24, repeated=4, each=3)
+    other = replace(one, rates=one.rates * np.random.default_rng(1).gamma(9, 1 / 9, one.rates.shape))
+    response_differences([one], [other], resamples=50)
+    assert set(asked) == {(4, 1), (4 + 12, 1)}

@@ -183,7 +183,12 @@ def test_trials_too_short_for_the_burn_in_are_counted(tmp_path: Path, capsys: py
     (data,) = prepare_recordings([tmp_path / "session.npz"], tmp_path / "data")
     short = [t for t in ClipDataset.open(data).trials if t.split == "train" and t.stop - t.start == 20]
     train(data, tmp_path / "run", **{"responses.burn_in": 20, "schedule.steps": 1})
-    assert short and f"{20 * len(short)} training bins stand in trials of no more than 20" in capsys.readouterr().err
+    assert short and f"{20 * len(short)} train bins stand in trials of no more than 20" in capsys.readouterr().err
+    left_out = ClipDataset.open(data, burn_in=20).left_out_bins("test")
+    visiontune.evaluate(tmp_path / "run", split="test")
+    assert left_out and f"{left_out} test bins stand in trials no longer than the burn-in" in capsys.readouterr().err
+    written = json.loads((tmp_path / "run/evaluations/test/metrics.json").read_text())
+    assert written["left_out_bins"] == left_out
 
 
 def test_readouts_start_where_the_clips_that_are_trained_on_say(prepared: Path, tmp_path: Path) -> None:

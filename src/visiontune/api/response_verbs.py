@@ -84,14 +84,18 @@ def evaluate_responses(
 ) -> ResponseScores:
     """Predict a split and score it."""
     from visiontune.models.cortex import predicts_responses
-    from visiontune.training.evaluate_responses import evaluate_split_of_responses, predict_split_of_responses
+    from visiontune.training.evaluate_responses import (
+        evaluate_split_of_responses,
+        left_out_bins,
+        predict_split_of_responses,
+    )
     from visiontune.training.model import load_trained, open_datasets
 
     started = time.monotonic()
     loaded, at = load_trained(run, recipe, ranks.device, step)
     adapter, datasets = predicts_responses(loaded), open_datasets(recipe)
     sessions = predict_split_of_responses(adapter, datasets, split, recipe, ranks, limit=limit, show=True)
-    return evaluate_split_of_responses(run, sessions, split, ranks, at, started)
+    return evaluate_split_of_responses(run, sessions, split, ranks, at, started, left_out_bins(datasets, split))
 
 
 def predict_rates(

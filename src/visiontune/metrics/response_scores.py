@@ -184,14 +184,15 @@ def response_differences(
     both = [[_score(session, resamples, seed) for session in assemble(sessions)] for sessions in (first, second)]
     (one, reasons), (other, others) = (_metrics(scored, resamples) for scored in both)
     drawn = [_drawn(scored) for scored in both]
-    pieces, found = sum(scored.stimuli for scored in both[0]), {}
+    found = {}
     for name in one:
         values = one[name].value, other[name].value
         difference = NOTHING_COUNTED
         if values[0] is not None and values[1] is not None:
             value, ends = values[1] - values[0], (None, None)
             if name not in reasons and name not in others:
-                ends = _interval(value, drawn[1][name] - drawn[0][name], _tail(pieces, len(both[0])))
+                pieces = [count for _, count in _pieces(name, both[0])]
+                ends = _interval(value, drawn[1][name] - drawn[0][name], _tail(sum(pieces), len(pieces)))
             difference = Metric(value, *ends, min(one[name].n, other[name].n))
         found[name] = (one[name], other[name], difference)
     return found
@@ -270,11 +271,10 @@ def _metrics(scored: Sequence[_Scored], resamples: int) -> tuple[dict[str, Metri
         if numbers[name] == 0:
             metrics[name], reasons[name] = NOTHING_COUNTED, _why_no_value(name, scored)
             continue
-        of = name if name in ("correlation", *REPEATED) else "bits_per_spike"
-        counting = [one for one in scored if not np.isnan(one.figures[of]).all()]
-        pieces = [one.repeated if name in REPEATED else one.stimuli for one in counting]
+        counting = _pieces(name, scored)
+        pieces = [count for _, count in counting]
         if resamples and min(pieces) < 2:
-            alone = counting[pieces.index(min(pieces))].session.name
+            alone = counting[pieces.index(min(pieces))][0]
             reasons[name] = f"no interval: of {alone} there is one such stimulus, and one says nothing about others"
         if not resamples or min(pieces) < 2:
             metrics[name] = Metric(value, None, None, numbers[name])
@@ -284,6 +284,16 @@ def _metrics(scored: Sequence[_Scored], resamples: int) -> tuple[dict[str, Metri
                 low, high = max(low, 0.0), min(high, 1.0)
             metrics[name] = Metric(value, low, high, numbers[name])
     return metrics, reasons
+
+
+def _pieces(name: str, scored: Sequence[_Scored]) -> list[tuple[str, int]]:
+    """Of each session that has a metric its name, and how many stimuli the metric is made from there."""
+    of = name if name in ("correlation", *REPEATED) else "bits_per_spike"
+    return [
+        (one.session.name, one.repeated if name in REPEATED else one.stimuli)
+        for one in scored
+        if not np.isnan(one.figures[of]).all()
+    ]
 
 
 def _drawn(scored: Sequence[_Scored]) -> dict[str, Floats]:

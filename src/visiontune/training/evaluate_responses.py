@@ -17,7 +17,7 @@ from visiontune.files import write_arrays, write_json
 from visiontune.metrics.predicted_session import PredictedSession, assemble
 from visiontune.metrics.response_scores import ResponseScores, score_responses
 from visiontune.models.cortex import CortexAdapter
-from visiontune.progress import note, progress
+from visiontune.progress import note, progress, warn
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training.precision import autocast
@@ -83,9 +83,11 @@ def evaluate_split_of_responses(
     ranks: Ranks,
     step: int,
     started: float,
+    left_out: int = 0,
 ) -> ResponseScores:
     """Score a split's predictions, and write evaluations/SPLIT/{metrics.json, SESSION.npz}.
 
+    `left_out` bins of the split stand in trials no longer than the burn-in and have no prediction (`left_out_bins`).
     Each SESSION.npz holds the arrays of its `PredictedSession`: rates, counts, valid, trials, conditions, places.
     """
     scores = score_responses(sessions)
@@ -95,11 +97,19 @@ def evaluate_split_of_responses(
             arrays = {name: getattr(one, name) for name in ("trials", "conditions", "places", "valid")}
             arrays |= {"rates": one.rates.astype(np.float32), "counts": one.counts.astype(np.float32)}
             write_arrays(folder / f"{one.name}.npz", {"units": np.array(one.units), **arrays})
-        facts = {"split": split, "step": step, "seconds": round(time.monotonic() - started, 3)}
+        facts: dict[str, Any] = {"split": split, "step": step, "left_out_bins": left_out}
+        facts["seconds"] = round(time.monotonic() - started, 3)
         write_json(folder / "metrics.json", {**scores.to_json(), **facts})
         bins = sum(len(one.trials) for one in sessions)
+        if left_out:
+            warn(f"{left_out} {split} bins stand in trials no longer than the burn-in: they are not scored")
         note(f"evaluation of {len(scores.per_unit)} units in {bins} {split} bins: {folder}")
     return scores
+
+
+def left_out_bins(datasets: Sequence[Dataset], split: str) -> int:
+    """The bins of a split that no clip predicts, for their trials are no longer than the burn-in."""
+    return sum(recorded(dataset).left_out_bins(split) for dataset in datasets)
 
 
 def predict_movie(

@@ -28,12 +28,13 @@ def shares(rule: str, datasets: Sequence[Dataset]) -> list[float]:
         totals: Counter[str] = Counter()
         for subject, size in zip(subjects, sizes, strict=True):
             totals[subject] += size
-        pulls = [size / totals[subject] for subject, size in zip(subjects, sizes, strict=True)]
+        pulls = [size / max(1, totals[subject]) for subject, size in zip(subjects, sizes, strict=True)]
     elif name == "temperature" and _is_share(value):
         pulls = [size ** float(value) for size in sizes]
     else:
         raise RecipeError(f"There is no mixture '{rule}'.", where="--mixture", fix=f"mixtures: {RULES}")
-    return [pull / sum(pulls) for pull in pulls]
+    # Where nothing trains, planning says so.
+    return [pull / (sum(pulls) or 1.0) for pull in pulls]
 
 
 def beside_unlabelled(

@@ -12,6 +12,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import RecordingSummary
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.prepare import unlike
+from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
@@ -138,8 +139,9 @@ def derive_responses(
             where=str(empty.path),
             fix="record longer trials, or use a smaller --responses.burn_in",
         )
-    if left_out := sum(one.left_out_bins("train") for one in opened):
-        warn(f"{left_out} training bins stand in trials of no more than {choices['burn_in']} bins, and are not used")
+    for split in SPLITS:
+        if left_out := sum(one.left_out_bins(split) for one in opened):
+            warn(f"{left_out} {split} bins stand in trials of no more than {choices['burn_in']} bins, and are not used")
     samples = choose("batch.samples", CLIPS_A_STEP[on_cpu], f"clips of {choices['clip']} bins")
     parts = [*("adapter", "core"), *(("frontend",) if choices["frontend"] != "none" else ())]
     parts += [*(("modulation",) if choices["modulation"] != "none" else ())]

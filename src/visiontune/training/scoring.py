@@ -21,7 +21,11 @@ from visiontune.training.evaluate_objects import (
     prompts_of,
     score_predictions,
 )
-from visiontune.training.evaluate_responses import evaluate_split_of_responses, predict_split_of_responses
+from visiontune.training.evaluate_responses import (
+    evaluate_split_of_responses,
+    left_out_bins,
+    predict_split_of_responses,
+)
 from visiontune.training.ranks import Ranks
 
 Scores = TextScores | ObjectScores | ResponseScores
@@ -68,7 +72,8 @@ def evaluate_validation(
     if recipe.target == "responses":
         predictor = predicts_responses(adapter)
         sessions = predict_split_of_responses(predictor, datasets, "validation", recipe, ranks, rows=rows, show=True)
-        evaluate_split_of_responses(run, sessions, "validation", ranks, step, started)
+        left_out = left_out_bins(datasets, "validation")
+        evaluate_split_of_responses(run, sessions, "validation", ranks, step, started, left_out)
         return
     if recipe.target == "text":
         evaluate_split(

@@ -1,6 +1,7 @@
 """From named arrays to a Recording: what each name means, whatever file the arrays lie in."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,8 @@ def session_from(values: Mapping[str, Any], name: str, where: str, others: Itera
             where=where,
             fix="name each once",
         )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"several channels of behaviour are called {twice[0]}", where=where, fix="name each once")
     trial_of = _numbers(values["trials"], where) if "trials" in values else np.zeros(bins, np.int64)
     _one_length({"stimulus": stimulus, "counts": counts, "behaviour": behaviour, "eye": eye, "trials": trial_of}, where)
     recording = Recording(
@@ -172,7 +175,8 @@ def _conditions(
     """The condition of each trial by its number."""
     if values is None:
         return None
-    array = np.asarray(values)
+    # A list keeps what stands in it: numpy would make one kind of names, numbers and None.
+    array = np.array(values, dtype=object) if isinstance(values, list) else np.asarray(values)
     if len(array) == len(order) != len(trial_of):
         return {number: condition_named(array[i]) for number, i in order.items()}
     if array.shape != trial_of.shape:
@@ -180,7 +184,7 @@ def _conditions(
         raise DataError(found, where=where, fix="give one a bin, or one a trial")
     result: dict[int, str | None] = {}
     for start, stop, number in runs:
-        seen = {condition_named(one) for one in np.unique(array[start:stop]).tolist()} | {result.get(number)} - {None}
+        seen = {condition_named(one) for one in set(array[start:stop].tolist())} | {result.get(number)} - {None}
         if len(seen) > 1:
             found = f"trial {number} has several conditions: {', '.join(sorted(map(str, seen))[:5])}"
             fix = "a condition is one stimulus, bin by bin: give each of these its own trial"
@@ -190,7 +194,9 @@ def _conditions(
 
 
 def condition_named(value: Any) -> str | None:
-    """The condition that a number or a text names; None for NaN, numbers below 0 and the empty text."""
+    """The condition that a number or a text names; None for None, NaN, numbers below 0 and the empty text."""
+    if value is None:
+        return None
     if isinstance(value, float | np.floating):
         return None if np.isnan(value) or value < 0 else f"{value:g}"
     if isinstance(value, int | np.integer):
@@ -209,17 +215,19 @@ def _each(values: Any, name: str, trials: int, where: str) -> list[Any] | None:
 
 
 def _kind(value: Any, named: Sequence[str] | None, where: str) -> str:
-    if named is None or not isinstance(value, int):
+    # MATLAB writes whole numbers as floats.
+    if named is None or not isinstance(value, int | float) or not float(value).is_integer():
         return _text(value)
-    if not 0 <= value < len(named):
+    number = int(value)
+    if not 0 <= number < len(named):
         fix = "kind_names lists the name of each number, from 0"
-        raise DataError(f"kind {value} has no name among {', '.join(named)}", where=where, fix=fix)
-    return named[value]
+        raise DataError(f"kind {number} has no name among {', '.join(named)}", where=where, fix=fix)
+    return named[number]
 
 
 def split_named(value: Any, where: str) -> str | None:
     """The split that people call `value`, None for an empty name; DataError for any other."""
-    text = _text(value).strip().lower()
+    text = "" if value is None else _text(value).strip().lower()
     if not text:
         return None
     if text not in SPLIT_NAMES:

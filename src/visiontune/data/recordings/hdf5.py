@@ -58,7 +58,12 @@ def array_of(dataset: Item, path: Path) -> Any:
     offset = dataset.id.get_offset()
     # Booleans are enumerations in HDF5, and h5py knows the bytes of other machines: these are left to it.
     if offset is None or not dataset.size or dataset.dtype.kind == "b" or not dataset.dtype.isnative:
-        return np.asarray(dataset[()])
+        try:
+            return np.asarray(dataset[()])
+        except OSError as error:
+            raise DataError(
+                f"the array {dataset.name} cannot be read: {error}", where=str(path), fix="copy the file again"
+            ) from error
     mapped: NDArray[Any] = np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
     return np.asarray(mapped)
 

@@ -4,6 +4,7 @@ and one line in FORMATS."""
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def _opened_npz(path: Path) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             yield file
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"the file cannot be read: {error}", where=str(path), fix="write it with numpy.savez"
         ) from error
@@ -172,7 +173,7 @@ def _opened_npz(path: Path) -> Iterator[Any]:
 def _loaded(file: Path) -> np.ndarray:
     try:
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise DataError(
             f"the array cannot be read: {error}", where=str(file), fix="write it with numpy.save, of numbers or strings"
         ) from error

@@ -213,5 +213,5 @@ def _load(file: Path) -> NDArray[Any]:
         raise DataError("a file of the session is missing", where=str(file), fix="unpack the whole archive again")
     try:
         return np.load(file, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise DataError(f"the array cannot be read: {error}", where=str(file), fix="unpack it again") from error

@@ -120,7 +120,13 @@ def placed(
 
 def read_trials(folder: Path) -> list[StoredTrial]:
     """The trials of a prepared recording, in the order of time."""
-    return [StoredTrial(**trial) for trial in json.loads((folder / TRIALS_NAME).read_text(encoding="utf-8"))]
+    path = folder / TRIALS_NAME
+    try:
+        return [StoredTrial(**trial) for trial in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(
+            f"the trials cannot be read: {error}", where=str(path), fix="copy the folder again, or prepare anew"
+        ) from error
 
 
 def contents(folder: Path) -> dict[str, str]:
