@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from visiontune.data.sample import Prediction, Text
 from visiontune.errors import RecipeError
+from visiontune.metrics.edits import word_errors
 from visiontune.metrics.requirements import parse_requirements
 from visiontune.metrics.text import score_texts
 
@@ -31,6 +32,19 @@ def test_the_character_error_rate_is_jiwers_own(pairs: list[tuple[str, str]]) ->
         assert found == pytest.approx(jiwer.cer(truths, answers))
     else:
         assert found is None, "there is no character that could be wrong"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
+def test_the_word_error_rate_is_jiwers_own_of_words_between_white_space_of_any_kind(
+    pairs: list[tuple[str, str]],
+) -> None:
+    truths, answers = ([" ".join(text.split()) for text in column] for column in zip(*pairs, strict=True))
+    found = values(predictions(pairs))["wer"]
+    assert found == (pytest.approx(jiwer.wer(truths, answers)) if any(truths) else None)
+    for truth, answer in pairs:
+        assert word_errors(truth, answer)[1] == len(truth.split())
+    assert word_errors("one two\nthree\tfour", "one two three five") == (1, 4)
 
 
 def test_the_ratios_are_worked_out_by_hand() -> None:

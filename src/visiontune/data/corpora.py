@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visiontune.data.split import SPLITS
-from visiontune.errors import DataError, MachineError
+from visiontune.errors import DataError, MachineError, VisiontuneError
 from visiontune.files import written_whole
 
 GROUP_ROWS = 256
@@ -204,7 +204,9 @@ def _read(name: str, split: str, files: Mapping[str, Path] | None) -> Iterator[R
             yield from load_dataset("parquet", data_files=place, split="train", streaming=True)
         else:
             yield from load_dataset(corpus.hub, corpus.config, split=theirs, streaming=True)
-    except (OSError, ValueError) as error:
+    except VisiontuneError:
+        raise
+    except Exception as error:  # what cannot be reached is an error of datasets, of the hub's client or of httpx
         raise MachineError(
             f"the corpus cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             where=f"{corpus.hub} on the hub, split {theirs}",
