@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -205,8 +206,11 @@ class Run:
         write_json(self.path / "control.json", {"request": "pause"})
 
     def pause_asked(self) -> bool:
-        """Whether a pause was asked for; raises RunError for any other request."""
-        control = self.read_json("control.json")
+        """Whether a pause was asked for; raises RunError for any other request. One half written is none yet."""
+        try:
+            control = self.read_json("control.json")
+        except (ValueError, FileNotFoundError):  # its writer is at it
+            return False
         if control is None:
             return False
         if control != {"request": "pause"}:
@@ -243,7 +247,7 @@ class Run:
         """The steps of the whole checkpoints, ascending."""
         folder = self.checkpoints_folder
         found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        return sorted(int(name.removeprefix("step-")) for name in found if name.startswith("step-"))
+        return sorted(int(step[1]) for step in map(re.compile(r"step-(\d+)").fullmatch, found) if step)
 
     def checkpoint_path(self, step: int) -> Path:
         return self.checkpoints_folder / f"step-{step}"

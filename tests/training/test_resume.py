@@ -181,6 +181,17 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def test_a_checkpoint_with_an_empty_manifest_is_damaged_and_passed_over(
+    straight: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(shutil.copytree(straight.path, tmp_path / "run"))
+    *_, earlier, last = run.checkpoint_steps()
+    (run.checkpoint_path(last) / checkpoint.MANIFEST).write_bytes(b"")
+    latest = checkpoint.load_latest(run)
+    assert latest is not None and latest.progress.step == earlier
+    assert f"The checkpoint of step {last} is damaged: manifest.json" in capsys.readouterr().err
+
+
 def test_a_finished_run_trains_again_what_was_damaged_and_removed(straight: Run, tmp_path: Path) -> None:
     run = Run(shutil.copytree(straight.path, tmp_path / "run"))
     *earlier, last = run.checkpoint_steps()
