@@ -164,13 +164,16 @@ def test_a_pause_is_asked_for_through_the_folder_and_cleared_again(tmp_path: Pat
     assert Run(tmp_path).pause_asked()
     Run(tmp_path).clear_control()
     assert not Run(tmp_path).pause_asked()
+    for half in ("", '{"requ'):  # as a writer leaves it for a moment
+        (tmp_path / "control.json").write_text(half)
+        assert not Run(tmp_path).pause_asked()
     (tmp_path / "control.json").write_text('{"request": "stop"}')
     with pytest.raises(RunError, match="Unknown request"):
         Run(tmp_path).pause_asked()
 
 
 def test_half_written_checkpoints_are_never_seen_and_steps_sort_as_numbers(tmp_path: Path) -> None:
-    for name in ("step-100", "step-20", ".step-300.17.part", ".step-20.old"):
+    for name in ("step-100", "step-20", ".step-300.17.part", ".step-20.old", "step-20 copy"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "checkpoints" / "best.json").write_text('{"step": 20, "metric": "accuracy", "value": 0.5}')
     run = Run(tmp_path)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ from visiontune.recipe_sections import DatasetUse
 
 LOCK_PATIENCE_SECONDS = 1.0
 PREPARED = ("data", "distilled")  # folders of datasets that were prepared for a run, or for the group that it is of
-PLANNED = ("labels.json", "measures.json", "parts.json", "start.json")  # written before the first step
+PLANNED = (  # written before the first step is taken
+    *("base", "labels.json", "measures.json", "parts.json", "start.json", "features.json", "features", "tracking"),
+    *("metrics.jsonl", "state.json", "receipts.json", "report.html", "control.json"),
+)
 
 Status = Literal["planned", "running", "interrupted", "paused", "finished", "failed"]
 
@@ -133,12 +137,20 @@ class Run:
         """Whether it took a step."""
         return bool(self.checkpoint_steps() or self.metrics())
 
+    @property
+    def plan_paths(self) -> list[Path]:
+        """What a run that never took a step consists of, data that were prepared for it aside; its recipe is last."""
+        fonts = sorted(self.path.glob("font-*.font"))
+        paths = [*(self.path / name for name in PLANNED), *fonts, self.recipe_path]
+        return [path for path in paths if path.exists()]
+
     def forget_plan(self) -> None:
         """Remove what a run that never took a step consists of, so that another can be planned in its folder."""
-        for name in (*PLANNED, "state.json", "receipts.json", "report.html", "control.json"):
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.base_folder, ignore_errors=True)
-        self.recipe_path.unlink(missing_ok=True)
+        for path in self.plan_paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     @property
     def state(self) -> dict[str, Any]:
@@ -194,8 +206,11 @@ class Run:
         write_json(self.path / "control.json", {"request": "pause"})
 
     def pause_asked(self) -> bool:
-        """Whether a pause was asked for; raises RunError for any other request."""
-        control = self.read_json("control.json")
+        """Whether a pause was asked for; raises RunError for any other request. One half written is none yet."""
+        try:
+            control = self.read_json("control.json")
+        except (ValueError, FileNotFoundError):  # its writer is at it
+            return False
         if control is None:
             return False
         if control != {"request": "pause"}:
@@ -232,7 +247,7 @@ class Run:
         """The steps of the whole checkpoints, ascending."""
         folder = self.checkpoints_folder
         found = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        return sorted(int(name.removeprefix("step-")) for name in found if name.startswith("step-"))
+        return sorted(int(step[1]) for step in map(re.compile(r"step-(\d+)").fullmatch, found) if step)
 
     def checkpoint_path(self, step: int) -> Path:
         return self.checkpoints_folder / f"step-{step}"

@@ -106,6 +106,23 @@ def test_runs_share_features_in_a_folder_and_a_runs_own_are_removed_at_its_end(
     assert sum(computed) == 30 and not (own.path / "features").exists()
 
 
+def test_runs_of_fewer_rows_share_whole_chunks_and_have_a_last_one_of_their_own(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"features.cache": "always", "features.folder": str(tmp_path / "shared"), "schedule.steps": 4}
+    computed: list[int] = []
+    write = features._write
+    monkeypatch.setattr(features, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(features, "_write", lambda path, made: (computed.append(len(made)), write(path, made)))
+    train_run(plan("few", {**shared, "data.limit": 20}))
+    assert computed == [8, 8, 4]
+    every = losses(train_run(plan("all", shared)))
+    assert computed[3:] == [8, 6]
+    train_run(plan("as few", {**shared, "data.limit": 20}))
+    assert len(computed) == 5
+    assert every == pytest.approx(losses(train_run(plan("seen", {**shared, "features.cache": "never"}))), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -16,6 +16,7 @@ from visiontune.errors import DataError, RecipeError, RunError
 from visiontune.files import write_json
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
+from visiontune.training import loop
 from visiontune.training.refusals import refuse_taken
 
 Plan = Callable[..., Run]
@@ -110,6 +111,29 @@ def test_a_plan_that_never_took_a_step_makes_room_for_another(plan: Plan, tmp_pa
     with pytest.raises(RunError, match="holds a run already"):
         refuse_taken(run)
     assert run.recipe_path.exists()
+
+
+def test_all_that_a_start_without_a_step_left_makes_room_and_what_is_not_of_a_run_is_never_removed(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = plan("begun", {"features.cache": "always", "tracking.trackers": ["tensorboard"]})
+    monkeypatch.setattr(loop, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_run(run)
+    (run.path / "font-0123456789abcdef.font").touch()
+    (run.path / "notes.txt").touch()
+    stood = sorted(run.path.iterdir())
+    names = {path.name for path in stood}
+    assert {"metrics.jsonl", "features.json", "features", "tracking", "recipe.yaml", "start.json"} <= names
+    with pytest.raises(RunError, match=r"holds other things: notes\.txt\."):
+        refuse_taken(run)
+    assert sorted(run.path.iterdir()) == stood
+    (run.path / "notes.txt").unlink()
+    refuse_taken(run)
+    assert {path.name for path in run.path.iterdir()} == {"forecast.json", "lock"}
 
 
 def test_a_plan_that_is_being_trained_is_left_alone(plan: Plan) -> None:

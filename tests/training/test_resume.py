@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.errors import MachineError, PausedError, RunError
 from visiontune.files import write_json
 from visiontune.run import Run
-from visiontune.training import checkpoint
+from visiontune.training import checkpoint, loop
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained
 
@@ -91,8 +92,6 @@ def test_dropout_follows_from_the_run_and_not_from_what_the_process_drew_before(
 
 def test_ctrl_c_and_sigterm_checkpoint_and_pause(plan: Plan, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plan("signalled", DROPOUT)
-    from visiontune.training import loop
-
     original = loop._count
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -182,6 +181,17 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def test_a_checkpoint_with_an_empty_manifest_is_damaged_and_passed_over(
+    straight: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(shutil.copytree(straight.path, tmp_path / "run"))
+    *_, earlier, last = run.checkpoint_steps()
+    (run.checkpoint_path(last) / checkpoint.MANIFEST).write_bytes(b"")
+    latest = checkpoint.load_latest(run)
+    assert latest is not None and latest.progress.step == earlier
+    assert f"The checkpoint of step {last} is damaged: manifest.json" in capsys.readouterr().err
+
+
 def test_a_finished_run_trains_again_what_was_damaged_and_removed(straight: Run, tmp_path: Path) -> None:
     run = Run(shutil.copytree(straight.path, tmp_path / "run"))
     *earlier, last = run.checkpoint_steps()
@@ -207,7 +217,7 @@ def test_where_the_best_checkpoint_was_removed_the_best_that_stands_is_taken(
     last = run.checkpoint_steps()[-1]
     saved = checkpoint.load(run, last)
     saved.progress.best_step = 1  # a better one, that was removed since
-    checkpoint.save(run, saved.progress, saved.trained, saved.moments, keep=2)
+    checkpoint.save(run, saved.progress, saved.trained, saved.moments)
     write_json(run.checkpoints_folder / "best.json", {**(run.best or {}), "step": 1})
     run.set_state("finished", best_step=1)
     train_run(run)
@@ -216,6 +226,33 @@ def test_where_the_best_checkpoint_was_removed_the_best_that_stands_is_taken(
     best = max((scores[step], step) for step in run.checkpoint_steps() if step in scores)
     assert run.best == {"step": best[1], "metric": "accuracy", "value": best[0]}
     assert run.missing_steps == [] and len(run.metrics("step")) == last
+
+
+def test_a_kill_before_the_best_is_named_leaves_the_former_one_and_the_end_names_the_best(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = plan("named", {"schedule.steps": 4, "evaluation.every": 2, "checkpoints.every": 2, "checkpoints.keep": 1})
+    values = iter([0.25, 0.5])
+    original = checkpoint.write_best
+
+    def scored(*_: object) -> Any:
+        metric = SimpleNamespace(value=next(values))
+        return SimpleNamespace(metric=lambda _: metric, to_json=lambda: {"metrics": {}})
+
+    def killed(run: Run, step: int, metric: str, value: float) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(run, step, metric, value)
+
+    monkeypatch.setattr(loop, "score_some", scored)
+    monkeypatch.setattr(checkpoint, "write_best", killed)
+    child = in_child(run)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert run.checkpoint_steps() == [2, 4] and run.best is not None and run.best["step"] == 2
+    monkeypatch.setattr(checkpoint, "write_best", original)
+    train_run(run)
+    assert run.state["best_step"] == 4 and run.best == {"step": 4, "metric": "accuracy", "value": 0.5}
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(plan: Plan, straight: Run, monkeypatch: pytest.MonkeyPatch) -> None:

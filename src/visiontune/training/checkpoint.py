@@ -115,7 +115,10 @@ class Checkpoint:
 def load(run: Run, step: int, *, with_optimizer: bool = True) -> Checkpoint:
     """Read the checkpoint of a step; raises RunError if it is missing or its bytes are not those that were written."""
     folder = run.checkpoint_path(step)
-    manifest = run.read_json(f"checkpoints/{folder.name}/{MANIFEST}")
+    try:
+        manifest = run.read_json(f"checkpoints/{folder.name}/{MANIFEST}")
+    except ValueError as error:  # not JSON, not UTF-8
+        raise _damaged(run, step, MANIFEST) from error
     if manifest is None:
         raise RunError(
             f"There is no checkpoint of step {step}.",
@@ -123,17 +126,20 @@ def load(run: Run, step: int, *, with_optimizer: bool = True) -> Checkpoint:
             fix=f"steps that stand: {run.checkpoint_steps()}",
         )
     for name, written in manifest.items():
-        path = folder / name
-        if not is_same_file(path, written):
-            raise RunError(
-                f"The checkpoint of step {step} is damaged: {name} is not what was written.",
-                where=str(path),
-                fix="remove this checkpoint's folder" + _without(run, step),
-            )
+        if not is_same_file(folder / name, written):
+            raise _damaged(run, step, name)
     state = run.read_json(f"checkpoints/{folder.name}/{STATE}")
     moments = load_file(folder / OPTIMIZER) if with_optimizer else {}
     average = load_file(folder / AVERAGE) if AVERAGE in manifest else {}
     return Checkpoint(Progress(**(state or {})), load_file(folder / WEIGHTS), moments, average)
+
+
+def _damaged(run: Run, step: int, name: str) -> RunError:
+    return RunError(
+        f"The checkpoint of step {step} is damaged: {name} is not what was written.",
+        where=str(run.checkpoint_path(step) / name),
+        fix="remove this checkpoint's folder" + _without(run, step),
+    )
 
 
 def _without(run: Run, step: int) -> str:

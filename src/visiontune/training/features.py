@@ -2,7 +2,8 @@
 
 A chunk of rows is one file, written whole, under a folder named by a key of everything that its numbers depend on:
 weights, preprocessing, augmentation, precision, rows. So another state of any of these finds no file, a killed
-computation goes on with the chunks that are missing, and runs that share a folder share the work.
+computation goes on with the chunks that are missing, and runs that share a folder share the work. A file's name says
+which rows it holds: a run of fewer rows has a last chunk of its own, and shares those before it.
 """
 
 import hashlib
@@ -67,7 +68,9 @@ class FeatureStore:
 
     def chunk(self, dataset: int, view: int, number: int) -> Path:
         """The file of a chunk of rows, seen in one of their augmented views."""
-        return self.folders[dataset] / f"view-{view}-rows-{number * CHUNK_ROWS:08d}.safetensors"
+        start = number * CHUNK_ROWS
+        stop = min(start + CHUNK_ROWS, self.rows[dataset])
+        return self.folders[dataset] / f"view-{view}-rows-{start:08d}-{stop:08d}.safetensors"
 
     def chunks(self) -> Iterator[tuple[Path, list[SampleRef]]]:
         """Every chunk's file and its samples."""

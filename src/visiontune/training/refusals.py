@@ -1,7 +1,8 @@
 """What is refused before any work: fields that would change nothing, folders that hold something else, images of a
 size that the model cannot see."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
 from visiontune.data.dataset import Dataset
 from visiontune.errors import DataError, RecipeError, RunError
@@ -62,13 +63,7 @@ def refuse_taken(run: Run) -> None:
         return
     opened = open_run(run.path) if run.recipe_path.exists() or RunGroup.stands_at(run.path) else None
     if opened is None:
-        inside = sorted(path.name for path in run.path.iterdir() if not path.name.startswith("."))
-        if others := [name for name in inside if name not in WRITTEN_BEFORE]:
-            raise RunError(
-                f"This folder holds other things: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.",
-                where=str(run.path),
-                fix="choose another --out: a run has a folder of its own",
-            )
+        _refuse_others(run.path, WRITTEN_BEFORE)
         return
     members = list(opened.runs.values()) if isinstance(opened, RunGroup) else [opened]
     if any(member.began or member.status == "running" for member in members):
@@ -77,7 +72,22 @@ def refuse_taken(run: Run) -> None:
             where=str(run.path),
             fix=f"`{command('resume', run.path)}` continues it; or choose another --out",
         )
+    if isinstance(opened, RunGroup):
+        _refuse_others(run.path, (*WRITTEN_BEFORE, PLAN_NAME, *(member.path.name for member in members)))
+    for member in members:
+        _refuse_others(member.path, (*WRITTEN_BEFORE, *(path.name for path in member.plan_paths)))
     note(f"what was planned in {run.path} never took a step, and is planned anew")
     for member in members:
         member.forget_plan()
     (run.path / PLAN_NAME).unlink(missing_ok=True)
+
+
+def _refuse_others(folder: Path, expected: Collection[str]) -> None:
+    """Raise RunError where other things than those stand in a folder; hidden ones do not count."""
+    inside = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if others := [name for name in inside if name not in expected]:
+        raise RunError(
+            f"This folder holds other things: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.",
+            where=str(folder),
+            fix="choose another --out: a run has a folder of its own",
+        )
