@@ -1,12 +1,16 @@
-"""What verbs refuse before anything is done: options of other runs, and numbers that leave nothing."""
+"""What verbs refuse before anything is done, and which of two goes before the other: an option or a recipe file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visiontune.errors import RecipeError
+from visiontune.progress import note
 
 if TYPE_CHECKING:
+    from visiontune.data.dataset import Dataset
     from visiontune.recipe import Fragment
 
 
@@ -46,6 +50,48 @@ def one_length(epochs: float | None, hours: float | None, changes: dict[str, Any
     kept = {name: value for name, value in schedule.items() if f"schedule.{name}" not in fields}
     others = {name: value for name, value in fragment.items() if name != "schedule"}
     return fragment.with_values({**others, "schedule": kept} if kept else others)
+
+
+def beside_arguments(
+    fragment: Fragment,
+    datasets: Sequence[Dataset],
+    shares: Sequence[float | None],
+    model: str | None,
+    start: Path | str | None,
+    limit: int | None,
+) -> Fragment:
+    """The recipe file, without what the command line says beside it: the datasets and their weights, a model, the run
+    to start from, a limit. What the file says otherwise is named in a note.
+
+    A revision is that of the model in the file.
+    """
+    data, chosen = fragment.get("data"), fragment.get("model")
+    data, chosen = (dict(section) if isinstance(section, dict) else {} for section in (data, chosen))
+    left: list[str] = []
+    given = list(zip((str(dataset.path.resolve()) for dataset in datasets), shares, strict=True))
+    uses = data.pop("datasets", None)
+    if uses is not None and _used(uses) != given:
+        left.append("data.datasets, as DATA, --weights and --mixture say which are used")
+    if limit is not None and data.get("limit", limit) != limit:
+        left.append("data.limit, as --limit is given")
+    name = str(Path(start).resolve()) if start is not None else model
+    if name is not None and chosen.get("name", name) != name:
+        left.append(f"model.name, as {'--model' if start is None else '--from'} is given")
+        chosen.pop("revision", None)
+    if limit is not None:
+        data.pop("limit", None)
+    if name is not None:
+        chosen.pop("name", None)
+    if left:
+        note(f"not taken over from {fragment.where}: {'; '.join(left)}")
+    values = {**fragment, "data": data, "model": chosen}
+    return fragment.with_values({key: value for key, value in values.items() if value or key not in ("data", "model")})
+
+
+def _used(uses: Any) -> list[tuple[Any, Any]]:
+    """Path and weight of each dataset that a recipe file names."""
+    uses = uses if isinstance(uses, list) else []
+    return [(use.get("path"), use.get("weight")) for use in uses if isinstance(use, dict)]
 
 
 def check_score(score: float | None) -> None:

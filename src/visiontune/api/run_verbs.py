@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visiontune.api.data_verbs import Source, prepare
-from visiontune.api.options import check_epochs, check_limit, one_length, refuse
+from visiontune.api.options import beside_arguments, check_epochs, check_limit, one_length, refuse
 from visiontune.errors import DataError, ModelError, RecipeError, RunError
 from visiontune.progress import note
 from visiontune.words import counted
@@ -51,7 +51,8 @@ def train(
 
     `weights` are the datasets' shares of the draws, `mixture` a rule that gives them (`training.mixtures`). The recipe
     is derived from data, model and machine; `preset` (quick, standard, quality, low-memory), `recipe` (a YAML file,
-    whole or partial) and `overrides` (`{"lora.rank": 8}`) change its fields, in this order. `device_profile` names the
+    whole or partial) and `overrides` (`{"lora.rank": 8}`) change its fields, in this order; a file's datasets, and its
+    model and limit beside those given here, are not taken over. `device_profile` names the
     device that the model is for ("android-256"): training then sees the very pixels and prompts that the device will.
     `callbacks` are told of steps, evaluations and checkpoints. Raises VisiontuneError.
     """
@@ -191,6 +192,7 @@ def _plan(
             raise DataError(
                 f"{len(datasets)} datasets need as many weights; there are {len(shares)}.", where="--weights"
             )
+        fragment = beside_arguments(fragment, datasets, shares, model, start, limit)
         options: dict[str, Any] = {"ranks": ranks.count, "limit": limit}
         options["epochs"] = usual_epochs if epochs is None else epochs
         options["epochs_by"] = AS_ASKED if epochs is not None else first.said
