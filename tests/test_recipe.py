@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from visiontune.contract import DeviceContract, contract_for
 from visiontune.errors import RecipeError
-from visiontune.recipe import ObjectChoices, Recipe, ResponseChoices, Section, field_names, parse
+from visiontune.recipe import ObjectChoices, Recipe, ResponseChoices, Section, field_names, fragment_names, parse
 from visiontune.recipe_files import load, read_fragment
 
 
@@ -225,6 +225,33 @@ def test_a_file_that_is_no_recipe_is_a_plain_error(tmp_path: Path, text: str) ->
     with pytest.raises(RecipeError) as caught:
         load(path)
     assert caught.value.where == str(path) and caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"machine: cpu", "'machine' is a section"),
+        ("data: {prompt: café}".encode("latin-1"), "not UTF-8"),
+        (None, "read"),
+    ],
+)
+def test_what_cannot_be_read_as_a_partial_recipe_is_a_plain_error(
+    tmp_path: Path, content: bytes | None, found: str
+) -> None:
+    path = tmp_path if content is None else tmp_path / "part.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=found) as caught:
+        read_fragment(path)
+    assert caught.value.where == str(path) and caught.value.fix
+
+
+def test_a_section_with_nothing_in_it_changes_nothing_and_layers_of_adapters_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "part.yaml"
+    path.write_text("machine:\nlora:\n  layers:\n    language_model: [q_proj]\n")
+    fragment = read_fragment(path)
+    assert "machine" not in fragment and fragment_names(fragment) == ["lora.layers"]
+    assert RECIPE.overlaid(fragment).lora.layers == {"language_model": ("q_proj",)}
 
 
 def test_a_missing_file_is_a_plain_error(tmp_path: Path) -> None:

@@ -220,7 +220,13 @@ def leaves(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-WHOLE = ("why", "data.pages", "data.curriculum", "responses.penalties")  # fields whose values are mappings
+WHOLE = (
+    "why",
+    "data.pages",
+    "data.curriculum",
+    "lora.layers",
+    "responses.penalties",
+)  # fields whose values are mappings
 ABSENT = (("device", None), ("objects", None), ("responses", None))
 FOLLOWS_THE_DEVICE = {
     "data.image_longest_edge": "device.image_size",

@@ -9,12 +9,21 @@ from visiontune.recipe import SCHEMA_VERSION, Fragment, Recipe, parse, sections
 
 
 def read_fragment(path: Path) -> Fragment:
-    """Read a recipe file, whole or partial, as plain values; raises RecipeError for a newer schema or broken YAML."""
+    """Read a recipe file, whole or partial, as plain values; a section with nothing in it is as if it were not there.
+
+    Raises RecipeError for what cannot be read, is no mapping of sections, or is of a newer schema.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError("There is no such recipe file.", where=str(path), fix="check the path") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise RecipeError(
+            f"The recipe file cannot be read: {error.strerror}.", where=str(path), fix="name a YAML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError("The recipe file is not UTF-8.", where=str(path), fix="save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
         raise RecipeError(
             f"The recipe is not YAML: {error}", where=str(path), fix="mend the line named above"
         ) from error
@@ -27,7 +36,12 @@ def read_fragment(path: Path) -> Fragment:
             where=str(path),
             fix="upgrade visiontune, or train again with this one",
         )
-    return Fragment(values, str(path))
+    for name in sections():
+        if values.get(name) is not None and not isinstance(values[name], dict):
+            found = f"'{name}' is a section with fields of its own; found {values[name]!r}."
+            raise RecipeError(found, where=str(path), fix=f"write {name}: {{FIELD: VALUE}}; see docs/recipe.md")
+    present = {name: value for name, value in values.items() if value is not None or name not in sections()}
+    return Fragment(present, str(path))
 
 
 def presets() -> dict[str, Path]:

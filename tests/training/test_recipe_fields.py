@@ -537,6 +537,29 @@ def test_a_recipe_file_changes_the_derived_recipe_and_the_command_line_the_file(
     assert run.recipe.why["lora.rank"] == "from mine.yaml" and run.recipe.why["schedule.kind"] == "set by hand"
 
 
+def test_data_model_limit_and_weights_of_the_command_line_go_before_a_whole_recipe(
+    digits: Dataset,
+    three_digits: Dataset,
+    tiny_checkpoint: Path,
+    plan: Plan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loop, "train_run", lambda run, callbacks: run)
+    first = plan("first", {"lora.rank": 3, "data.limit": 12})
+    whole: dict[str, Any] = {"recipe": first.recipe_path, "overrides": {"features.cache": "never"}}
+    again = visiontune.train(digits.path, model=str(tiny_checkpoint), out=tmp_path / "again", **whole).recipe
+    assert again.data == first.recipe.data and again.model == first.recipe.model
+    assert "not taken over" not in capsys.readouterr().err
+    options: dict[str, Any] = {"model": "tiny/smolvlm", "weights": [3], "limit": 20}
+    other = visiontune.train(three_digits.path, out=tmp_path / "other", **options, **whole).recipe
+    assert [(use.path, use.weight) for use in other.data.datasets] == [(str(three_digits.path.resolve()), 3)]
+    assert (other.model.name, other.data.limit, other.lora.rank) == ("tiny/smolvlm", 20, 3)
+    said = capsys.readouterr().err
+    assert all(f"{name}, as" in said for name in ("data.datasets", "data.limit", "model.name")), said
+
+
 def test_epochs_and_limit_decide_the_steps(digits: Dataset, tiny_checkpoint: Path) -> None:
     def steps(**options: Any) -> int:
         return derive([digits], [None], str(tiny_checkpoint), hardware("cpu"), **options).schedule.steps
