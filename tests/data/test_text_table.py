@@ -222,6 +222,18 @@ def test_files_and_folders_called_like_a_split_give_it(tmp_path):
     assert row.split is None
 
 
+def test_folders_at_any_depth_give_the_split_the_innermost_first(tmp_path):
+    expected = {
+        "data/train/0000.jsonl": "train",
+        "default/test/a/0000.jsonl": "test",
+        "train/x/val/0.jsonl": "validation",
+    }
+    for name in expected:
+        (tmp_path / name).parent.mkdir(parents=True)
+        jsonl(tmp_path / name, [{"text": name, "summary": "s"}])
+    assert {row.document: row.split for row in formats.read(tmp_path).rows} == expected
+
+
 def test_ids_that_begin_anew_in_each_file_are_told_apart_and_nothing_is_lost(tmp_path):
     jsonl(tmp_path / "train.jsonl", [{"id": i, "text": f"t{i}", "summary": "s"} for i in range(3)])
     jsonl(tmp_path / "test.jsonl", [{"id": i, "text": f"u{i}", "summary": "s"} for i in range(2)])
