@@ -60,6 +60,14 @@ def pictures(row):
 # Layouts
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_images_that_first_stand_far_down_are_seen(place, name):
+    rows = [{"prompt": f"q{i}?", "answer": "a"} for i in range(300)]
+    rows.append({"image": "00.png", "prompt": "What?", "answer": "A blob.", "id": "own", "split": "test"})
+    (row,) = (row for row in formats.read(table(place / name, rows)).rows if row.prompt == "What?")
+    assert (row.id, row.names, row.split) == ("own", ("images/00.png",), "test")
+
+
 @pytest.mark.parametrize("name", ["chat.jsonl", "chat.json", "chat.parquet"])
 def test_messages_with_several_turns_and_images(place, name):
     for unused in sorted((place / "images").iterdir())[2:]:

@@ -46,6 +46,14 @@ def test_questions_ids_and_splits_are_read(tmp_path, prompt):
     assert (second.id, second.prompt, second.split) == ("a.jsonl:2", None, None)
 
 
+def test_columns_that_first_stand_far_down_are_read_as_those_at_the_top(tmp_path):
+    plain = [{"text": f"t{i}", "summary": "s"} for i in range(300)]
+    rows = [*plain, {"text": "u", "summary": "s", "id": "own", "question": "q?", "split": "test"}]
+    for name, some in (("last.jsonl", rows), ("first.jsonl", rows[::-1])):
+        (row,) = (row for row in formats.read(jsonl(tmp_path / name, some)).rows if row.document == "u")
+        assert (row.id, row.prompt, row.split) == ("own", "q?", "test")
+
+
 def test_columns_may_be_named(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", [{"body": "long", "tldr": "short", "text": "x", "key": "k"}])
     listing = formats.read(source, {"document": "body", "answer": "tldr", "id": "key"})
@@ -212,6 +220,18 @@ def test_files_and_folders_called_like_a_split_give_it(tmp_path):
     }
     (row,) = formats.read(tmp_path / "val.jsonl").rows  # one file alone is split by us
     assert row.split is None
+
+
+def test_folders_at_any_depth_give_the_split_the_innermost_first(tmp_path):
+    expected = {
+        "data/train/0000.jsonl": "train",
+        "default/test/a/0000.jsonl": "test",
+        "train/x/val/0.jsonl": "validation",
+    }
+    for name in expected:
+        (tmp_path / name).parent.mkdir(parents=True)
+        jsonl(tmp_path / name, [{"text": name, "summary": "s"}])
+    assert {row.document: row.split for row in formats.read(tmp_path).rows} == expected
 
 
 def test_ids_that_begin_anew_in_each_file_are_told_apart_and_nothing_is_lost(tmp_path):

@@ -56,6 +56,24 @@ def test_what_a_normalised_match_takes_for_the_same(one: str, other: str, same: 
     assert scores.metric("normalised_match").value == same and scores.metric("exact_match").value == 0
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("+", "-", False),
+        ("✓", "✗", False),
+        ("A", "the", False),
+        ("", "?", False),
+        ("A", "a", True),
+        ("= =", "=  =", True),
+    ],
+)
+def test_answers_of_which_normalising_leaves_nothing_are_compared_as_they_stand(
+    one: str, other: str, same: bool
+) -> None:
+    assert normalised(one) == normalised(other) == ""
+    assert score_texts(predictions([(one, other)])).metric("normalised_match").value == same
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
 def test_the_word_error_rate_is_jiwers_own(pairs: list[tuple[str, str]]) -> None:

@@ -168,6 +168,18 @@ def test_lengths_are_known_from_sizes_alone(adapter):
     assert [adapter.encoder.views(one) for one in layouts] == [adapter.encoder.encode(one).views for one in some]
 
 
+def test_an_answer_cut_inside_a_character_ends_before_it(adapter):
+    encoder, asked = adapter.encoder, Text("这是猫", "Be brief.")
+    sample = Sample("x", Images((png(24, 24, 0),)), asked)
+    prompt, read = len(encoder.encode(sample, with_answer=False).input_ids), []
+    for room in range(1, encoder.count(asked.answer) + 1):
+        encoder.data = encoder.data.model_copy(update={"max_tokens": prompt + room})
+        read += encoder.answers_of(encoder.encode(sample))
+        assert encoder.supervision(sample).wrong is None
+        assert encoder.cut(asked.answer, room) == read[-1]
+    assert list(dict.fromkeys(read)) == ["", "这", "这是", "这是猫"]
+
+
 def test_every_weight_is_in_one_part(adapter):
     from visiontune.models.parts import check_parts
 

@@ -51,6 +51,15 @@ def normalised(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub("", kept)).split()).translate({0xE000: ".", 0xE001: "-"})
 
 
+def is_match(truth: str, answer: str) -> bool:
+    """Whether two answers are the same once they are `normalised`; where that leaves nothing, as of signs and of
+    articles alone, whether they are but for case and repeated blanks."""
+    kept = normalised(truth)
+    if kept != normalised(answer):
+        return False
+    return bool(kept) or truth.casefold().split() == answer.casefold().split()
+
+
 def with_truth(predictions: Sequence[Prediction]) -> list[tuple[Prediction, str, str]]:
     """The predictions whose truth is known, each with the truth and the answer without white space around them."""
     return [(p, p.truth.answer.strip(), p.target.answer.strip()) for p in predictions if p.truth is not None]
@@ -61,7 +70,7 @@ def matches(predictions: Sequence[Prediction]) -> dict[str, Counted]:
     pairs = with_truth(predictions)
     found = {
         "exact_match": _shares([truth == answer for _, truth, answer in pairs]),
-        "normalised_match": _shares([normalised(truth) == normalised(answer) for _, truth, answer in pairs]),
+        "normalised_match": _shares([is_match(truth, answer) for _, truth, answer in pairs]),
     }
     if (limits := _known(pairs, AT_LENGTH_LIMIT)) is not None:
         found["at_length_limit"] = _shares(limits)

@@ -117,7 +117,8 @@ class GenerativeEncoder(TextEncoder):
         return [fromarray(page).convert("RGB") for page in drawn]
 
     def cut(self, text: str, tokens: int) -> str:
-        return self.tokenizer.decode(self._ids(text)[:tokens])
+        ids = self._ids(text)
+        return self.tokenizer.decode(ids) if len(ids) <= tokens else _whole(self.tokenizer.decode(ids[:tokens]))
 
     def count(self, text: str) -> int:
         return len(self._ids(text))
@@ -228,7 +229,7 @@ class GenerativeEncoder(TextEncoder):
         read = self.answers_of(encoded)
         shown = {"segments": [{"text": text, "supervised": learned} for text, learned in self.segments(encoded)]}
         whole = len(read) == len(answers) and read[:-1] == answers[:-1]
-        if whole and answers[-1].startswith(read[-1]) and (read[-1] or not answers[-1]):
+        if whole and answers[-1].startswith(read[-1]) and (read[-1] or encoded.shortened or not answers[-1]):
             return Supervision(shown, None)
         return Supervision(shown, f"{encoded.id}: learns {read} instead of {answers}")
 
@@ -242,10 +243,18 @@ class GenerativeEncoder(TextEncoder):
     def answers_of(self, encoded: Encoded) -> list[str]:
         tokens = zip(encoded.input_ids.tolist(), encoded.supervised.tolist(), strict=True)
         runs = [[token for token, _ in run] for learned, run in groupby(tokens, key=lambda t: t[1]) if learned]
-        return [self.tokenizer.decode(ids[:-1] if ids[-1] == self.end_token_id else ids).strip() for ids in runs]
+        read = [self.tokenizer.decode(ids[:-1] if ids[-1] == self.end_token_id else ids) for ids in runs]
+        if encoded.shortened and read:
+            read[-1] = _whole(read[-1])
+        return [text.strip() for text in read]
 
     def save(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)
+
+
+def _whole(text: str) -> str:
+    """A shortened text without what its last token began and no other finishes: a character of several bytes."""
+    return text.rstrip("\ufffd")
 
 
 def _side_by_side(encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:

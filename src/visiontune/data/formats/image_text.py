@@ -26,14 +26,12 @@ from visiontune.data.formats.conversations import (
 )
 from visiontune.data.formats.lines import (
     Line,
-    csv_rows,
-    first_and_all,
-    json_array,
-    jsonl,
+    columns_of,
     kind_of,
     parquet,
     plain,
     readable,
+    rows_of,
 )
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
 from visiontune.data.formats.tables import (
@@ -132,20 +130,14 @@ def _unseen(folder: Path, rows: Iterable[tuple[str, SourceRow]]) -> list[str]:
 
 
 def _columns(path: Path) -> list[str]:
-    """The names of a table's columns, from its first rows; nothing where it cannot be read."""
+    """The names of a table's columns, of all its rows; nothing where it cannot be read."""
     try:
         with readable(path):
             if path.suffix.lower() == ".parquet":
                 return pq.read_schema(path).names
-            first, _ = first_and_all(_lines(path))
+            return columns_of(path) or []
     except DataError:  # whoever reads it says so
         return []
-    return list(dict.fromkeys(key for _, values in first if isinstance(values, dict) for key in values))
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    suffix = path.suffix.lower()
-    return csv_rows(path) if suffix == ".csv" else json_array(path) if suffix == ".json" else jsonl(path)
 
 
 def _check_names(named: Columns) -> None:
@@ -183,10 +175,9 @@ class _Table:
                 lines: Iterable[Line] = parquet(file, _leaves(file, chosen))
                 empty = file.metadata.num_rows == 0
             else:
-                first, lines = first_and_all(_lines(self.path))
-                there = dict.fromkeys(key for _, values in first if isinstance(values, dict) for key in values)
-                chosen, names = self._chosen(list(there)) if there else {}, None
-                empty = not first
+                there, lines = columns_of(self.path), rows_of(self.path)
+                chosen, names = self._chosen(there) if there else {}, None
+                empty = there is None
             if empty:
                 self.faults.append(faults.empty_table(self.name))
             for number, values in lines:

@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,32 @@ import pyarrow.parquet as pq
 from visiontune.errors import DataError
 from visiontune.words import counted
 
-LOOKED_AT = 100
 BATCH_ROWS = 256
 
 # The number of the line or row, from 1, and its values, or what is wrong with it.
 Line = tuple[int, dict[str, Any] | str]
 
 
-def first_and_all(lines: Iterator[Line]) -> tuple[list[Line], Iterator[Line]]:
-    """The first lines, until there are enough good ones among them to know the columns; and all lines."""
-    first, good = [], 0
-    while good < LOOKED_AT and (line := next(lines, None)) is not None:
-        good += isinstance(line[1], dict)
-        first.append(line)
-    return first, chain(first, lines)
+def rows_of(path: Path) -> Iterator[Line]:
+    """The rows of a table that is no Parquet file, by its suffix: CSV, a JSON array, or else JSON Lines."""
+    suffix = path.suffix.lower()
+    return csv_rows(path) if suffix == ".csv" else json_array(path) if suffix == ".json" else jsonl(path)
+
+
+def columns_of(path: Path) -> list[str] | None:
+    """The columns of the rows of `rows_of`, in the order in which they first stand; None where there is no row.
+
+    Any row of JSON may bring a column, so all are read; the rows of a CSV file all have the same.
+    """
+    there: dict[str, None] = {}
+    is_empty = True
+    for _, values in rows_of(path):
+        is_empty = False
+        if isinstance(values, dict):
+            there.update(dict.fromkeys(values))
+            if path.suffix.lower() == ".csv":
+                break
+    return None if is_empty else list(there)
 
 
 def kind_of(value: Any) -> str:

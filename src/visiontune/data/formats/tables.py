@@ -60,10 +60,10 @@ def tables_inside(source: Path, suffixes: Sequence[str], found: list[Fault]) -> 
 
 def split_of(name: str) -> str | None:
     """The split that a table's path says: a part of the file's name (train-00000-of-00004.parquet,
-    _annotations.valid.jsonl), or else the first folder."""
-    file, folder = name.rpartition("/")[2], name.partition("/")[0] if "/" in name else ""
+    _annotations.valid.jsonl), or else a folder that it lies in, the innermost first."""
+    *folders, file = name.split("/")
     stem = file.partition(".")[0]
-    for part in (stem, stem.partition("-")[0], stem.partition("_")[0], *file.split(".")[1:-1], folder):
+    for part in (stem, stem.partition("-")[0], stem.partition("_")[0], *file.split(".")[1:-1], *reversed(folders)):
         if part.casefold() in SPLIT_NAMES:
             return SPLIT_NAMES[part.casefold()]
     return None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from visiontune.data import faults
 from visiontune.data.faults import Fault
 from visiontune.data.formats import image_text
-from visiontune.data.formats.lines import Line, csv_rows, first_and_all, jsonl, kind_of, parquet, readable
+from visiontune.data.formats.lines import Line, columns_of, kind_of, parquet, readable, rows_of
 from visiontune.data.formats.rows import Listing, RowError, SourceRow
 from visiontune.data.formats.tables import (
     Columns,
@@ -88,20 +88,17 @@ class _Table:
     faults: list[Fault]
 
     def rows(self) -> Iterator[SourceRow]:
-        suffix = self.path.suffix.lower()
         with readable(self.path):
-            if suffix == ".parquet":
+            if self.path.suffix.lower() == ".parquet":
                 file = pq.ParquetFile(self.path)
                 chosen = self._chosen(file.schema_arrow.names)
                 lines: Iterable[Line] = parquet(file, list(chosen.values()))
                 if file.metadata.num_rows == 0:
                     self.faults.append(faults.empty_table(self.name))
             else:
-                lines = csv_rows(self.path) if suffix == ".csv" else jsonl(self.path)
-                first, lines = first_and_all(lines)
-                there = dict.fromkeys(key for _, values in first if isinstance(values, dict) for key in values)
-                chosen = self._chosen(list(there)) if there else {}
-                if not first:
+                there, lines = columns_of(self.path), rows_of(self.path)
+                chosen = self._chosen(there) if there else {}
+                if there is None:
                     self.faults.append(faults.empty_table(self.name))
             for number, values in lines:
                 try:
