@@ -17,7 +17,7 @@ from tests.killed import Counted, killed
 from tests.object_samples import listing
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
-from visiontune.errors import CertificateError, DataError, ModelError, RunError
+from visiontune.errors import CertificateError, DataError, ModelError
 from visiontune.exports import onnx_ship
 from visiontune.exports.certificate import Check
 from visiontune.exports.onnx_runtime import open_model
@@ -208,13 +208,6 @@ def test_an_export_that_is_killed_as_it_is_checked_leaves_no_folder(run: Run, fo
     assert not killed(0, work)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.") and (left / "contract.json").is_file()
-
-
-def test_a_folder_of_something_else_is_not_replaced(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(RunError, match="holds something else"):
-        ship_onnx(run, tmp_path / "out")
 
 
 def test_failed_receipts_are_said_where_their_run_is_exported(
