@@ -8,7 +8,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from visiontune.api.data_verbs import Source
-from visiontune.api.options import refuse
+from visiontune.api.options import check_limit, check_samples, refuse
 from visiontune.data.format_names import ANNOTATIONS
 from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
 from visiontune.progress import note, warn
@@ -57,6 +57,8 @@ def export(
         options: dict[str, Any] = {"quant": quantisation, "dtype": dtype, "step": step, "samples": samples}
         options |= {"limit": limit, "with_inputs": with_inputs or None, "push": push, "public": public or None}
         return _export_dataset(source, forms, out, options)
+    check_samples(samples)
+    check_limit(limit)
     opened = open_run(source)
     if isinstance(opened, RunGroup):
         given: dict[str, Any] = {"to": to, "quantisation": quantisation, "dtype": dtype, "step": step}
