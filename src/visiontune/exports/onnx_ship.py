@@ -262,11 +262,12 @@ def _training_images(trained: TrainedFinder) -> Iterator[dict[str, NDArray[np.fl
 
 
 def _write_references(path: Path, held_to: HeldTo, found: Sequence[Objects]) -> None:
-    """One line for each compared image: the hash of its file, and what the trained model finds in it."""
+    """One line for each compared image: the hash of its file, and what the trained model finds in it; none where the
+    graphs could not be compared."""
     lines = [
         {"id": sample.id, "image_sha256": hashlib.sha256(image_of(sample)).hexdigest(), "objects": entries}
         for sample, entries in zip(
-            held_to.samples, (to_entries(one, held_to.wanted.classes) for one in found), strict=True
+            held_to.samples if found else (), (to_entries(one, held_to.wanted.classes) for one in found), strict=True
         )
     ]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
