@@ -1,12 +1,11 @@
 """Where an export may go: it takes the place of what stands there, which must be nothing or an earlier one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from visiontune.errors import RunError
+from visiontune.errors import CertificateError, RunError
 from visiontune.exports.card import CARD_NAME
-from visiontune.exports.certificate import CERTIFICATE_NAME, INPUTS_FOLDER
+from visiontune.exports.certificate import CERTIFICATE_NAME, INPUTS_FOLDER, read_certificate
 from visiontune.exports.certificate_page import PAGE_NAME
 from visiontune.exports.reference import REFERENCE_NAME
 from visiontune.exports.shipment import CONTRACT_NAME
@@ -36,21 +35,16 @@ def check_place(out: Path, form: str, run: Path) -> None:
         raise RunError(found, where=str(out), fix=fix)
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
-    value = _certificate(place)
-    if value is None or _form(value) != form:
+    try:
+        value = read_certificate(place)
+    except CertificateError:
+        value = {}
+    if _form(value) != form:
         raise RunError("This folder holds something else.", where=str(out), fix=fix)
     listed = {Path(name).parts[0] for name in value.get("files", {})}
     known = listed | {CERTIFICATE_NAME, CARD_NAME} | _BESIDE.get(form, _OF_WEIGHTS)
     if others := sorted({path.name for path in place.iterdir()} - known):
         raise RunError(f"This folder holds something else: {', '.join(others[:5])}.", where=str(out), fix=fix)
-
-
-def _certificate(place: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads((place / CERTIFICATE_NAME).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _form(value: dict[str, Any]) -> str | None:
