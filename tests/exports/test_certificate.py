@@ -217,14 +217,6 @@ def test_an_older_llama_cpp_than_the_contract_names_is_refused_before_anything_i
         visiontune.predict(folder, [next((folder / "inputs").iterdir())])
 
 
-def test_an_export_never_replaces_what_is_no_export(device_run: Run, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("kept")
-    with pytest.raises(RunError, match="something else"):
-        visiontune.export(device_run.path, to="gguf", out=tmp_path / "mine", **SMALL)
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "kept"
-
-
 def test_a_killed_export_goes_on_where_it_was(device_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, aside = tmp_path / "ship", tmp_path / ".ship.exporting"
     answered = aside / "evaluation" / "validation" / "predictions.jsonl"

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import visiontune
 from tests.exports.test_certificate import SMALL
 from visiontune.data.sample import LabelProbabilities, Prediction, Text
+from visiontune.errors import CertificateError
 from visiontune.exports import ship
 from visiontune.exports.certificate import (
     CHECKS,
@@ -219,6 +221,35 @@ def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
     both = [reference(), reference(id="b", labels=None, text="a\u2028b")]
     write_references(tmp_path / "reference.jsonl", both, lambda _: None)
     assert read_references(tmp_path / "reference.jsonl") == both
+
+
+@pytest.mark.parametrize("form", [{"quantisation": "f16"}, {"form": "onnx"}, {"form": "merged"}])
+def test_a_certificate_that_was_cut_or_says_too_little_is_told(tmp_path: Path, form: dict[str, str]) -> None:
+    text = json.dumps({**form, "files": {}, "inputs": {"compared": 2}})
+    if form.get("form") == "onnx":
+        (tmp_path / "contract.json").write_text('{"format": "onnx"}')
+    for found, written in (("not whole", text[:-9]), ("no JSON object", "[]"), ("names no", text)):
+        (tmp_path / "certificate.json").write_text(written)
+        with pytest.raises(CertificateError, match=found):
+            visiontune.verify(tmp_path)
+
+
+def test_references_that_are_missing_or_were_cut_are_told(tmp_path: Path) -> None:
+    value = dict.fromkeys(("files", "contract", "quantisation", "trained"), "") | {"inputs": {"compared": 2}}
+    (tmp_path / "certificate.json").write_text(json.dumps(value))
+    with pytest.raises(CertificateError, match=r"reference\.jsonl is missing"):
+        visiontune.verify(tmp_path)
+    path = tmp_path / "reference.jsonl"
+    write_references(path, [reference(), reference(id="b")], lambda _: None)
+    whole = path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for found, cut in (("after 1 of 2", first), ("after 1 of 2", len(whole) - 5), ("after 0 of 2", 0)):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CertificateError, match=f"reference.jsonl is not whole: it ends {found}"):
+            visiontune.verify(tmp_path)
+    path.write_bytes(b"{\n" + whole[first:])
+    with pytest.raises(CertificateError, match=r"reference\.jsonl is not whole"):
+        visiontune.verify(tmp_path)
 
 
 def test_an_input_of_other_bytes_is_not_taken_for_the_one_that_was_compared(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.killed import Counted, killed
 from tests.object_samples import listing
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
-from visiontune.errors import CertificateError, DataError, ModelError, RunError
+from visiontune.errors import CertificateError, DataError, ModelError
 from visiontune.exports import onnx_ship
 from visiontune.exports.certificate import Check
 from visiontune.exports.onnx_runtime import open_model
@@ -199,6 +199,20 @@ def test_graphs_that_are_not_the_trained_model_do_not_get_the_name_that_was_aske
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
 
+@pytest.mark.usefixtures("copied")
+def test_graphs_that_cannot_be_read_fail_the_certificate(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*_: Any) -> Any:
+        raise ModelError("onnxruntime does not read it: Unsupported model IR version: 11")
+
+    monkeypatch.setattr("visiontune.exports.onnx_certificate.open_model", unread)
+    with pytest.raises(CertificateError, match="Unsupported model IR version"):
+        ship_onnx(run, tmp_path / "out", samples=2, limit=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+    assert json.loads((tmp_path / "out.failed" / "certificate.json").read_text())["verdict"] == "failed"
+
+
 def test_an_export_that_is_killed_as_it_is_checked_leaves_no_folder(run: Run, folder: Path, tmp_path: Path) -> None:
     def work(counted: Counted) -> None:
         onnx_ship.write_graphs = lambda *given: [Path(shutil.copy(folder / "model.onnx", given[-1])).name]
@@ -208,13 +222,6 @@ def test_an_export_that_is_killed_as_it_is_checked_leaves_no_folder(run: Run, fo
     assert not killed(0, work)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.") and (left / "contract.json").is_file()
-
-
-def test_a_folder_of_something_else_is_not_replaced(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(RunError, match="holds something else"):
-        ship_onnx(run, tmp_path / "out")
 
 
 def test_failed_receipts_are_said_where_their_run_is_exported(

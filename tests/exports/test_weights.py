@@ -183,6 +183,18 @@ def test_an_option_of_another_form_is_refused(
     assert caught.value.where == named and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("option", ["samples", "limit"])
+def test_an_export_that_would_compare_nothing_is_refused(
+    plan: Plan, tmp_path: Path, form: str, option: str, number: int
+) -> None:
+    options: dict[str, Any] = {option: number}
+    with pytest.raises(RecipeError, match=str(number)) as caught:
+        visiontune.export(plan("planned").path, to=form, out=tmp_path / "out", **options)
+    assert caught.value.where == f"--{option}" and caught.value.fix == "use 1 or more"
+
+
 def test_a_path_that_does_not_exist_and_options_of_a_shipped_folder_are_refused(
     trained: Trained, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from visiontune.api.data_verbs import Source
-from visiontune.api.options import refuse
+from visiontune.api.options import check_limit, check_samples, refuse
 from visiontune.data.format_names import ANNOTATIONS
 from visiontune.errors import CertificateError, DataError, RunError, VisiontuneError
 from visiontune.progress import note, warn
@@ -57,6 +57,8 @@ def export(
         options: dict[str, Any] = {"quant": quantisation, "dtype": dtype, "step": step, "samples": samples}
         options |= {"limit": limit, "with_inputs": with_inputs or None, "push": push, "public": public or None}
         return _export_dataset(source, forms, out, options)
+    check_samples(samples)
+    check_limit(limit)
     opened = open_run(source)
     if isinstance(opened, RunGroup):
         given: dict[str, Any] = {"to": to, "quantisation": quantisation, "dtype": dtype, "step": step}
@@ -64,10 +66,11 @@ def export(
         if push is not None:
             raise VisiontuneError("A group of runs is not one model.", where="--push", fix="push each of its runs")
         places = {role: opened.path / "exports" / role if out is None else Path(out) / role for role in opened.runs}
+        for role, member in opened.runs.items():
+            _places(member.path, forms, places[role])
         made = {role: export(member.path, out=places[role], **given) for role, member in opened.runs.items()}
         return {f"{role}/{form}": folder for role, folders in made.items() for form, folder in folders.items()}
-    base = opened.path / "exports" if out is None else Path(out)
-    folders = {form: base if out is not None and len(forms) == 1 else base / form for form in forms}
+    folders = _places(opened.path, forms, out)
     if "onnx" in forms and quantisation not in (None, "int8"):
         raise VisiontuneError(
             f"'{quantisation}' is no type of an ONNX graph.", where="--quant", fix="int8, or leave it out"
@@ -127,6 +130,17 @@ def _forms(to: Sequence[str] | str) -> list[str]:
             fix=f"forms: of a run {', '.join(FORMS)}; of a prepared dataset {', '.join(ANNOTATIONS)}",
         )
     return forms
+
+
+def _places(run: Path, forms: Sequence[str], out: Source | None) -> dict[str, Path]:
+    """The folder of each form; RunError where something stands in one that an export must not replace."""
+    from visiontune.exports.place import check_place
+
+    base = run / "exports" if out is None else Path(out)
+    folders = {form: base if out is not None and len(forms) == 1 else base / form for form in forms}
+    for form, folder in folders.items():
+        check_place(folder, form, run)
+    return folders
 
 
 def _is_dataset(source: Source) -> bool:

@@ -27,6 +27,13 @@ def check_limit(limit: int | None) -> None:
         raise RecipeError(f"A limit of {limit} takes nothing.", where="--limit", fix="use 1 or more")
 
 
+def check_samples(samples: int | None) -> None:
+    """Raise RecipeError for a number of samples that compares nothing."""
+    if samples is not None and samples < 1:
+        found = f"With {samples} samples nothing is compared."
+        raise RecipeError(found, where="--samples", fix="use 1 or more")
+
+
 def check_epochs(epochs: float | None) -> None:
     """Raise RecipeError for epochs in which nothing is learned."""
     if epochs is not None and not 0 < epochs < float("inf"):

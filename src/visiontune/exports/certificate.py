@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from visiontune.data.images import decode
+from visiontune.errors import CertificateError
 from visiontune.exports.reference import Reference, pixels_sha256
 from visiontune.exports.runtime import Runtime
 from visiontune.exports.shipment import Shipment, png
@@ -296,10 +297,27 @@ def compare_metric(name: str, trained: Sequence[bool], shipped: Sequence[bool], 
 
 def is_weights(path: Path) -> bool:
     """Whether a folder holds exported weights, an adapter or merged, with their certificate."""
-    certificate = path / CERTIFICATE_NAME
-    if not certificate.is_file():
-        return False
-    return json.loads(certificate.read_text(encoding="utf-8")).get("form") in ("adapter", "merged")
+    return (path / CERTIFICATE_NAME).is_file() and read_certificate(path).get("form") in ("adapter", "merged")
+
+
+def read_certificate(folder: Path, *needed: str) -> dict[str, Any]:
+    """What certificate.json of an exported folder says; CertificateError where it is missing, not whole, or says
+    nothing of something `needed`."""
+    path = folder / CERTIFICATE_NAME
+    if not path.is_file():
+        raise CertificateError(
+            "There is no certificate here.", where=str(folder), fix="export the run again, or give the run's folder"
+        )
+    fix = "copy the folder again, or export the run again"
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CertificateError(f"The certificate is not whole: {error}", where=str(path), fix=fix) from error
+    if not isinstance(value, dict):
+        raise CertificateError("The certificate is no JSON object.", where=str(path), fix=fix)
+    if missing := [name for name in needed if name not in value]:
+        raise CertificateError(f"This certificate names no {', '.join(missing)}.", where=str(path), fix=fix)
+    return value
 
 
 def certified_members(path: Path) -> list[str]:

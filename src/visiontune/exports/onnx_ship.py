@@ -26,7 +26,7 @@ from visiontune.exports.onnx_card import write_onnx_card
 from visiontune.exports.onnx_certificate import LIMITS, HeldTo, Seen, as_json, certify_onnx, ordered
 from visiontune.exports.onnx_graph import DECODER, FAMILIES, Proposals, graph_outputs, plain_network, write_graphs
 from visiontune.exports.onnx_quantise import quantise
-from visiontune.exports.onnx_runtime import OnnxContract, is_onnx_shipment
+from visiontune.exports.onnx_runtime import OnnxContract
 from visiontune.exports.reference import REFERENCE_NAME, chosen, image_of
 from visiontune.files import file_sha256, folder_written_whole, write_json, write_text
 from visiontune.machine import versions
@@ -94,8 +94,6 @@ def ship_onnx(
     precision. `int8`: in eight bits, calibrated on training images. Raises CertificateError where the graphs are not
     the trained model: they are kept as `FOLDER.failed`.
     """
-    if folder.exists() and not is_onnx_shipment(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError("This folder holds something else.", where=str(folder), fix="choose another --out")
     trained = load_finder(run, step)
     dtype = "int8" if int8 else "float32"
     held_to = held_to_run(trained, dtype, samples, limit)
@@ -264,11 +262,12 @@ def _training_images(trained: TrainedFinder) -> Iterator[dict[str, NDArray[np.fl
 
 
 def _write_references(path: Path, held_to: HeldTo, found: Sequence[Objects]) -> None:
-    """One line for each compared image: the hash of its file, and what the trained model finds in it."""
+    """One line for each compared image: the hash of its file, and what the trained model finds in it; none where the
+    graphs could not be compared."""
     lines = [
         {"id": sample.id, "image_sha256": hashlib.sha256(image_of(sample)).hexdigest(), "objects": entries}
         for sample, entries in zip(
-            held_to.samples, (to_entries(one, held_to.wanted.classes) for one in found), strict=True
+            held_to.samples if found else (), (to_entries(one, held_to.wanted.classes) for one in found), strict=True
         )
     ]
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,14 +1,12 @@
 """The certificate of a shipped ONNX folder run again, wherever it stands. torch only where the run is given."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.images import decode
 from visiontune.data.objects import Objects, from_entries
-from visiontune.errors import CertificateError
-from visiontune.exports.certificate import CERTIFICATE_NAME, Check
+from visiontune.exports.certificate import Check, read_certificate
 from visiontune.exports.object_agreement import check_objects
 from visiontune.exports.onnx_certificate import (
     LIMITS,
@@ -18,7 +16,7 @@ from visiontune.exports.onnx_certificate import (
     ordered,
 )
 from visiontune.exports.onnx_runtime import OnnxContract, open_model, read_onnx_contract
-from visiontune.exports.reference import REFERENCE_NAME, image_of
+from visiontune.exports.reference import REFERENCE_NAME, image_of, read_lines
 from visiontune.progress import progress
 from visiontune.run import Run
 
@@ -27,13 +25,10 @@ def verify_onnx(folder: Path, run: Run | None = None, data: Dataset | None = Non
     """The certificate's checks again, here and now.
 
     With the run all are made anew. Without it files and contract are held to the certificate and, with the prepared
-    dataset, what is found in the compared images to what the trained model found. Raises CertificateError where there
-    is no certificate.
+    dataset, what is found in the compared images to what the trained model found. Raises CertificateError where
+    certificate or references are missing or not whole.
     """
-    path = folder / CERTIFICATE_NAME
-    if not path.is_file():
-        raise CertificateError("There is no certificate here.", where=str(folder), fix="export the run again")
-    value = json.loads(path.read_bytes())
+    value = read_certificate(folder, "verdict", "dtype", "files", "contract", "inputs", "trained")
     contract = read_onnx_contract(folder)
     if run is not None:
         from visiontune.exports.onnx_ship import held_to_run, load_finder
@@ -52,7 +47,8 @@ def verify_onnx(folder: Path, run: Run | None = None, data: Dataset | None = Non
     data = data.among(certified.classes)
     rows = {name: i for i, name in enumerate(data.index("validation").ids)}
     pairs: list[tuple[Objects, Objects]] = []
-    lines = [json.loads(line) for line in (folder / REFERENCE_NAME).read_bytes().splitlines()]
+    compared = None if value["verdict"] == "failed" else value["inputs"]["compared"]
+    lines = read_lines(folder / REFERENCE_NAME, compared)
     with progress("the same images through the shipped graphs", len(lines), "images") as advance:
         for line in lines:
             advance(1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Images, Sample
-from visiontune.errors import DataError
+from visiontune.errors import CertificateError, DataError
 from visiontune.files import written_whole
 
 REFERENCE_NAME = "reference.jsonl"
@@ -72,11 +72,28 @@ def write_references(path: Path, found: Iterable[Reference], advance: Callable[[
     return kept
 
 
-def read_references(path: Path) -> list[Reference]:
-    """Read back what `write_references` wrote."""
+def read_lines(path: Path, count: int | None = None) -> list[dict[str, Any]]:
+    """The JSON objects of a file of references; CertificateError where it is missing, not whole, or has other than
+    `count` lines."""
+    fix = "copy the folder again, or export the run again"
+    if not path.is_file():
+        raise CertificateError(f"{path.name} is missing.", where=str(path.parent), fix=fix)
+    *lines, rest = path.read_bytes().split(b"\n")
+    try:
+        found = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise CertificateError(f"{path.name} is not whole: {error}", where=str(path), fix=fix) from error
+    if rest or (count is not None and len(found) != count):
+        wanted = f" of {count}" if count is not None else ""
+        what = f"{path.name} is not whole: it ends after {len(found)}{wanted} references."
+        raise CertificateError(what, where=str(path), fix=fix)
+    return found
+
+
+def read_references(path: Path, count: int | None = None) -> list[Reference]:
+    """Read back what `write_references` wrote; raises as `read_lines`."""
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        value = json.loads(line)
+    for value in read_lines(path, count):
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         found.append(Reference(**fields))
     return found

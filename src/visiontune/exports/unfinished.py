@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from visiontune.errors import RunError
-from visiontune.exports.shipment import is_shipment
 from visiontune.files import sync_file, sync_folder, write_json
 from visiontune.progress import note
 
@@ -20,9 +18,6 @@ class Unfinished:
     """
 
     def __init__(self, out: Path, key: dict[str, Any]) -> None:
-        """Raises RunError where `out` holds something that is no shipped model."""
-        if out.exists() and not is_shipment(out) and (not out.is_dir() or any(out.iterdir())):
-            raise RunError("This folder holds something else.", where=str(out), fix="choose another --out")
         self.folder = out.with_name(f".{out.name}.exporting")
         self._state: dict[str, Any] = {"key": key, "stages": {}}
         state = _read(self.folder / STATE)

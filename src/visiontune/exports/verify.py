@@ -1,15 +1,13 @@
 """The certificate run again on a shipped folder, wherever it stands. torch only where the run is given."""
 
 import hashlib
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visiontune.data.dataset import Dataset
-from visiontune.errors import CertificateError
-from visiontune.exports.certificate import CERTIFICATE_NAME, INPUTS_FOLDER, Check, ordered
+from visiontune.exports.certificate import INPUTS_FOLDER, Check, ordered, read_certificate
 from visiontune.exports.compare import (
     HeldTo,
     certify,
@@ -42,8 +40,8 @@ def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None =
 
     With the run they are all made anew: references, weights, evaluation. Without it the files, the contract and the
     layout are checked against the certificate, and the references' inputs are run where they can be had: from the
-    folder itself (`export --with-inputs`) or from the prepared dataset `data`. Raises CertificateError where there is
-    no certificate.
+    folder itself (`export --with-inputs`) or from the prepared dataset `data`. Raises CertificateError where
+    certificate or references are missing or not whole.
     """
     certified = _read(folder)
     shipment = read_shipment(folder)
@@ -103,13 +101,8 @@ def _against_run(certified: Certified, run: Run) -> list[Check]:
 
 
 def _read(folder: Path) -> Certified:
-    path = folder / CERTIFICATE_NAME
-    if not path.is_file():
-        raise CertificateError(
-            "There is no certificate here.", where=str(folder), fix="export the run again, or give the run's folder"
-        )
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return Certified(folder, value, read_references(folder / REFERENCE_NAME))
+    value = read_certificate(folder, "files", "contract", "quantisation", "inputs", "trained")
+    return Certified(folder, value, read_references(folder / REFERENCE_NAME, value["inputs"]["compared"]))
 
 
 def _inputs(certified: Certified, data: Dataset | None) -> list[tuple[Reference, bytes]]:

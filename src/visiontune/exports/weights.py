@@ -1,6 +1,5 @@
 """The trained model as others load it: a PEFT adapter, or one merged folder for plain transformers."""
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,7 +14,16 @@ from visiontune.data.sample import Sample
 from visiontune.errors import CertificateError, DataError, RunError
 from visiontune.exports.answers import check_reloaded, references
 from visiontune.exports.card import write_card
-from visiontune.exports.certificate import CERTIFICATE_NAME, LIMITS, SCHEMA_VERSION, Check, Limits, failures, verdict
+from visiontune.exports.certificate import (
+    CERTIFICATE_NAME,
+    LIMITS,
+    SCHEMA_VERSION,
+    Check,
+    Limits,
+    failures,
+    read_certificate,
+    verdict,
+)
 from visiontune.exports.object_agreement import ObjectLimits
 from visiontune.exports.objects_reloaded import RELOADED_LIMITS, check_reloaded_objects, found_by
 from visiontune.exports.reference import Reference, chosen
@@ -92,9 +100,7 @@ def export_weights(
 def verify_weights(folder: Path, run: Run | None) -> list[Check]:
     """The certificate of an `adapter` or `merged` folder again: its files are those that were certified, and with the
     run the folder is loaded and compared with the trained model anew."""
-    value = json.loads((folder / CERTIFICATE_NAME).read_text(encoding="utf-8"))
-    if "files" not in value:
-        raise CertificateError("This certificate names no files.", where=str(folder), fix="export the run again")
+    value = read_certificate(folder, "form", "dtype", "step", "files")
     if changed := [name for name, known in value["files"].items() if not is_same_file(folder / name, known)]:
         return [Check("files", "failed", f"missing, or not as certified: {', '.join(changed)}")]
     files = Check("files", "passed", f"{', '.join(value['files'])} as certified")

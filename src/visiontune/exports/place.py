@@ -1,0 +1,52 @@
+"""Where an export may go: it takes the place of what stands there, which must be nothing or an earlier one."""
+
+from pathlib import Path
+from typing import Any
+
+from visiontune.errors import CertificateError, RunError
+from visiontune.exports.card import CARD_NAME
+from visiontune.exports.certificate import CERTIFICATE_NAME, INPUTS_FOLDER, read_certificate
+from visiontune.exports.certificate_page import PAGE_NAME
+from visiontune.exports.reference import REFERENCE_NAME
+from visiontune.exports.shipment import CONTRACT_NAME
+
+# What stands beside the files that a certificate lists.
+_BESIDE = {
+    "gguf": {CONTRACT_NAME, REFERENCE_NAME, PAGE_NAME, "Modelfile", "evaluation", INPUTS_FOLDER},
+    "onnx": {CONTRACT_NAME, REFERENCE_NAME},
+}
+# What transformers and PEFT write: certificates of weights once listed the tensors alone.
+_OF_WEIGHTS = {
+    "adapter_config.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
+    "device.json", "generation_config.json", "merges.txt", "model.safetensors.index.json", "preprocessor_config.json",
+    "processor_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "video_preprocessor_config.json", "vocab.json", "vocab.txt",
+}  # fmt: skip
+
+
+def check_place(out: Path, form: str, run: Path) -> None:
+    """Raise RunError where an export of this form may not take the place of `out`: the run, a folder around it or
+    around where one stands, or anything but an empty folder and an earlier export of the form."""
+    place, fix = out.resolve(), "choose another --out"
+    if run.resolve().is_relative_to(place):
+        raise RunError("An export would take the place of the run.", where=str(out), fix=fix)
+    if Path.cwd().is_relative_to(place):
+        found = "An export takes the place of its folder, and this is the one you are in, or one around it."
+        raise RunError(found, where=str(out), fix=fix)
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    try:
+        value = read_certificate(place)
+    except CertificateError:
+        value = {}
+    if _form(value) != form:
+        raise RunError("This folder holds something else.", where=str(out), fix=fix)
+    listed = {Path(name).parts[0] for name in value.get("files", {})}
+    known = listed | {CERTIFICATE_NAME, CARD_NAME} | _BESIDE.get(form, _OF_WEIGHTS)
+    if others := sorted({path.name for path in place.iterdir()} - known):
+        raise RunError(f"This folder holds something else: {', '.join(others[:5])}.", where=str(out), fix=fix)
+
+
+def _form(value: dict[str, Any]) -> str | None:
+    """The form that a certificate is of; that of GGUF files names their type instead."""
+    return value.get("form", "gguf" if "quantisation" in value else None)

@@ -1,0 +1,75 @@
+"""An export takes the place of an earlier one of its form, and of nothing else."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import visiontune
+from visiontune.api.export_verbs import FORMS
+from visiontune.errors import RunError
+from visiontune.exports.place import check_place
+from visiontune.run import Run
+
+CERTIFICATES: dict[str, dict[str, Any]] = {
+    "adapter": {"form": "adapter", "files": {"adapter_model.safetensors": {}}},
+    "merged": {"form": "merged", "files": {"model.safetensors": {}}},
+    "gguf": {"quantisation": "f16", "files": {"run-F16.gguf": {}}},
+    "onnx": {"form": "onnx", "files": {"model.onnx": {}}},
+}
+
+
+def earlier(place: Path, form: str) -> Path:
+    place.mkdir()
+    (place / "certificate.json").write_text(json.dumps(CERTIFICATES[form]))
+    for name in (
+        *CERTIFICATES[form]["files"],
+        "README.md",
+        "contract.json" if form in ("gguf", "onnx") else "config.json",
+    ):
+        (place / name).write_text("{}")
+    return place
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_earlier_export_of_the_form_gives_way_and_one_of_another_does_not(form: str, tmp_path: Path) -> None:
+    check_place(tmp_path / "absent", form, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    check_place(tmp_path / "empty", form, tmp_path / "run")
+    for one in FORMS:
+        place = earlier(tmp_path / one, one)
+        if one == form:
+            check_place(place, form, tmp_path / "run")
+        else:
+            with pytest.raises(RunError, match="something else"):
+                check_place(place, form, tmp_path / "run")
+    (tmp_path / form / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match=r"something else: thesis\.tex"):
+        check_place(tmp_path / form, form, tmp_path / "run")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_exported_over_other_files_the_run_or_where_one_stands(
+    plan: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    run = plan("planned")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "contract.json").write_text("{}")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "thesis.tex").write_text("mine")
+    monkeypatch.chdir(tmp_path / "here")
+    refused = {
+        tmp_path / "assets": "something else", tmp_path / "thesis.tex": "something else", Path(): "you are in",
+        run.path: "place of the run", run.path.parent: "place of the run",
+    }  # fmt: skip
+    for out, found in refused.items():
+        with pytest.raises(RunError, match=found) as caught:
+            visiontune.export(run.path, to=form, out=out)
+        assert caught.value.fix == "choose another --out"
+    (tmp_path / "both" / "onnx").mkdir(parents=True)
+    (tmp_path / "both" / "onnx" / "holiday.jpg").write_text("mine")
+    with pytest.raises(RunError, match="something else"):
+        visiontune.export(run.path, to="merged,onnx", out=tmp_path / "both")
+    assert (run.path / "recipe.yaml").is_file() and (tmp_path / "assets" / "contract.json").is_file()
