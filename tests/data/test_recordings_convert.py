@@ -46,6 +46,13 @@ def test_a_bin_is_valid_where_all_of_its_bins_are_and_trials_are_never_averaged(
         assert said in report
 
 
+def test_later_parts_of_an_interrupted_trial_keep_to_the_bins_of_the_whole():
+    recording = with_trials(made([7, 8, 3], rate=20.0), offset=[0, 9, 17])
+    found = at_rate(recording, 5).recording
+    assert [(t.start, t.stop, t.offset) for t in found.trials] == [(0, 1, 0), (1, 2, 3)]
+    np.testing.assert_array_equal(found.stimulus[1], recording.stimulus[7 + 3])  # of the whole trial, the bin 12
+
+
 def test_many_spikes_do_not_overflow_and_broken_counts_stay_broken():
     full = at_rate(replace(made([8]), counts=np.full((8, 4), 200, np.uint8)), 10).recording
     assert (np.asarray(full.counts) == 400).all()

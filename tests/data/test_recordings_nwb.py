@@ -138,6 +138,21 @@ def test_blank_screens_of_an_index_series_are_left_out_and_counted(tmp_path):
     assert fault.code == "blank-frames" and fault.found.startswith("2 of its 20 numbers")
 
 
+def test_parts_of_a_trial_of_an_nwb_file_stand_at_their_places_in_its_stimulus(tmp_path):
+    """Blank screens take places of the stimulus; a frame that stays too long delays the others and takes none."""
+    import h5py
+
+    path = indexed(nwb(tmp_path / "day1"), [*range(5), -1, -1, *range(7, 20)])
+    with h5py.File(path, "a") as file:
+        times = file["stimulus/presentation/noise/timestamps"]
+        times[5:] = times[5:] + 0.2
+    found = read_session(path).recording
+    assert [(t.id, t.start, t.stop, t.offset) for t in found.trials] == [
+        ("trial-0", 0, 5, 0), ("trial-0+1", 5, 8, 7), ("trial-1", 8, 18, 0), ("trial-2", 18, 23, 0),
+        ("trial-2+1", 23, 36, 5),
+    ]  # fmt: skip
+
+
 def test_an_index_series_that_shows_no_grey_images_is_a_clear_error(tmp_path):
     grey, colours = film(5, 3), np.zeros((3, 4, 5, 3), np.uint8)
     for place, (numbers, images, in_order, said) in enumerate(

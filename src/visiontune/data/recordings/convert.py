@@ -26,7 +26,8 @@ def at_rate(recording: Recording, rate: float) -> Conversion:
 
     Counts are summed, a bin is valid where all of its old ones are, of the frames the first is taken, behaviour and eye
     position are averaged. Trials keep their ids, conditions and splits, which are never averaged; bins at the end of a
-    trial that fill no new bin are cut, and so are those between trials. Raises DataError where the old rate is no whole
+    trial that fill no new bin are cut, and so are those between trials; the later parts of an interrupted trial keep to
+    the new bins of the whole one. Raises DataError where the old rate is no whole
     multiple of the new one.
     """
     factor = round(recording.rate / rate) if rate > 0 else 0
@@ -39,12 +40,16 @@ def at_rate(recording: Recording, rate: float) -> Conversion:
         )
     if factor == 1:
         return Conversion(recording, ())
-    kept = [trial for trial in recording.trials if trial.stop - trial.start >= factor]
-    spans = [(trial.start, (trial.stop - trial.start) // factor) for trial in kept]
+    spans: list[tuple[int, int]] = []
     trials: list[Trial] = []
-    for trial, (_, groups) in zip(kept, spans, strict=True):
-        start = trials[-1].stop if trials else 0
-        trials.append(replace(trial, start=start, stop=start + groups))
+    for trial in recording.trials:
+        first = trial.start + -trial.offset % factor
+        groups = (trial.stop - first) // factor
+        if groups > 0:
+            start = trials[-1].stop if trials else 0
+            offset = (trial.offset + first - trial.start) // factor
+            spans.append((first, groups))
+            trials.append(replace(trial, start=start, stop=start + groups, offset=offset))
 
     def taken(array: NDArray[Any], kind: Any, how: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[Any]:
         return assembled((how(group) for group in _groups(array, spans, factor)), kind, array.shape[1:])
