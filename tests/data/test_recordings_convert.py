@@ -62,6 +62,18 @@ def test_many_spikes_do_not_overflow_and_broken_counts_stay_broken():
     assert np.isnan(broken.counts[1, 1]) and np.isnan(broken.counts).sum() == 1
 
 
+def test_a_measured_rate_is_taken_for_the_one_that_is_asked_for_and_this_is_said():
+    measured = made([8], rate=60.0039)
+    for asked, bins in ((60, 8), (30, 4)):
+        conversion = at_rate(measured, asked)
+        assert conversion.recording.rate == asked and len(conversion.recording.stimulus) == bins
+        assert conversion.report[0] == f"{60.0039 * asked / 60:.6g} bins a second are taken for {asked}"
+    rounding = at_rate(made([8], rate=30.000000000001705), 30)
+    assert rounding.recording.rate == 30 and not rounding.report
+    with pytest.raises(DataError, match=r"60.0039 bins a second cannot become 59"):
+        at_rate(measured, 59)
+
+
 @pytest.mark.parametrize("rate", [15.0, 40.0, 0.0])
 def test_rates_that_need_parts_of_bins_are_refused(rate):
     with pytest.raises(DataError, match="only whole bins") as caught:

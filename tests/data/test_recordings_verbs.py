@@ -11,11 +11,14 @@ import visiontune
 from tests.made_recordings import made, with_trials
 from visiontune.api.response_verbs import recordings_of
 from visiontune.cli import main
+from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.inspect import RecordingsInspection, inspect_recordings
 from visiontune.data.recordings.prepare import holds_recordings, prepare_recordings
 from visiontune.data.recordings.store import contents
 from visiontune.errors import DataError
+from visiontune.machine import hardware
+from visiontune.training.plan_responses import derive_responses
 
 
 def save(recording, folder):
@@ -74,6 +77,15 @@ def test_sessions_that_cannot_be_learned_together_are_said(two, tmp_path):
     assert fault.where == "c" and "a has bins a second 20.0, and c has 40.0" in fault.found
     prepare_recordings(two, tmp_path / "data")
     assert fault in inspect_recordings(tmp_path / "data").faults
+
+
+def test_rates_that_differ_as_measured_ones_do_are_one(tmp_path):
+    for name, rate in {"a": 30.000000000001705, "b": 30.000000000027285, "c": 30.002}.items():
+        save(made([30] * 20, seed=ord(name), rate=rate), tmp_path / "sessions" / name)
+    assert not [fault for fault in inspect_recordings(tmp_path / "sessions").faults if fault.code == "unlike-sessions"]
+    datasets = [Dataset.open(path) for path in prepare_recordings(tmp_path / "sessions", tmp_path / "data")]
+    recipe = derive_responses(datasets, [None] * 3, hardware("cpu"))
+    assert recipe.responses is not None and recipe.responses.rate == pytest.approx(30)
 
 
 def test_sessions_in_folders_below_are_named(two, tmp_path, capsys):

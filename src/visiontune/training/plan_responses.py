@@ -11,7 +11,7 @@ import numpy as np
 from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import INFO_NAME, RecordingSummary, read_info
 from visiontune.data.recordings.clips import ClipDataset
-from visiontune.data.recordings.prepare import unlike
+from visiontune.data.recordings.prepare import same_rate, unlike
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
 from visiontune.machine import Hardware
@@ -255,7 +255,7 @@ def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary
     first = sessions[0]
     modulated = choices.modulation != "none"
     for one in sessions:
-        if one.rate != choices.rate:
+        if not same_rate(one.rate, choices.rate):
             raise RecipeError(
                 f"{one.name} has {one.rate:g} bins a second, and the core sees {choices.rate:g}.",
                 where="responses.rate",

@@ -1,6 +1,7 @@
 """From sessions to datasets: one folder a session, one split for what several sessions show."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -109,6 +110,11 @@ def _converted(session: Session, rate: float | None) -> Session:
     return Session(conversion.recording, session.faults)
 
 
+def same_rate(one: float, other: float) -> bool:
+    """Whether two rates are one, but for how they were measured: within 0.1 %."""
+    return math.isclose(one, other, rel_tol=1e-3)
+
+
 class Shown(Protocol):
     """What decides whether sessions can be learned together."""
 
@@ -125,12 +131,15 @@ class Shown(Protocol):
 def unlike(first: Shown, other: Shown) -> tuple[str, str] | None:
     """How another session differs from the first, so that they cannot be learned together, and the fix; None where they
     can."""
-    for what, its, wanted, fix in (
-        ("bins a second", other.rate, first.rate, "prepare all of them with one --rate"),
-        ("frames of (height, width)", other.size, first.size, "resize the stimuli"),
-        ("frames of type", other.stimulus, first.stimulus, "store all stimuli in one type"),
-    ):
-        if its != wanted:
+    for what, its, wanted, alike, fix in (
+        ("bins a second", other.rate, first.rate, same_rate(other.rate, first.rate), "prepare all with one --rate"),
+        ("frames of (height, width)", other.size, first.size, other.size == first.size, "resize the stimuli"),
+        (
+            "frames of type", other.stimulus, first.stimulus, other.stimulus == first.stimulus,
+            "store all stimuli in one type",
+        ),
+    ):  # fmt: skip
+        if not alike:
             return f"{first.name} has {what} {wanted}, and {other.name} has {its}", fix
     return None
 
