@@ -69,6 +69,20 @@ def test_numbers_below_zero_and_nan_are_no_condition_of_an_nwb_file(tmp_path):
     assert [trial.condition for trial in read_session(path).recording.trials] == ["3", None, None]
 
 
+@pytest.mark.parametrize("stop", [np.nan, np.inf, 10.0, 9.0])
+def test_a_row_of_an_nwb_file_without_a_later_stop_is_no_trial(tmp_path, stop):
+    path = nwb(tmp_path / "day1")
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        file["intervals/trials/stop_time"][0] = stop
+    session = read_session(path)
+    assert [(t.id, t.start, t.stop) for t in session.recording.trials] == [("trial-1", 10, 20), ("trial-2", 20, 40)]
+    assert [(fault.code, fault.found.split()[0]) for fault in session.faults] == [
+        ("empty-trials", "1"), ("untimed-trials", "1")
+    ]  # fmt: skip
+
+
 def test_without_a_trials_table_each_stretch_of_an_nwb_file_is_a_trial(tmp_path):
     found = read_session(nwb(tmp_path / "day1", trials=False)).recording
     assert [(t.start, t.stop, t.kind) for t in found.trials] == [(0, 20, "movie"), (20, 40, "noise")]

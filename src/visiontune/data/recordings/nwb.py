@@ -60,7 +60,7 @@ def read(path: Path) -> Session:
         places = np.concatenate([one.places for one in series])[order]
         # How many frames of the stimuli, blank ones too, lie before each bin.
         shown = np.r_[0, np.cumsum(np.where(np.diff(kind_of) == 0, np.diff(places), 1))]
-        trials, outside = _trials(file, times, stops, kind_of, kinds, shown, period)
+        trials, outside, untimed = _trials(file, times, stops, kind_of, kinds, shown, period)
         subject = file.get("general/subject/subject_id")
         recording = Recording(
             name=path.resolve().stem,
@@ -76,6 +76,10 @@ def read(path: Path) -> Session:
     if outside:
         found = f"{outside} rows of the trials table hold no frame of a stimulus"
         faults.append(Fault("empty-trials", "warning", "intervals/trials", found, "nothing, where nothing was shown"))
+    if untimed:
+        found = f"{untimed} rows of the trials table have no start and no later stop: they are no trials"
+        fix = "give each its start_time and stop_time in seconds, or nothing, where these were broken off"
+        faults.append(Fault("untimed-trials", "warning", "intervals/trials", found, fix))
     for one in series:
         if blank := one.listed - len(one.times):
             found = f"{blank} of its {one.listed} numbers are below zero: no image, left out"
@@ -245,8 +249,9 @@ def _trials(
     kinds: list[str],
     shown: NDArray[np.int64],
     period: float,
-) -> tuple[tuple[Trial, ...], int]:
-    """Trials from the table, or one for each stretch without a break; and the rows of the table without a frame.
+) -> tuple[tuple[Trial, ...], int, int]:
+    """Trials from the table, or one for each stretch without a break; and the numbers of rows of the table without a
+    frame, and without a start and a later stop.
 
     shown: how many frames were shown, or blank, before each bin, (bins,): a frame that comes late is not one that is
     left out, those after it are at their places in the stimulus.
@@ -255,14 +260,17 @@ def _trials(
     table = file.get("intervals/trials")
     if table is None or "start_time" not in table or "stop_time" not in table:
         runs = pairwise([0, *breaks.tolist(), len(starts)])
-        return tuple(Trial(f"trial-{i}", a, b, kinds[int(kind_of[a])]) for i, (a, b) in enumerate(runs)), 0
+        return tuple(Trial(f"trial-{i}", a, b, kinds[int(kind_of[a])]) for i, (a, b) in enumerate(runs)), 0, 0
     begin, end = (np.asarray(table[name][()], np.float64) for name in ("start_time", "stop_time"))
     ids = table["id"][()].tolist() if "id" in table else list(range(len(begin)))
     conditions, splits = (table[name][()].tolist() if name in table else None for name in ("condition", "split"))
     trials: list[Trial] = []
     empty = last = 0
     middle = (starts + stops) / 2
+    timed = np.isfinite(begin) & np.isfinite(end) & (end > begin)
     for row in np.argsort(begin, kind="stable").tolist():
+        if not timed[row]:
+            continue
         # A frame belongs to the trial in which most of it was shown; no bin to two.
         first = max(last, int(np.searchsorted(middle, begin[row])))
         stop = int(np.searchsorted(middle, end[row]))
@@ -283,4 +291,4 @@ def _trials(
                 )
             )
         last = stop
-    return tuple(trials), empty
+    return tuple(trials), empty, int((~timed).sum())
