@@ -1,5 +1,6 @@
 """Clips of a recording: every bin predicted once, none of another trial seen, all of one shape."""
 
+import json
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -10,12 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.made_recordings import made, with_trials
+from tests.made_recordings import film, made, with_trials
+from visiontune.data.recordings.arrays import session_from
 from visiontune.data.recordings.clips import ClipDataset, ClipPlace
-from visiontune.data.recordings.store import write_recording
+from visiontune.data.recordings.inspect import inspect_recordings
+from visiontune.data.recordings.store import read_trials, write_recording
 from visiontune.data.responses import Clip, Responses
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
+from visiontune.metrics.predicted_session import PredictedSession
+from visiontune.metrics.response_scores import score_responses
 
 
 def opened(folder, recording, clip, burn_in) -> ClipDataset:
@@ -35,6 +40,16 @@ def numbered(lengths, gap=0):
     bins = np.arange(len(stimulus))
     stimulus[:, 0, 0], stimulus[:, 0, 1], counts[:, 0] = bins % 256, bins // 256, bins
     return replace(recording, stimulus=stimulus, counts=counts, behaviour=bins[:, None].astype(np.float32))
+
+
+def interrupted(conditions=(0, 0, *[-1] * 10), splits=("test", "test", *["train"] * 9, "validation")):
+    """Twelve trials of 60 bins; the first two, which show the same, are interrupted: 20..24 and 30..34 are of none."""
+    whole = made([60] * 12)
+    stimulus, trials = whole.stimulus.copy(), np.repeat(np.arange(12), 60)
+    stimulus[60:120] = stimulus[:60]
+    trials[20:25] = trials[90:95] = -1
+    values = {"stimulus": stimulus, "counts": whole.counts, "rate": 20.0, "trials": trials}
+    return session_from(values | {"conditions": conditions, "splits": splits}, "s", "").recording
 
 
 @given(
@@ -103,6 +118,75 @@ def test_a_clip_says_where_it_lies_and_which_condition_it_repeats(tmp_path):
         ClipPlace(4, 0, 0, 4), ClipPlace(12, 0, 0, 12), ClipPlace(64, 3, 1, 4), ClipPlace(72, 3, 1, 12)
     ]  # fmt: skip
     assert dataset.where("test", 0).condition == -1
+
+
+def test_the_parts_of_an_interrupted_trial_are_one_showing_of_its_stimulus(tmp_path):
+    recording = interrupted()
+    assert [(t.id, t.offset) for t in recording.trials[:4]] == [
+        ("trial-0", 0), ("trial-0+1", 25), ("trial-1", 0), ("trial-1+1", 35)
+    ]  # fmt: skip
+    dataset = opened(tmp_path / "out", recording, 8, 4)
+    assert not [fault for fault in dataset.info.faults if fault.code == "condition-differs"]
+    bins, splits = set(), []
+    for i in range(dataset.count("test")):
+        where, target = dataset.where("test", i), dataset.responses("test", i)
+        rows = np.flatnonzero(target.valid[:, 0])
+        bins |= {(where.trial, where.place + int(row), where.start + int(row)) for row in rows}
+        splits.append(where.condition)
+    assert set(splits) == {0} and {trial for trial, _, _ in bins} == {0, 2}
+    assert len({(trial, place) for trial, place, _ in bins}) == len(bins)
+    assert all(start == 60 * (trial // 2) + place for trial, place, start in bins)
+    facts = inspect_recordings(tmp_path / "out").sessions[0]
+    assert (facts.trials, facts.repeats) == (14, 1)
+
+
+def test_an_interruption_is_no_repeat_that_is_kept_for_the_test_split(tmp_path):
+    found = {}
+    for offset in (0, 30):
+        recording = with_trials(made(), condition=["a", "a", *[None] * 10], offset=[0, offset, *[0] * 10])
+        folders = [write_recording(recording, tmp_path / f"{offset}-{seed}", seed) for seed in range(5)]
+        found[offset] = {trial.split for folder in folders for trial in read_trials(folder)[:2]}
+    assert found[0] == {"test"} and "train" in found[30]
+
+
+def test_a_trial_without_an_interruption_is_listed_as_ever(tmp_path):
+    opened(tmp_path / "out", made(), 8, 4)
+    listed = json.loads((tmp_path / "out/trials.json").read_text())
+    assert "offset" not in {name for trial in listed for name in trial}
+
+
+def test_the_true_rates_of_interrupted_repeats_score_as_the_truth(tmp_path):
+    """Laid over each other from their own beginnings, the parts would be averages of different frames."""
+    random = np.random.default_rng(0)
+    rate, shown = np.exp(random.normal(0, 1, (120, 4))), film(3, 120)
+    trials = np.repeat(np.arange(20), 120)
+    for repeat in range(10):
+        trials[repeat * 120 + random.integers(20, 100) :][:5] = -1
+    true = np.concatenate([rate] * 10 + [np.ones_like(rate)] * 10)
+    recording = session_from(
+        {
+            "stimulus": np.concatenate([shown] * 10 + [film(k, 120) for k in range(10, 20)]),
+            "counts": random.poisson(true).astype(np.uint8),
+            "rate": 20.0,
+            "trials": trials,
+            "conditions": [0] * 10 + [-1] * 10,
+            "splits": ["test"] * 10 + ["train"] * 7 + ["validation"] * 3,
+        },
+        "s",
+        "",
+    ).recording
+    dataset, pieces = opened(tmp_path / "out", recording, 32, 4), []
+    for i in range(dataset.count("test")):
+        where, target = dataset.where("test", i), dataset.responses("test", i)
+        kept = np.flatnonzero(target.valid.any(axis=1))
+        numbers = (np.full(len(kept), where.trial), np.full(len(kept), where.condition), where.place + kept)
+        rates = true[where.start + kept]
+        pieces.append(
+            PredictedSession("s", dataset.units, rates, target.counts[kept].astype(float), target.valid[kept], *numbers)
+        )
+    metrics = score_responses(pieces, resamples=0).metrics
+    assert metrics["feve"].value == pytest.approx(1, abs=0.05)
+    assert metrics["ccnorm"].value == pytest.approx(1, abs=0.05)
 
 
 def test_frames_stay_uint8_and_are_not_copied_and_float_frames_stay_float32(tmp_path):

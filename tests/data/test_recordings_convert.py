@@ -46,6 +46,13 @@ def test_a_bin_is_valid_where_all_of_its_bins_are_and_trials_are_never_averaged(
         assert said in report
 
 
+def test_later_parts_of_an_interrupted_trial_keep_to_the_bins_of_the_whole():
+    recording = with_trials(made([7, 8, 3], rate=20.0), offset=[0, 9, 17])
+    found = at_rate(recording, 5).recording
+    assert [(t.start, t.stop, t.offset) for t in found.trials] == [(0, 1, 0), (1, 2, 3)]
+    np.testing.assert_array_equal(found.stimulus[1], recording.stimulus[7 + 3])  # of the whole trial, the bin 12
+
+
 def test_many_spikes_do_not_overflow_and_broken_counts_stay_broken():
     full = at_rate(replace(made([8]), counts=np.full((8, 4), 200, np.uint8)), 10).recording
     assert (np.asarray(full.counts) == 400).all()
@@ -53,6 +60,18 @@ def test_many_spikes_do_not_overflow_and_broken_counts_stay_broken():
     counts[3, 1] = np.nan
     broken = at_rate(replace(made([8]), counts=counts), 10).recording
     assert np.isnan(broken.counts[1, 1]) and np.isnan(broken.counts).sum() == 1
+
+
+def test_a_measured_rate_is_taken_for_the_one_that_is_asked_for_and_this_is_said():
+    measured = made([8], rate=60.0039)
+    for asked, bins in ((60, 8), (30, 4)):
+        conversion = at_rate(measured, asked)
+        assert conversion.recording.rate == asked and len(conversion.recording.stimulus) == bins
+        assert conversion.report[0] == f"{60.0039 * asked / 60:.6g} bins a second are taken for {asked}"
+    rounding = at_rate(made([8], rate=30.000000000001705), 30)
+    assert rounding.recording.rate == 30 and not rounding.report
+    with pytest.raises(DataError, match=r"60.0039 bins a second cannot become 59"):
+        at_rate(measured, 59)
 
 
 @pytest.mark.parametrize("rate", [15.0, 40.0, 0.0])

@@ -69,6 +69,20 @@ def test_numbers_below_zero_and_nan_are_no_condition_of_an_nwb_file(tmp_path):
     assert [trial.condition for trial in read_session(path).recording.trials] == ["3", None, None]
 
 
+@pytest.mark.parametrize("stop", [np.nan, np.inf, 10.0, 9.0])
+def test_a_row_of_an_nwb_file_without_a_later_stop_is_no_trial(tmp_path, stop):
+    path = nwb(tmp_path / "day1")
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        file["intervals/trials/stop_time"][0] = stop
+    session = read_session(path)
+    assert [(t.id, t.start, t.stop) for t in session.recording.trials] == [("trial-1", 10, 20), ("trial-2", 20, 40)]
+    assert [(fault.code, fault.found.split()[0]) for fault in session.faults] == [
+        ("empty-trials", "1"), ("untimed-trials", "1")
+    ]  # fmt: skip
+
+
 def test_without_a_trials_table_each_stretch_of_an_nwb_file_is_a_trial(tmp_path):
     found = read_session(nwb(tmp_path / "day1", trials=False)).recording
     assert [(t.start, t.stop, t.kind) for t in found.trials] == [(0, 20, "movie"), (20, 40, "noise")]
@@ -136,6 +150,21 @@ def test_blank_screens_of_an_index_series_are_left_out_and_counted(tmp_path):
     np.testing.assert_array_equal(session.recording.stimulus[5:18], film(5, 20)[7:])
     (fault,) = session.faults
     assert fault.code == "blank-frames" and fault.found.startswith("2 of its 20 numbers")
+
+
+def test_parts_of_a_trial_of_an_nwb_file_stand_at_their_places_in_its_stimulus(tmp_path):
+    """Blank screens take places of the stimulus; a frame that stays too long delays the others and takes none."""
+    import h5py
+
+    path = indexed(nwb(tmp_path / "day1"), [*range(5), -1, -1, *range(7, 20)])
+    with h5py.File(path, "a") as file:
+        times = file["stimulus/presentation/noise/timestamps"]
+        times[5:] = times[5:] + 0.2
+    found = read_session(path).recording
+    assert [(t.id, t.start, t.stop, t.offset) for t in found.trials] == [
+        ("trial-0", 0, 5, 0), ("trial-0+1", 5, 8, 7), ("trial-1", 8, 18, 0), ("trial-2", 18, 23, 0),
+        ("trial-2+1", 23, 36, 5),
+    ]  # fmt: skip
 
 
 def test_an_index_series_that_shows_no_grey_images_is_a_clear_error(tmp_path):

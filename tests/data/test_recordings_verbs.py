@@ -1,6 +1,7 @@
 """Recordings through `inspect` and `prepare`: what users type and what they read."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,16 @@ import pytest
 
 import visiontune
 from tests.made_recordings import made, with_trials
+from visiontune.api.response_verbs import recordings_of
 from visiontune.cli import main
+from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.inspect import RecordingsInspection, inspect_recordings
 from visiontune.data.recordings.prepare import holds_recordings, prepare_recordings
+from visiontune.data.recordings.store import contents
 from visiontune.errors import DataError
+from visiontune.machine import hardware
+from visiontune.training.plan_responses import derive_responses
 
 
 def save(recording, folder):
@@ -73,6 +79,15 @@ def test_sessions_that_cannot_be_learned_together_are_said(two, tmp_path):
     assert fault in inspect_recordings(tmp_path / "data").faults
 
 
+def test_rates_that_differ_as_measured_ones_do_are_one(tmp_path):
+    for name, rate in {"a": 30.000000000001705, "b": 30.000000000027285, "c": 30.002}.items():
+        save(made([30] * 20, seed=ord(name), rate=rate), tmp_path / "sessions" / name)
+    assert not [fault for fault in inspect_recordings(tmp_path / "sessions").faults if fault.code == "unlike-sessions"]
+    datasets = [Dataset.open(path) for path in prepare_recordings(tmp_path / "sessions", tmp_path / "data")]
+    recipe = derive_responses(datasets, [None] * 3, hardware("cpu"))
+    assert recipe.responses is not None and recipe.responses.rate == pytest.approx(30)
+
+
 def test_sessions_in_folders_below_are_named(two, tmp_path, capsys):
     save(made([30] * 20, seed=4), two / "later" / "d")
     (fault,) = [fault for fault in inspect_recordings(two).faults if fault.code == "sessions-below"]
@@ -110,6 +125,50 @@ def test_a_film_of_two_sessions_has_one_split_however_they_are_prepared(two, tmp
     a, b = prepare_recordings(two, tmp_path / "late")
     splits = [[trial.split for trial in ClipDataset.open(path).trials] for path in (a, b)]
     assert splits[0][1:3] == splits[1][:2]
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """Two sessions of 20 and of 60 films, of which they have 20 in common."""
+    first, second = made([30] * 20, seed=1), made([30] * 60, seed=2)
+    stimulus = second.stimulus.copy()
+    stimulus[: len(first.stimulus)] = first.stimulus
+    return save(first, tmp_path / "b"), save(replace(second, stimulus=stimulus), tmp_path / "a")
+
+
+def splits_in_common(first, second):
+    of = contents(second.path)
+    return [(split, of[content]) for content, split in contents(first.path).items() if content in of]
+
+
+def test_sessions_that_are_trained_on_together_are_split_together(alike, tmp_path, capsys):
+    found = recordings_of(alike, tmp_path / "run")
+    assert found is not None and [one.path.name for one in found] == ["b", "a"], "as weights are given"
+    pairs = splits_in_common(*found)
+    assert len(pairs) == 20 and all(one == other for one, other in pairs)
+    shutil.rmtree(found[0].path)  # as of a run that was killed before it, and is started again
+    again = recordings_of(alike, tmp_path / "run")
+    assert again is not None and [one.path for one in again] == [one.path for one in found]
+    assert splits_in_common(*again) == pairs
+    assert "leak" not in capsys.readouterr().err
+
+
+def test_a_session_is_split_as_a_prepared_one_that_it_is_trained_with(alike, tmp_path, capsys):
+    (path,) = prepare_recordings(alike[1], tmp_path / "data", seed=3)
+    found = recordings_of([alike[0], path], tmp_path / "run")
+    assert found is not None and [one.path.name for one in found] == ["b", "a"] and found[1].path == path
+    assert all(one == other for one, other in splits_in_common(*found))
+    assert "stimuli of sessions" not in capsys.readouterr().err
+
+
+def test_sessions_that_were_split_apart_are_said_where_they_are_trained_on_together(alike, tmp_path, capsys):
+    paths = [prepare_recordings(path, tmp_path / f"data-{path.name}")[0] for path in alike]
+    capsys.readouterr()
+    found = recordings_of(paths, tmp_path / "run")
+    assert found is not None and any(one != other for one, other in splits_in_common(*found))
+    said = capsys.readouterr().err
+    assert "stimuli of sessions in several of the given splits" in said and "prepare these sessions together" in said
+    assert "a (train) = b (" in said and not (tmp_path / "run").exists()
 
 
 def test_films_that_are_given_other_splits_in_another_session_are_a_leak(two, tmp_path):

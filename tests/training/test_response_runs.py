@@ -25,6 +25,7 @@ from visiontune.simulated_neurons import simulate
 from visiontune.training.evaluate_responses import predict_split_of_responses
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained, open_datasets
+from visiontune.training.plan_responses import refuse_other_frames
 from visiontune.training.ranks import Ranks
 from visiontune.training.session import order_of
 
@@ -258,6 +259,36 @@ def test_a_core_is_not_given_what_it_was_not_made_for(sessions: Path, finished: 
         train(other, tmp_path / "licking", finished.path)
     with pytest.raises(RecipeError, match="core sees 50"):
         train(sessions, tmp_path / "run", **{"responses.rate": 50})
+
+
+def test_a_core_is_not_given_frames_that_it_was_not_made_for(finished: Run, tmp_path: Path) -> None:
+    write_npz(simulate("new", seed=5, units=3, seconds=45, size=(16, 16), repeats=(1, 4)), tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as file:
+        arrays: dict[str, Any] = dict(file)
+    frames = arrays["stimulus"]
+    for name, stimulus, said in (
+        ("small", frames[:, :12, :14], "sees frames of 16 x 16 pixels, and those of small are 12 x 14"),
+        ("floats", frames / np.float32(127.5) - 1, "learned from frames of uint8, and those of floats are float32"),
+        ("dim", frames // 64, "it would see next to nothing of them"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **{**arrays, "stimulus": stimulus})
+        with pytest.raises(DataError, match=said) as refused:
+            train(tmp_path / f"{name}.npz", tmp_path / f"run-{name}", finished.path)
+        assert refused.value.where == str(finished.path) and "or train a new core" in str(refused.value.fix)
+        assert not (tmp_path / f"run-{name}/recipe.yaml").exists()
+
+
+def test_frames_of_another_range_are_refused_where_their_type_is_not_known(finished: Run) -> None:
+    core = Cortex.load(finished.base_folder).config
+    (summary, *_) = [one.info.recording for one in open_datasets(finished.recipe)]
+    assert summary is not None
+    refuse_other_frames(core, None, [summary], finished.path)
+    for changed in (
+        {"stimulus_mean": 0.0, "stimulus_std": 0.5},
+        {"stimulus_mean": core.stimulus_mean + 11 * core.stimulus_std},
+    ):
+        with pytest.raises(DataError, match="next to nothing"):
+            refuse_other_frames(core, None, [summary.model_copy(update=changed)], finished.path)
 
 
 def test_a_shape_that_does_not_hold_is_a_clear_error(prepared: Path, tmp_path: Path) -> None:

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 
 def recordings_of(data: Sequence[Source], folder: Path) -> list[Dataset] | None:
-    """The sessions at these places, one dataset each, prepared inside `folder` where they are not yet; None where no
-    place holds recordings. Raises DataError where only some do."""
+    """The sessions at these places, one dataset each, in their order; None where no place holds recordings.
+
+    Those that are not prepared yet are prepared inside `folder`, all together, so that frames that several of them or a
+    prepared one show get one split. Raises DataError where only some places hold recordings.
+    """
     from visiontune.data.dataset import Dataset
-    from visiontune.data.recordings.prepare import holds_recordings, prepare_recordings, prepared
+    from visiontune.data.recordings.prepare import holds_recordings, prepare_recordings, prepared, warn_of_leaks
+    from visiontune.data.recordings.readers import sessions
 
     others = [source for source in data if not holds_recordings(Path(source))]
     if len(others) == len(data):
@@ -37,11 +41,14 @@ def recordings_of(data: Sequence[Source], folder: Path) -> list[Dataset] | None:
             where=str(others[0]),
             fix="train on one kind of target at a time",
         )
-    found: list[Path] = []
-    for number, path in enumerate(map(Path, data)):
-        apart = folder if len(data) == 1 else folder / f"{number}-{path.stem}"
-        found += prepared(path).values() or prepare_recordings(path, apart)
-    return [Dataset.open(path) for path in found]
+    standing = {path: list(prepared(path).values()) for path in map(Path, data)}
+    raw = [path for path in map(Path, data) if not standing[path]]
+    before = [path for paths in standing.values() for path in paths]
+    made = {path.name: path for path in prepare_recordings(raw, folder, beside=before)} if raw else {}
+    if not raw:
+        warn_of_leaks(before)
+    found = [standing[path] or [made[name] for name in sessions(path)] for path in map(Path, data)]
+    return [Dataset.open(path) for paths in found for path in paths]
 
 
 def plan_responses(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from visiontune.data.dataset import Dataset
-from visiontune.data.dataset_info import RecordingSummary
+from visiontune.data.dataset_info import INFO_NAME, RecordingSummary, read_info
 from visiontune.data.recordings.clips import ClipDataset
-from visiontune.data.recordings.prepare import unlike
+from visiontune.data.recordings.prepare import same_rate, unlike
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, ModelError, RecipeError
 from visiontune.files import write_json
@@ -51,6 +51,8 @@ CORE_RATE, READOUT_RATE = 5e-3, 2e-2
 # Light, so that they cost little where data are plenty: ten times as much took two of a hundred parts of the oracle's
 # bits per spike from simulated sessions of ten minutes (bench/responses.py --set responses.penalties=...).
 PENALTIES = {"readout_l1": {"weight": 1e-4}, "smoothness": {"weight": 1e-4}}
+# A core's normal frames have the mean 0 and the standard deviation 1. Frames of another range are far from that.
+LEAST_SPREAD, LARGEST_SHIFT = 0.05, 10.0
 READOUT_PENALTIES = {"readout_l1": PENALTIES["readout_l1"]}
 
 
@@ -255,7 +257,7 @@ def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary
     first = sessions[0]
     modulated = choices.modulation != "none"
     for one in sessions:
-        if one.rate != choices.rate:
+        if not same_rate(one.rate, choices.rate):
             raise RecipeError(
                 f"{one.name} has {one.rate:g} bins a second, and the core sees {choices.rate:g}.",
                 where="responses.rate",
@@ -290,11 +292,56 @@ def network_config(choices: ResponseChoices, sessions: Sequence[RecordingSummary
     )
 
 
+def refuse_other_frames(
+    core: CortexConfig, shown: str | None, sessions: Sequence[RecordingSummary], where: Path
+) -> None:
+    """Raise DataError for frames that a core was not made for: of another size, another type than it was `shown` (None:
+    not known), or of a scale at which it sees next to nothing, or nothing but one brightness.
+
+    The core takes `stimulus_mean` from every pixel and divides by `stimulus_std`, of the sessions that it learned from.
+    """
+    for one in sessions:
+        if one.size != (core.height, core.width):
+            raise DataError(
+                f"The core sees frames of {core.height} x {core.width} pixels, and those of {one.name} are "
+                f"{one.height} x {one.width}.",
+                where=str(where),
+                fix=f"scale the stimulus to {core.height} x {core.width}, or train a new core without --from",
+            )
+        if shown is not None and one.stimulus != shown:
+            raise DataError(
+                f"The core learned from frames of {shown}, and those of {one.name} are {one.stimulus}: their numbers "
+                "need not mean the same brightness.",
+                where=str(where),
+                fix=f"store the stimulus as {shown}, in the core's range (mean {core.stimulus_mean:.4g}, standard "
+                f"deviation {core.stimulus_std:.4g}), or train a new core without --from",
+            )
+        spread = one.stimulus_std / core.stimulus_std
+        shift = (one.stimulus_mean - core.stimulus_mean) / core.stimulus_std
+        if spread < LEAST_SPREAD or abs(shift) > LARGEST_SHIFT:
+            raise DataError(
+                f"The pixels of {one.name} have the mean {one.stimulus_mean:.4g} and the standard deviation "
+                f"{one.stimulus_std:.4g}, and the core sees frames of {core.stimulus_mean:.4g} and "
+                f"{core.stimulus_std:.4g}: it would see next to nothing of them.",
+                where=str(where),
+                fix="store the stimulus in the range of the core's sessions, or train a new core without --from",
+            )
+
+
+def _frames_of(recipe: Recipe) -> str | None:
+    """The type of the frames that a run learned from; None where none of its datasets is there any more."""
+    for use in recipe.data.datasets:
+        if (Path(use.path) / INFO_NAME).is_file() and (known := read_info(Path(use.path)).recording) is not None:
+            return known.stimulus
+    return None
+
+
 def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: int) -> None:
     """Write the network that a run starts from: new, or the core of another run or of a checkpoint with new readouts.
 
     What was taken of these, tensor by tensor, stands in base/taken.json. Raises RecipeError where the recipe asks for
-    another core than they have, and ModelError where a checkpoint fills less of it than the recipe allows.
+    another core than they have, DataError where the core was made for other frames, and ModelError where a checkpoint
+    fills less of it than the recipe allows.
     """
     import torch
 
@@ -321,6 +368,7 @@ def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: i
             refuse_another_core(its.responses, choices, source.path)
         network_config(choices, sessions)  # which refuses sessions that the core was not made for
         loaded, step = load_trained(source, its, torch.device("cpu"))
+        refuse_other_frames(predicts_responses(loaded).cortex.config, _frames_of(its), sessions, source.path)
         names = tuple(one.name for one in sessions)
         keys = tuple(key for one in sessions for key in one.unit_keys)
         network, report = with_units(predicts_responses(loaded).cortex, names, keys, rates, seed)

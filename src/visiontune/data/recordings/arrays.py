@@ -140,8 +140,9 @@ def _trials(
     """Trials from the number of each bin's trial, -1 for none.
 
     `conditions` has one entry a bin or a trial, `kinds` and `splits` one a trial; trials count in the order in which
-    they begin. A trial that is interrupted becomes several, "trial-3" and "trial-3+1". `kind_names`: the names that
-    kinds given as numbers stand for.
+    they begin. A trial that is interrupted becomes several, "trial-3" and "trial-3+1": after bins of no trial the
+    second goes on where they end, after another trial the stimulus begins anew. `kind_names`: the names that kinds
+    given as numbers stand for.
     """
     edges = np.flatnonzero(np.diff(trial_of)) + 1
     starts, stops = np.r_[0, edges], np.r_[edges, len(trial_of)]
@@ -152,10 +153,13 @@ def _trials(
     of_split = _each(splits, "splits", len(order), where)
     of_condition = _conditions(conditions, trial_of, runs, order, where)
     parts: dict[int, int] = {}
-    found = []
+    found: list[Trial] = []
+    began, before = 0, -1
     for start, stop, number in runs:
         i, part = order[number], parts.get(number, 0)
         parts[number] = part + 1
+        if number != before:
+            began, before = start, number
         found.append(
             Trial(
                 id=f"trial-{number}" + (f"+{part}" if part else ""),
@@ -164,6 +168,7 @@ def _trials(
                 kind="stimulus" if of_kind is None else _kind(of_kind[i], named, where),
                 condition=None if of_condition is None else of_condition[number],
                 split=None if of_split is None else split_named(of_split[i], where),
+                offset=start - began,
             )
         )
     return tuple(found)

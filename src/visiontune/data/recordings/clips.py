@@ -26,7 +26,8 @@ BURN_IN = 32
 @dataclass(frozen=True)
 class ClipPlace:
     """Where a clip's first predicted bin lies: `start` in its session, `place` in its trial. `trial` and `condition`
-    are numbers inside the session; -1 for a stimulus that is shown once."""
+    are numbers inside the session; -1 for a stimulus that is shown once. All parts of an interrupted trial have the
+    number of the first, and places that count from its beginning."""
 
     start: int
     trial: int
@@ -123,6 +124,20 @@ class ClipDataset(Dataset):
         named = [trial.condition for trial in self.trials]
         return np.array([-1 if n is None else numbers.setdefault(n, len(numbers)) for n in named], np.int64)
 
+    @cached_property
+    def _wholes(self) -> NDArray[np.int64]:
+        """The number of the trial that each trial is a part of, its own where it is whole: (trials,)."""
+        numbers: list[int] = []
+        for i, trial in enumerate(self.trials):
+            before = self.trials[i - 1] if trial.offset and i else None
+            goes_on = (
+                before is not None
+                and (before.condition, before.split) == (trial.condition, trial.split)
+                and before.offset + before.stop - before.start <= trial.offset
+            )
+            numbers.append(numbers[-1] if goes_on else i)
+        return np.array(numbers, np.int64)
+
     def count(self, split: str) -> int:
         """The number of clips in a split; DataError when there is no such split."""
         return len(self._plan(split).first)
@@ -153,8 +168,9 @@ class ClipDataset(Dataset):
     def where(self, split: str, i: int) -> ClipPlace:
         """Where clip `i` of a split lies in its session and its trial."""
         plan = self._plan(split)
-        trial, place = int(plan.trial[i]), int(plan.place[i])
-        return ClipPlace(int(plan.first[i]) + self.burn_in, trial, int(self._conditions[trial]), place)
+        part = int(plan.trial[i])
+        place = self.trials[part].offset + int(plan.place[i])
+        return ClipPlace(int(plan.first[i]) + self.burn_in, int(self._wholes[part]), int(self._conditions[part]), place)
 
     def sample(self, split: str, i: int) -> Sample:
         """Clip `i` of a split; IndexError outside 0 .. count(split) - 1.

@@ -198,11 +198,11 @@ def _constant_behaviour(recording: Recording, found: Survey) -> list[Fault]:
 
 def _conditions_that_differ(trials: Sequence[Trial], found: Survey) -> list[Fault]:
     """Trials of one condition that do not show the same frames over the bins that they share."""
-    contents: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    contents: dict[str, set[tuple[tuple[int, int], str]]] = defaultdict(set)
     for trial, of in zip(trials, found.trials, strict=True):
         if trial.condition is not None:
-            contents[trial.condition].add((trial.stop - trial.start, of.content))
-    differ = [name for name, seen in contents.items() if len(seen) > len({length for length, _ in seen})]
+            contents[trial.condition].add(((trial.offset, trial.stop - trial.start), of.content))
+    differ = [name for name, seen in contents.items() if len(seen) > len({place for place, _ in seen})]
     if not differ:
         return []
     text = f"{len(differ)} conditions show different frames in trials of one length; averages over repeats mix them"

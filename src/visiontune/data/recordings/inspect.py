@@ -166,6 +166,7 @@ def _of_prepared(standing: dict[str, Path]) -> RecordingsInspection:
 
 def _facts(summary: RecordingSummary, trials: Sequence[StoredTrial]) -> SessionFacts:
     stimuli = len({trial.group for trial in trials})
+    whole = [trial.group for trial in trials if trial.offset == 0]  # later parts of a trial repeat nothing
     return SessionFacts(
         name=summary.name,
         subject=summary.subject,
@@ -177,7 +178,7 @@ def _facts(summary: RecordingSummary, trials: Sequence[StoredTrial]) -> SessionF
         kinds=summary.kinds,
         trials=len(trials),
         stimuli=stimuli,
-        repeats=len(trials) - stimuli,
+        repeats=len(whole) - len(set(whole)),
         valid=summary.valid,
         spikes_a_second=float(np.median(summary.mean_counts) * summary.rate),
         behaviour=summary.behaviour_names,

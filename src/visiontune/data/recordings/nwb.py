@@ -28,13 +28,15 @@ CHUNK = 256  # frames of an index series that are copied at once
 @dataclass(frozen=True)
 class _Series:
     """A stimulus: its frames (bins, height, width), when each begins (bins,), in seconds, and how long one lasts.
-    blank: so many times of an index series had no image, and are left out."""
+    places: the number of each frame in the series, (bins,), of `listed`; times of an index series without an image are
+    left out."""
 
     name: str
     frames: NDArray[Any]
     times: NDArray[np.float64]
     period: float
-    blank: int = 0
+    places: NDArray[np.int64]
+    listed: int
 
 
 def read(path: Path) -> Session:
@@ -55,7 +57,10 @@ def read(path: Path) -> Session:
         stops = np.where(following - times <= LONGEST_FRAME * period, following, times + period)
         names, counts, valid = _units(file, path, times, stops)
         kinds = [one.name for one in series]
-        trials, outside = _trials(file, times, stops, kind_of, kinds, period)
+        places = np.concatenate([one.places for one in series])[order]
+        # How many frames of the stimuli, blank ones too, lie before each bin.
+        shown = np.r_[0, np.cumsum(np.where(np.diff(kind_of) == 0, np.diff(places), 1))]
+        trials, outside, untimed = _trials(file, times, stops, kind_of, kinds, shown, period)
         subject = file.get("general/subject/subject_id")
         recording = Recording(
             name=path.resolve().stem,
@@ -71,9 +76,13 @@ def read(path: Path) -> Session:
     if outside:
         found = f"{outside} rows of the trials table hold no frame of a stimulus"
         faults.append(Fault("empty-trials", "warning", "intervals/trials", found, "nothing, where nothing was shown"))
+    if untimed:
+        found = f"{untimed} rows of the trials table have no start and no later stop: they are no trials"
+        fix = "give each its start_time and stop_time in seconds, or nothing, where these were broken off"
+        faults.append(Fault("untimed-trials", "warning", "intervals/trials", found, fix))
     for one in series:
-        if one.blank:
-            found = f"{one.blank} of its {len(one.times) + one.blank} numbers are below zero: no image, left out"
+        if blank := one.listed - len(one.times):
+            found = f"{blank} of its {one.listed} numbers are below zero: no image, left out"
             fix = "nothing, where the screen was blank"
             faults.append(Fault("blank-frames", "warning", f"{PRESENTED}/{one.name}", found, fix))
     return Session(recording, faults)
@@ -133,13 +142,15 @@ def _series(name: str, group: Item, path: Path) -> _Series:
     data, where = group["data"], f"{path}: {PRESENTED}/{name}"
     if data.ndim > 1:
         frames = array_of(data, path)
-        return _Series(name, frames, *_times(group, len(frames), where))
+        times, period = _times(group, len(frames), where)
+        return _Series(name, frames, times, period, np.arange(len(frames)), len(frames))
     numbers = np.asarray(data[()]).astype(np.int64)
     times, period = _times(group, len(numbers), where)
     shown = numbers >= 0
     if not shown.any():
         raise DataError("no number of the series is one of an image", where=where, fix="export the series again")
-    return _Series(name, _indexed(group, numbers[shown], path, where), times[shown], period, int((~shown).sum()))
+    frames = _indexed(group, numbers[shown], path, where)
+    return _Series(name, frames, times[shown], period, np.flatnonzero(shown), len(numbers))
 
 
 def _times(group: Item, frames: int, where: str) -> tuple[NDArray[np.float64], float]:
@@ -236,21 +247,30 @@ def _trials(
     stops: NDArray[np.float64],
     kind_of: NDArray[np.int64],
     kinds: list[str],
+    shown: NDArray[np.int64],
     period: float,
-) -> tuple[tuple[Trial, ...], int]:
-    """Trials from the table, or one for each stretch without a break; and the rows of the table without a frame."""
+) -> tuple[tuple[Trial, ...], int, int]:
+    """Trials from the table, or one for each stretch without a break; and the numbers of rows of the table without a
+    frame, and without a start and a later stop.
+
+    shown: how many frames were shown, or blank, before each bin, (bins,): a frame that comes late is not one that is
+    left out, those after it are at their places in the stimulus.
+    """
     breaks = np.flatnonzero((np.diff(starts) > LONGEST_FRAME * period) | (np.diff(kind_of) != 0)) + 1
     table = file.get("intervals/trials")
     if table is None or "start_time" not in table or "stop_time" not in table:
         runs = pairwise([0, *breaks.tolist(), len(starts)])
-        return tuple(Trial(f"trial-{i}", a, b, kinds[int(kind_of[a])]) for i, (a, b) in enumerate(runs)), 0
+        return tuple(Trial(f"trial-{i}", a, b, kinds[int(kind_of[a])]) for i, (a, b) in enumerate(runs)), 0, 0
     begin, end = (np.asarray(table[name][()], np.float64) for name in ("start_time", "stop_time"))
     ids = table["id"][()].tolist() if "id" in table else list(range(len(begin)))
     conditions, splits = (table[name][()].tolist() if name in table else None for name in ("condition", "split"))
     trials: list[Trial] = []
     empty = last = 0
     middle = (starts + stops) / 2
+    timed = np.isfinite(begin) & np.isfinite(end) & (end > begin)
     for row in np.argsort(begin, kind="stable").tolist():
+        if not timed[row]:
+            continue
         # A frame belongs to the trial in which most of it was shown; no bin to two.
         first = max(last, int(np.searchsorted(middle, begin[row])))
         stop = int(np.searchsorted(middle, end[row]))
@@ -267,7 +287,8 @@ def _trials(
                     kind=kinds[int(kind_of[a])],
                     condition=condition_named(conditions[row]) if conditions else None,
                     split=split_named(splits[row], "intervals/trials") if splits else None,
+                    offset=int(shown[a] - shown[first]),
                 )
             )
         last = stop
-    return tuple(trials), empty
+    return tuple(trials), empty, int((~timed).sum())

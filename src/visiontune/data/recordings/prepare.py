@@ -1,8 +1,10 @@
 """From sessions to datasets: one folder a session, one split for what several sessions show."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,13 +26,14 @@ def prepare_recordings(
     seed: int = 0,
     rate: float | None = None,
     strict: bool = False,
+    beside: Sequence[Path] = (),
 ) -> list[Path]:
     """Write each session of `source` as a dataset `out`/NAME; those that stand already are left as they are.
 
     `source` is one session or a folder of sessions (`readers.sessions`), or several of these. `rate`: bins a second to
     convert to (`convert.at_rate`). A stimulus that several sessions show gets one split in all of them, where nobody
-    gave it others. Returns the datasets' folders, sorted by name. Raises DataError, with `strict` also where a trial
-    would be left out.
+    gave it others, and that of the prepared ones in `out` and `beside`. Returns the datasets' folders, sorted by name.
+    Raises DataError, with `strict` also where a trial would be left out.
     """
     found = sessions(*([source] if isinstance(source, Path) else source))
     for path in found.values():
@@ -41,7 +44,7 @@ def prepare_recordings(
     for one in [source] if isinstance(source, Path) else source:
         if below := holders(one):
             warn(f"sessions in folders below {one} are not read: {', '.join(below)}")
-    earlier = {name: contents(path) for name, path in prepared(out).items()}
+    earlier = _splits([*beside, *prepared(out).values()])
     paths = []
     with progress("preparing", len(found), "sessions") as advance:
         for name, path in found.items():
@@ -50,7 +53,7 @@ def prepare_recordings(
             paths.append(
                 write_recording(session.recording, out / name, seed, earlier=known, known=session.faults, strict=strict)
             )
-            earlier[name] = contents(paths[-1])
+            earlier |= _splits(paths[-1:])
             advance(1, name)
     for path in paths:
         info = read_info(path)
@@ -59,9 +62,23 @@ def prepare_recordings(
             warn(f"{path.name}: {out_of_it} left out: {info.left_out[0].found}")
         if info.faults:
             warn(f"{path.name}: {counted(len(info.faults), 'fault')}, listed by `{command('inspect', path)}`")
-    for fault in leaks_between_sessions(earlier):
-        warn(f"{fault.found}: {fault.where}; {fault.fix}")
+    _warn(leaks_between_sessions(earlier))
     return paths
+
+
+def warn_of_leaks(paths: Sequence[Path]) -> None:
+    """Say which frames stand in several splits of these prepared recordings."""
+    _warn(leaks_between_sessions(_splits(paths)))
+
+
+def _splits(paths: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """The splits of what prepared recordings show, by their names and contents."""
+    return {path.resolve().name: contents(path) for path in paths}
+
+
+def _warn(faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        warn(f"{fault.found}: {fault.where}; {fault.fix}")
 
 
 def prepared(folder: Path) -> dict[str, Path]:
@@ -93,6 +110,11 @@ def _converted(session: Session, rate: float | None) -> Session:
     return Session(conversion.recording, session.faults)
 
 
+def same_rate(one: float, other: float) -> bool:
+    """Whether two rates are one, but for how they were measured: within 0.1 %."""
+    return math.isclose(one, other, rel_tol=1e-3)
+
+
 class Shown(Protocol):
     """What decides whether sessions can be learned together."""
 
@@ -109,12 +131,15 @@ class Shown(Protocol):
 def unlike(first: Shown, other: Shown) -> tuple[str, str] | None:
     """How another session differs from the first, so that they cannot be learned together, and the fix; None where they
     can."""
-    for what, its, wanted, fix in (
-        ("bins a second", other.rate, first.rate, "prepare all of them with one --rate"),
-        ("frames of (height, width)", other.size, first.size, "resize the stimuli"),
-        ("frames of type", other.stimulus, first.stimulus, "store all stimuli in one type"),
-    ):
-        if its != wanted:
+    for what, its, wanted, alike, fix in (
+        ("bins a second", other.rate, first.rate, same_rate(other.rate, first.rate), "prepare all with one --rate"),
+        ("frames of (height, width)", other.size, first.size, other.size == first.size, "resize the stimuli"),
+        (
+            "frames of type", other.stimulus, first.stimulus, other.stimulus == first.stimulus,
+            "store all stimuli in one type",
+        ),
+    ):  # fmt: skip
+        if not alike:
             return f"{first.name} has {what} {wanted}, and {other.name} has {its}", fix
     return None
 
@@ -137,4 +162,8 @@ def leaks_between_sessions(splits: Mapping[str, Mapping[str, str]]) -> list[Faul
         for content, split in own.items():
             shown[content][name] = split
     leaks = sorted({tuple(sorted(where.items())) for where in shown.values() if len(set(where.values())) > 1})
-    return leak_across_splits([[f"{name} ({split})" for name, split in leak] for leak in leaks], "stimuli of sessions")
+    faults = leak_across_splits(
+        [[f"{name} ({split})" for name, split in leak] for leak in leaks], "stimuli of sessions"
+    )
+    how = "prepare these sessions together from the start, or give such stimuli one split"
+    return [replace(fault, fix=f"{how}: scores on the held-out splits are too good otherwise") for fault in faults]

@@ -16,7 +16,9 @@ class Trial:
     """The bins start..stop-1 of a session, shown without a break.
 
     `kind` names the stimulus ("natural", "gabor", "gratings", "flashes", ...). Trials of one `condition` show the same
-    stimulus, bin by bin; None: shown once. `split` is what the data's author gave.
+    stimulus, bin by bin; None: shown once. `split` is what the data's author gave. Of a trial that was interrupted,
+    each part is a trial, and `offset` is how many bins of the stimulus lie before it: bins of one condition are
+    repeats of each other where offset and place together are the same.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Trial:
     kind: str = "stimulus"
     condition: str | None = None
     split: str | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Recording:
             raise DataError("Two units have one name.", where=self.name, fix="give each unit its own")
         last = 0
         for trial in self.trials:
-            if not last <= trial.start < trial.stop <= bins or trial.split not in (None, *SPLITS):
+            if not last <= trial.start < trial.stop <= bins or trial.offset < 0 or trial.split not in (None, *SPLITS):
                 raise DataError(
                     f"Trial {trial.id} holds the bins {trial.start} to {trial.stop}, split {trial.split}; trials follow"
                     f" each other inside {bins} bins.",

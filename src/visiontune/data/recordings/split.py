@@ -49,7 +49,7 @@ def in_blocks(recording: Recording, seconds: float = BLOCK_SECONDS) -> Recording
             continue
         edges = np.linspace(trial.start, trial.stop, round(length / block) + 1).astype(int).tolist()
         trials += [
-            replace(trial, id=f"{trial.id}.{number}", start=start, stop=stop)
+            replace(trial, id=f"{trial.id}.{number}", start=start, stop=stop, offset=0)
             for number, (start, stop) in enumerate(pairwise(edges))
         ]
     return replace(recording, trials=tuple(trials))
@@ -109,11 +109,12 @@ def _repeats_for_test(
     more than twice that share.
     """
     bins = np.array([trial.stop - trial.start for trial in trials])
+    whole = np.array([trial.offset == 0 for trial in trials])  # later parts of an interrupted trial repeat nothing
     found: dict[str, str] = {}
     for kind in sorted({trial.kind for trial in trials}):
         own = np.array([trial.kind == kind for trial in trials])
         room, taken = SHARES[2] * bins[own].sum(), 0
-        repeated = [int(g) for g in np.unique(groups[own]) if (groups == g).sum() > 1]
+        repeated = [int(g) for g in np.unique(groups[own]) if (groups[whole] == g).sum() > 1]
         for group in sorted(repeated, key=lambda first: keyed(seed, contents[first])):
             members = [int(i) for i in np.flatnonzero(groups == group)]
             size = int(bins[members].sum())

@@ -48,7 +48,8 @@ STORE_VERSION = 1
 @dataclass(frozen=True)
 class StoredTrial:
     """A trial as trials.json lists it. `split` None: left out. `content`: the SHA-256 of its frames. Trials of one
-    `group`, named by its first, show the same or nearly the same: they stand in one split."""
+    `group`, named by its first, show the same or nearly the same: they stand in one split. `offset`: how many bins of
+    its stimulus lie before it, where it is a later part of a trial that was interrupted. 0 is not listed."""
 
     id: str
     start: int
@@ -58,6 +59,7 @@ class StoredTrial:
     split: str | None
     content: str
     group: int
+    offset: int = 0
 
 
 def write_recording(
@@ -113,7 +115,7 @@ def placed(
     """The trials with their splits; `earlier` as for `write_recording`."""
     splits = with_splits(recording, found, together.of, seed, earlier)
     return [
-        StoredTrial(t.id, t.start, t.stop, t.kind, t.condition, split, of.content, group)
+        StoredTrial(t.id, t.start, t.stop, t.kind, t.condition, split, of.content, group, t.offset)
         for t, split, of, group in zip(recording.trials, splits, found.trials, together.of.tolist(), strict=True)
     ]
 
@@ -142,6 +144,12 @@ def splits_of(trials: Sequence[StoredTrial]) -> dict[str, str]:
 def bins_of(trials: Sequence[StoredTrial]) -> dict[str, int]:
     """The bins in each split."""
     return {split: sum(t.stop - t.start for t in trials if t.split == split) for split in SPLITS}
+
+
+def _listed(trials: Sequence[StoredTrial]) -> list[dict[str, Any]]:
+    """The trials as trials.json lists them."""
+    rows = [asdict(trial) for trial in trials]
+    return [{name: value for name, value in row.items() if name != "offset" or value} for row in rows]
 
 
 def _refuse_errors(found: Sequence[Fault], name: str) -> None:
@@ -175,7 +183,7 @@ def _write_files(recording: Recording, found: Survey, trials: Sequence[StoredTri
     if recording.eye is not None:
         with written_whole(work / "eye.npy") as aside, aside.open("wb") as file:
             np.save(file, np.asarray(recording.eye, np.float32), allow_pickle=False)
-    write_json(work / TRIALS_NAME, [asdict(trial) for trial in trials])
+    write_json(work / TRIALS_NAME, _listed(trials))
     files = {}
     for path in sorted(work.iterdir()):
         rows = len(trials) if path.name == TRIALS_NAME else len(recording.stimulus)
@@ -270,7 +278,7 @@ def _content_hash(files: Mapping[str, ShardInfo], trials: Sequence[StoredTrial],
     """SHA-256 over names, the rate, arrays, trials and splits."""
     arrays = {name: shard.sha256 for name, shard in files.items() if name != TRIALS_NAME}
     value = [recording.name, recording.subject, recording.rate, recording.units, recording.behaviour_names]
-    text = json.dumps([*value, arrays, [asdict(trial) for trial in trials]], ensure_ascii=False, sort_keys=True)
+    text = json.dumps([*value, arrays, _listed(trials)], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -130,7 +130,10 @@ def survey(recording: Recording) -> Survey:
 
 def _names(recording: Recording) -> list[Any]:
     own = [recording.name, recording.rate, recording.subject, recording.units, recording.behaviour_names]
-    trials = [(t.id, t.start, t.stop, t.kind, t.condition, t.split) for t in recording.trials]
+    trials = [
+        (t.id, t.start, t.stop, t.kind, t.condition, t.split, *([t.offset] if t.offset else []))
+        for t in recording.trials
+    ]
     return [*own, recording.stimulus.shape, recording.eye is not None, recording.behaviour is not None, trials]
 
 
