@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from tests.killed import Counted, killed
 from tests.training.test_document_runs import documents, planned  # noqa: F401  # a fixture
 from visiontune.data.dataset import Dataset
 from visiontune.data.sample import Images
-from visiontune.errors import PausedError, RecipeError
+from visiontune.errors import MachineError, PausedError, RecipeError
 from visiontune.machine import hardware
 from visiontune.models.adapter import Features, ModelAdapter
 from visiontune.models.load import build_tiny
@@ -91,6 +91,17 @@ def test_what_cannot_be_kept_is_refused_where_it_is_insisted_on(plan: Plan) -> N
     with pytest.raises(RecipeError, match="augmented anew"):
         train_run(plan("anew", {"data.augment": 0.5, "features.cache": "always"}))
     assert not (train_run(plan("auto", {"data.augment": 0.5})).path / "features.json").exists()
+
+
+def test_a_disk_too_full_for_features_is_said(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk_full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(features, "save_file", disk_full)
+    run = plan("full", {"features.cache": "always"})
+    with pytest.raises(MachineError, match=r"Features could not be written: .*No space left"):
+        train_run(run)
+    assert run.status == "failed" and not run.began
 
 
 def test_runs_share_features_in_a_folder_and_a_runs_own_are_removed_at_its_end(

@@ -1,5 +1,6 @@
 """A run that is paused, killed or moved to other workers or ranks is the same run."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import visiontune.files
+import visiontune.run
 from tests.conftest import planner
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
@@ -272,6 +274,28 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(plan: Plan, straight: Run, m
     assert run.checkpoint_steps() == [3] and run.status == "failed"
     monkeypatch.setattr(checkpoint, "save_file", original)
     assert_same_run(finish(run), straight)
+
+
+def test_a_disk_that_is_full_for_every_file_is_said_and_nothing_else(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = plan("brim", {"schedule.steps": 1})
+
+    def disk_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def step(*_: object) -> dict[str, Any]:
+        monkeypatch.setattr(visiontune.run.MetricsLog, "write", disk_full)
+        monkeypatch.setattr(visiontune.run, "write_json", disk_full)  # of the state
+        monkeypatch.setattr("visiontune.report.write_report", disk_full)
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(loop, "_step", step)
+    with pytest.raises(SystemExit) as ended:
+        main(["resume", str(run.path)])
+    err = capsys.readouterr().err
+    assert ended.value.code == 1 and "the disk is full" in err and f"resume {run.path}" in err, err
+    assert run.status == "interrupted"
 
 
 def test_a_real_file_size_limit_keeps_the_last_good_checkpoint(plan: Plan, capfd: pytest.CaptureFixture[str]) -> None:

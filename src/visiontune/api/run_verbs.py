@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,11 +260,18 @@ def _trained(run: Run, callbacks: Sequence[Callback]) -> Run:
     from visiontune.report import write_report
     from visiontune.training.loop import train_run
 
-    try:
-        return train_run(run, callbacks)
-    finally:
+    def report() -> None:
         if is_first_process() and run.recipe_path.exists():
             note(f"report: {write_report(run)}")
+
+    try:
+        trained = train_run(run, callbacks)
+    except BaseException:
+        with suppress(OSError):  # on a full disk; the error that stands says why
+            report()
+        raise
+    report()
+    return trained
 
 
 def resume(run: Source, *, callbacks: Sequence[Callback] = ()) -> Run | RunGroup:

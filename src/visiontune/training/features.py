@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from visiontune.data.dataset import Dataset, Index
 from visiontune.data.pages import engine
 from visiontune.data.sample import Images, Sample
-from visiontune.errors import RecipeError
+from visiontune.errors import MachineError, RecipeError
 from visiontune.files import write_json, written_whole
 from visiontune.machine import versions
 from visiontune.models.adapter import Features, Layout, ModelAdapter
@@ -258,5 +258,12 @@ def _write(path: Path, made: Sequence[torch.Tensor]) -> None:
     counts = torch.tensor([len(one) for one in made])
     some = [one for one in made if len(one)]
     tensors = {"features": torch.cat(some) if some else torch.zeros(0), "counts": counts}
-    with written_whole(path) as aside:
-        save_file(tensors, aside)
+    try:
+        with written_whole(path) as aside:
+            save_file(tensors, aside)
+    except SafetensorError as error:  # in which safetensors wraps what the disk says
+        raise MachineError(
+            f"Features could not be written: {error}",
+            where=str(path),
+            fix="make room for them and resume the run, or train anew with --features.cache never",
+        ) from error

@@ -7,7 +7,7 @@ the ranks, clip, update. Then, where due: evaluate, checkpoint, pause.
 import math
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from visiontune.data.order import key
+from visiontune.data.prepare import full_disk_said
 from visiontune.errors import MachineError, PausedError, RunError
 from visiontune.files import write_json
 from visiontune.machine import hardware, process_peak_bytes
@@ -50,16 +51,20 @@ def train_run(run: Run, callbacks: Sequence[Callback] = ()) -> Run:
     refuse_missing(recipe.tracking)
     torch.set_num_threads(recipe.machine.threads)
     ranks = Ranks(recipe.machine.device)
+    told = full_disk_said(run.path, f"make room, then `{command('resume', run.path)}`")
     if not ranks.is_first:
-        return _train(run, recipe, ranks, ())
+        with told:
+            return _train(run, recipe, ranks, ())
     with run.locked():
         try:
-            return _train(run, recipe, ranks, callbacks)
+            with told:
+                return _train(run, recipe, ranks, callbacks)
         except PausedError:
             run.set_state("paused")
             raise
         except BaseException as error:
-            run.set_state("failed", reason=str(error) or type(error).__name__)
+            with suppress(OSError):  # on a full disk; the error that stands says why
+                run.set_state("failed", reason=str(error) or type(error).__name__)
             raise
 
 
