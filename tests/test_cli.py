@@ -15,6 +15,7 @@ from tests.conftest import QUICK, Call
 from visiontune.cli import recipe_options
 from visiontune.cli.answer import counts
 from visiontune.data.dataset import Dataset
+from visiontune.errors import RecipeError
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training.loop import train_run
@@ -188,6 +189,17 @@ def test_recipe_options_have_types_and_may_stand_anywhere() -> None:
     rest, overrides = recipe_options(["train", "--lora.rank", "8", "d", "--optimizer.learning-rate=1e-3", "--out", "o"])
     assert rest == ["train", "d", "--out", "o"]
     assert overrides == {"lora.rank": 8, "optimizer.learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("text", ["Is this item #3?", '"Digit" or not?', "[image] which?", "Which: one or two?", "7"])
+def test_text_on_the_command_line_is_taken_as_it_stands(text: str) -> None:
+    assert recipe_options(["--data.prompt", text]) == ([], {"data.prompt": text})
+
+
+def test_optional_text_may_be_null_and_what_is_no_yaml_names_its_field() -> None:
+    assert recipe_options(["--model.revision", "null"])[1] == {"model.revision": None}
+    with pytest.raises(RecipeError, match=r"'lora\.layers' is not YAML"):
+        recipe_options(["--lora.layers", "{a: ["])
 
 
 def test_help_does_not_import_torch() -> None:

@@ -34,9 +34,8 @@ for verb in VERBS.values():
 
 
 def recipe_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take `--section.field VALUE` out of the arguments; values are read as YAML: 8, true, null have types."""
-    import yaml
-
+    """Take `--section.field VALUE` out of the arguments; values are read as YAML: 8, true, null have types. Text
+    is taken as it stands. Raises RecipeError for a value that is missing or is no YAML."""
     rest: list[str] = []
     overrides: dict[str, Any] = {}
     waiting = list(arguments)
@@ -50,10 +49,29 @@ def recipe_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]
             if not waiting:
                 raise RecipeError(f"'{name}' has no value.", fix=f"{name} VALUE")
             value = waiting.pop(0)
-        parsed = yaml.safe_load(value)
-        # YAML 1.1 reads 1e-3 as text; a person means the number.
-        overrides[name.removeprefix("--").replace("-", "_")] = _number(parsed) if isinstance(parsed, str) else parsed
+        field = name.removeprefix("--").replace("-", "_")
+        overrides[field] = _value(field, value)
     return rest, overrides
+
+
+def _value(field: str, text: str) -> Any:
+    import yaml
+
+    from visiontune.recipe import sections
+
+    section, _, inner = field.rpartition(".")
+    kind = sections().get(section)
+    facts = None if kind is None else kind.model_fields.get(inner)
+    if facts is not None and facts.annotation in (str, str | None):
+        return None if facts.annotation is not str and text in ("", "~", "null", "Null", "NULL") else text
+    try:
+        parsed = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
+        raise RecipeError(
+            f"The value of '{field}' is not YAML: {text!r}.", where=f"--{field}", fix="mend or quote it"
+        ) from error
+    # YAML 1.1 reads 1e-3 as text; a person means the number.
+    return _number(parsed) if isinstance(parsed, str) else parsed
 
 
 def _number(text: str) -> float | str:
