@@ -53,11 +53,10 @@ class Progress:
 
 
 def save(
-    run: Run, progress: Progress, trained: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], keep: int,
+    run: Run, progress: Progress, trained: dict[str, torch.Tensor], moments: dict[str, torch.Tensor],
     average: dict[str, torch.Tensor] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of `progress.step`, with the weights' average where there is one, then remove all but the
-    best and the last `keep` ones.
+    """Write the checkpoint of `progress.step`, with the weights' average where there is one.
 
     Raises MachineError when the disk is full; the checkpoints that stood stay.
     """
@@ -79,12 +78,16 @@ def save(
             fix=f"free disk space, then `{command('resume', run.path)}`; "
             + (f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint stands yet"),
         ) from error
-    remove_old(run, progress, keep)
     return path
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def write_best(run: Run, step: int, metric: str, value: float) -> None:
+    """Name the best checkpoint, before `remove_old` removes the one that was named so far."""
+    write_json(run.checkpoints_folder / "best.json", {"step": step, "metric": metric, "value": value})
 
 
 def remove_old(run: Run, progress: Progress, keep: int) -> None:

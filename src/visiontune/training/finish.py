@@ -1,7 +1,6 @@
 """The end of a run: the receipts that need it, and the evaluation of the best checkpoint."""
 
 from visiontune.errors import ReceiptError
-from visiontune.files import write_json
 from visiontune.models.cortex import predicts_responses
 from visiontune.models.parts import frozen_tensors, summarise, tensors_sha256, trained_tensors
 from visiontune.progress import progress, warn
@@ -29,8 +28,8 @@ def finish(session: Session) -> None:
         book.add(receipt)
         failed += [receipt.name] if receipt.status == "failed" else []
     best = ranks.from_first(checkpoint.standing_best(run, at, recipe.evaluation.metric))
-    if best != (at.best_step or at.step) and ranks.is_first:
-        _take_as_best(session, best)
+    if ranks.is_first:
+        _name_best(session, best)
     checkpoint.put_tensors(session.module, checkpoint.load(run, best, with_optimizer=False).shipped)
     held_out = receipts.held_out(session.datasets, recipe.data.limit)
     if len(held_out) < receipts.HELD_OUT_AT_LEAST:
@@ -59,16 +58,21 @@ def finish(session: Session) -> None:
         run.set_state("finished", step=at.step, best_step=best, seconds=round(at.seconds, 3))
 
 
-def _take_as_best(session: Session, step: int) -> None:
-    """Write that the checkpoint of a step is the best one: the better one was removed."""
-    run, metric = session.run, session.recipe.evaluation.metric
+def _name_best(session: Session, step: int) -> None:
+    """Write that the checkpoint of a step is the best one, where a kill left another named or the better one was
+    removed."""
+    run, at, metric = session.run, session.progress, session.recipe.evaluation.metric
+    if step == (at.best_step or at.step):
+        if at.best_value is not None and (run.best is None or run.best["step"] != step):
+            checkpoint.write_best(run, step, metric, at.best_value)
+        return
+    warn(f"the best checkpoint, of step {at.best_step}, is missing; that of step {step} is taken")
     entry = next((entry for entry in run.metrics("evaluation") if entry["step"] == step), {"metrics": {}})
-    best = {"step": step, "metric": metric, "value": entry["metrics"].get(metric, {}).get("value")}
-    warn(f"the best checkpoint, of step {session.progress.best_step}, is missing; that of step {step} is taken")
-    if best["value"] is None:  # it was never scored, and is no best one: the last is taken
+    value = entry["metrics"].get(metric, {}).get("value")
+    if value is None:  # it was never scored, and is no best one: the last is taken
         (run.checkpoints_folder / "best.json").unlink(missing_ok=True)
     else:
-        write_json(run.checkpoints_folder / "best.json", best)
+        checkpoint.write_best(run, step, metric, value)
 
 
 def _frozen_receipt(session: Session) -> receipts.Receipt:

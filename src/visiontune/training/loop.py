@@ -17,7 +17,6 @@ import torch
 from visiontune.data.order import key
 from visiontune.data.prepare import full_disk_said
 from visiontune.errors import MachineError, PausedError, RunError
-from visiontune.files import write_json
 from visiontune.machine import hardware, process_peak_bytes
 from visiontune.models.adapter import Batch
 from visiontune.models.parts import set_training_mode, trained_tensors
@@ -354,10 +353,10 @@ def _save(session: Session) -> None:
         trained = trained_tensors(session.module, adapter.parts, recipe.parts)
         moments = optimizers.state_tensors(session.optimizer, session.module)
         average = None if session.average is None else session.average.tensors
-        path = checkpoint.save(session.run, at, trained, moments, recipe.checkpoints.keep, average)
+        path = checkpoint.save(session.run, at, trained, moments, average)
         if at.best_value is not None:
-            best = {"step": at.best_step, "metric": recipe.evaluation.metric, "value": at.best_value}
-            write_json(session.run.checkpoints_folder / "best.json", best)
+            checkpoint.write_best(session.run, at.best_step, recipe.evaluation.metric, at.best_value)
+        checkpoint.remove_old(session.run, at, recipe.checkpoints.keep)
         session.run.set_state("running", step=at.step)
         session.callbacks.on_checkpoint(session.run, path, at.step)
     session.ranks.wait()
