@@ -164,6 +164,37 @@ def test_exported_weights_are_verified_by_their_files_and_beside_the_run(trained
         visiontune.verify(folder)
 
 
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_every_file_of_exported_weights_is_certified(tmp_path: Path, form: str) -> None:
+    from visiontune.exports.hub import _without_local_base
+    from visiontune.exports.weights import LIMITS, _write_certificate
+
+    folder = tmp_path / "ship"
+    (folder / "templates").mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    config = "adapter_config.json" if form == "adapter" else "config.json"
+    for name in ("model.safetensors", "tokenizer.json", "templates/a.jinja", "README.md"):
+        (folder / name).write_text("{}")
+    (folder / config).write_text(json.dumps({"r": 8, "base_model_name_or_path": str(tmp_path / "base")}))
+    _write_certificate(folder, form, "float32", 6, [], LIMITS["f32"])
+    (folder / "README.md").write_text("another card")
+    assert [check.status for check in visiontune.verify(folder)] == ["passed"]
+    if form == "adapter":
+        with _without_local_base(folder) as sent:
+            assert sent != folder and visiontune.verify(sent)
+    for name in (config, "tokenizer.json", "templates/a.jinja"):
+        whole = (folder / name).read_bytes()
+        for changed in (b'{"r": 4}', b"[]", whole[:-1]):
+            (folder / name).write_bytes(changed)
+            with pytest.raises(CertificateError, match=name):
+                visiontune.verify(folder)
+        (folder / name).unlink()
+        with pytest.raises(CertificateError, match=name):
+            visiontune.verify(folder)
+        (folder / name).write_bytes(whole)
+    assert [check.status for check in visiontune.verify(folder)] == ["passed"]
+
+
 @pytest.mark.parametrize(
     ("forms", "options", "named"),
     [

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoUrl
 
 ADAPTER_CONFIG = "adapter_config.json"
+BASE_MODEL = "base_model_name_or_path"
 REFUSALS = (401, 403, 404)  # the hub shows what one may not see as missing
 
 
@@ -113,7 +114,7 @@ def _without_local_base(folder: Path) -> Iterator[Path]:
     """The folder, or a copy (of links) in which an adapter names its base model without the path on this computer."""
     path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    base = config.get("base_model_name_or_path")
+    base = config.get(BASE_MODEL)
     if not base or not Path(base).is_dir():
         yield folder
         return
@@ -123,7 +124,7 @@ def _without_local_base(folder: Path) -> Iterator[Path]:
         for entry in folder.iterdir():
             if entry.name != ADAPTER_CONFIG:
                 (copy / entry.name).symlink_to(entry.resolve(), target_is_directory=entry.is_dir())
-        config["base_model_name_or_path"] = Path(base).name
+        config[BASE_MODEL] = Path(base).name
         (copy / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         yield copy
 

@@ -1,5 +1,7 @@
 """The trained model as others load it: a PEFT adapter, or one merged folder for plain transformers."""
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from visiontune.data.objects import Objects
 from visiontune.data.sample import Sample
 from visiontune.errors import CertificateError, DataError, RunError
 from visiontune.exports.answers import check_reloaded, references
-from visiontune.exports.card import write_card
+from visiontune.exports.card import CARD_NAME, write_card
 from visiontune.exports.certificate import (
     CERTIFICATE_NAME,
     LIMITS,
@@ -24,6 +26,7 @@ from visiontune.exports.certificate import (
     read_certificate,
     verdict,
 )
+from visiontune.exports.hub import ADAPTER_CONFIG, BASE_MODEL
 from visiontune.exports.object_agreement import ObjectLimits
 from visiontune.exports.objects_reloaded import RELOADED_LIMITS, check_reloaded_objects, found_by
 from visiontune.exports.reference import Reference, chosen
@@ -40,6 +43,7 @@ from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.training.evaluate import tree_to_score
 from visiontune.training.model import base_name, load_trained, open_datasets
+from visiontune.words import counted
 
 DataType = Literal["float32", "bfloat16", "float16"]
 
@@ -98,12 +102,12 @@ def export_weights(
 
 
 def verify_weights(folder: Path, run: Run | None) -> list[Check]:
-    """The certificate of an `adapter` or `merged` folder again: its files are those that were certified, and with the
+    """The certificate of an `adapter` or `merged` folder again: the files that it lists are as they were, and with the
     run the folder is loaded and compared with the trained model anew."""
     value = read_certificate(folder, "form", "dtype", "step", "files")
-    if changed := [name for name, known in value["files"].items() if not is_same_file(folder / name, known)]:
+    if changed := [name for name, known in value["files"].items() if not _is_certified(folder / name, known)]:
         return [Check("files", "failed", f"missing, or not as certified: {', '.join(changed)}")]
-    files = Check("files", "passed", f"{', '.join(value['files'])} as certified")
+    files = Check("files", "passed", f"{counted(len(value['files']), 'file')} as certified")
     if run is None:
         return [files]
     trained, adapter, _ = _loaded(run, value["step"])
@@ -189,10 +193,33 @@ def _write_certificate(
         "step": step,
         "limits": asdict(limits),
         "checks": [check.to_json() for check in checks],
-        "files": {path.name: fingerprint(path) for path in sorted(folder.glob("*.safetensors"))},
+        "files": {
+            path.relative_to(folder).as_posix(): _known_by(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != CARD_NAME  # which people go on with
+        },
         "versions": versions(),
     }
     write_json(folder / CERTIFICATE_NAME, value)
+
+
+def _known_by(path: Path) -> dict[str, Any]:
+    """What a file is known again by. Of an adapter's config all but the place of its base model: that is another on
+    each computer, and does not go to a hub."""
+    if path.name != ADAPTER_CONFIG:
+        return fingerprint(path)
+    config = json.loads(path.read_bytes()) | {BASE_MODEL: None}
+    data = json.dumps(config, sort_keys=True).encode()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _is_certified(path: Path, known: dict[str, Any]) -> bool:
+    if path.name != ADAPTER_CONFIG:
+        return is_same_file(path, known)
+    try:
+        return path.is_file() and _known_by(path) == known
+    except (ValueError, TypeError):  # cut, or no longer an object
+        return False
 
 
 def _save_adapter(adapter: ModelAdapter, base: str, folder: Path) -> None:
