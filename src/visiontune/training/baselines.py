@@ -25,8 +25,11 @@ JUDGED_BY = "rougeL"
 LEAD, BLANK, EXCHANGED = "first three sentences", "blank page", "exchanged pages"
 TEXT, TRUNCATED = "text input", "truncated text"
 
-# A sentence ends with its stop and what closes behind it, before a blank; CJK stops need none; so does a blank line.
-_SENTENCE = regex.compile(r".+?(?:[.!?…]+[\p{Pe}\p{Pf}\"']*(?=\s|$)|[。！？｡]+|(?=\n\s*\n)|$)", regex.S)
+# A sentence ends with its stop (of any script, as Unicode has them) and what closes behind it, before a blank; CJK
+# stops need none; so does a blank line.
+_SENTENCE = regex.compile(
+    r".+?(?:[\p{Sentence_Terminal}…]+[\p{Pe}\p{Pf}\"']*(?=\s|$)|[。！？｡]+|(?=\n\s*\n)|$)", regex.S
+)
 
 
 def lead(text: str, sentences: int = SENTENCES) -> str:
