@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -179,6 +180,29 @@ def test_what_a_killed_preparation_drew_is_not_taken_for_other_pages(
         assert list(out.rglob("*.png"))
         prepare(articles(6), out, pages=SMALL_PAGES, materialise="png", workers=1)
         assert files(out / "pages") == files(expected.path / "pages")
+
+
+def test_pages_that_others_were_drawn_over_are_drawn_again(
+    articles: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = materialise._draw  # pyright: ignore[reportPrivateUsage]
+
+    def stopped_behind(chunk: Any) -> Any:
+        if chunk.start:
+            raise KeyboardInterrupt
+        return draw(chunk)
+
+    def prepared(out: Path, font_size: int) -> Dataset:
+        pages_of = {**SMALL_PAGES, "font_size": font_size}
+        return prepare(articles(20), out, pages=pages_of, materialise="png", workers=1)
+
+    expected = prepared(tmp_path / "expected", 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(materialise, "_draw", stopped_behind)
+        for font_size in (12, 13):
+            with pytest.raises(KeyboardInterrupt):
+                prepared(tmp_path / "out", font_size)
+    assert files(prepared(tmp_path / "out", 12).path) == files(expected.path)
 
 
 def test_names_of_files_are_safe_and_never_meet() -> None:

@@ -146,6 +146,29 @@ def test_scores_of_labels_are_those_of_whole_answers(adapter):
             np.testing.assert_allclose(found[row], expected[0], atol=1e-4)
 
 
+def test_labels_are_scored_behind_a_prompt_longer_than_the_sliding_window(folders):
+    adapter: Any = load_adapter(folders["tiny/gemma3"], None, data())
+    adapter.network.eval()
+    window = adapter.network.config.text_config.sliding_window
+    text, pixels, labels = (
+        "What is it? " * (window // 4),
+        Images((png(24, 24, 0),)),
+        ("A cat.", "A second one.", "A second cat."),
+    )
+    tree = LabelTree(labels, tuple(adapter.encoder.label_tokens(label) for label in labels))
+    adapter.encoder.data = data().model_copy(update={"max_tokens": 2 * window})
+    asked = adapter.encoder.collate([adapter.encoder.encode(Sample("x", pixels, Text("", text)), with_answer=False)])
+    assert asked.tokens > window and sum(map(bool, tree.branches)) > 1
+    logs = []
+    for label, tokens in zip(labels, tree.tokens, strict=True):
+        whole = adapter.encoder.collate([adapter.encoder.encode(Sample("x", pixels, Text(label, text)))])
+        with torch.no_grad():
+            logits = adapter.network(**adapter.inputs(whole)).logits[0].double()
+        logs.append([(logits[asked.tokens + i - 1], token) for i, token in enumerate(tokens)])
+    branches = {prefix: at_branch(logs, tree, prefix, follow) for prefix, follow in tree.branches.items()}
+    np.testing.assert_allclose(adapter.score_labels(asked, tree), tree.log_probabilities(branches), atol=1e-4)
+
+
 def at_branch(logs: list[Any], tree: LabelTree, prefix: tuple[int, ...], follow: tuple[int, ...]) -> np.ndarray:
     """The logits of the tokens that may follow a beginning, from a label that begins so."""
     label = next(i for i, tokens in enumerate(tree.tokens) if tokens[: len(prefix)] == prefix)

@@ -164,6 +164,10 @@ def test_a_run_on_images_does_not_see_documents(documents: Dataset, recipe_of: A
         ("# Title\n\nA line without stop\n\nThe third. More.", "# Title A line without stop The third."),
         ("Version 1.2 is out. It costs 3.50. Buy (now.) Or never.", "Version 1.2 is out. It costs 3.50. Buy (now.)"),
         ("人人自由。一律平等。赋有理性。最后。", "人人自由。 一律平等。 赋有理性。"),
+        ("पहला है। दूसरा है॥ तीसरा है। चौथा है।", "पहला है। दूसरा है॥ तीसरा है।"),
+        ("یہ پہلا ہے۔ کیا یہ؟ یہ تیسرا ہے۔ یہ چوتھا ہے۔", "یہ پہلا ہے۔ کیا یہ؟ یہ تیسرا ہے۔"),
+        ("አንድ ነው። ሁለት ነው። ሦስት ነው። አራት ነው።", "አንድ ነው። ሁለት ነው። ሦስት ነው።"),
+        ("တစ်ခု။ နှစ်ခု၊ သုံးခု။ လေးခု။", "တစ်ခု။ နှစ်ခု၊ သုံးခု။"),
         ("", ""),
         ("no stop at all", "no stop at all"),
     ],
@@ -199,6 +203,35 @@ def test_each_baseline_asks_about_what_its_name_says(
     assert shown[:3] == [" "] * 3 and shown[3:6] == [texts[1], texts[2], texts[0]]
     assert shown[6:9] == [f"{text}\n\nSummarise this document." for text in texts]
     assert all(len(cut or "") <= len(whole or "") for cut, whole in zip(shown[9:], shown[6:9], strict=True))
+
+
+@pytest.mark.parametrize(("texts", "shown"), [("aabbca", "bbccab"), ("aa", None), ("a", None)])
+def test_nobody_is_shown_their_own_document_as_anothers(
+    monkeypatch: pytest.MonkeyPatch, texts: str, shown: str | None
+) -> None:
+    from types import SimpleNamespace
+
+    from visiontune.data.sample import Prediction, Sample, Text
+    from visiontune.training import baselines
+    from visiontune.training.answers import Reply
+
+    asked: list[list[Sample]] = []
+
+    def replies(adapter: Any, encoder: Any, samples: Iterable[Sample], *_: Any) -> list[Reply]:
+        asked.append(list(samples))
+        return [Reply("x")] * len(asked[-1])
+
+    monkeypatch.setattr(baselines, "replies", replies)
+    monkeypatch.setattr(baselines, "_cut_as_its_pages", lambda adapter, sample, recipe: sample)
+    samples = [Sample(str(i), Document(text), Text("an answer", f"{i}?")) for i, text in enumerate(texts)]
+    own = [Prediction(s.id, (s.id,), Text("x"), {}, s.target) for s in samples]
+    nothing: Any = SimpleNamespace(encoder=None)
+    found = [one.name for one in baselines.compare(nothing, samples, own, nothing, nothing)]
+    assert (baselines.EXCHANGED in found) is (shown is not None) and len(asked) == len(found) - 1
+    if shown is not None:
+        made = asked[found.index(baselines.EXCHANGED) - 1]
+        assert [s.seen.text for s in made if isinstance(s.seen, Document)] == list(shown)
+        assert [(s.id, s.target) for s in made] == [(s.id, s.target) for s in samples]
 
 
 def test_documents_can_be_learned_by_heart_and_a_blank_page_cannot(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def write_pages(dataset: Dataset, format: ImageFormat, workers: int = 1, engine:
         return folder
     (folder / DRAWN_NAME).unlink(missing_ok=True)
     (dataset.path / WORK_NAME).mkdir(exist_ok=True)
+    _forget_others(dataset.path / WORK_NAME, {chunk.done for chunk in _chunks(dataset, format, shown)})
     for split in _splits(dataset):
         (folder / split).mkdir(parents=True, exist_ok=True)
     total = dataset.info.documents.total_pages if dataset.info.documents else 0
@@ -157,6 +158,13 @@ def _chunks(dataset: Dataset, format: ImageFormat, shown: dict[str, Any]) -> Ite
                 counts=index.pages[some],
                 done=dataset.path / WORK_NAME / f"pages-{split}-{start:08d}-{key[:16]}",
             )
+
+
+def _forget_others(work: Path, known: set[Path]) -> None:
+    """Remove the notes of chunks that show something else: their files have the names of those to be drawn now."""
+    for done in work.glob("pages-*"):
+        if done not in known:
+            done.unlink()
 
 
 def _draw(chunk: _Chunk) -> tuple[str, list[dict[str, Any]]]:

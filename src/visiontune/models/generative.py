@@ -175,6 +175,7 @@ class GenerativeAdapter(TextAdapter):
         positions, behind_it = self.places(inputs)
         # The prompt is read once; what follows a branching is read behind it, from the cache.
         read = network(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+        read.past_key_values.activate_past_recording()  # or layers of a sliding window could not go back
         at_branches = {}
         for prefix, followers in tree.branches.items():
             logits = read.logits[:, -1]

@@ -5,8 +5,9 @@ blank pages, the model shown another document's pages, and the same decoder give
 cut to as many tokens as its pages take. Each comes with the paired difference to the model's ROUGE-L.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import regex
@@ -25,8 +26,11 @@ JUDGED_BY = "rougeL"
 LEAD, BLANK, EXCHANGED = "first three sentences", "blank page", "exchanged pages"
 TEXT, TRUNCATED = "text input", "truncated text"
 
-# A sentence ends with its stop and what closes behind it, before a blank; CJK stops need none; so does a blank line.
-_SENTENCE = regex.compile(r".+?(?:[.!?…]+[\p{Pe}\p{Pf}\"']*(?=\s|$)|[。！？｡]+|(?=\n\s*\n)|$)", regex.S)
+# A sentence ends with its stop (of any script, as Unicode has them) and what closes behind it, before a blank; CJK
+# stops need none; so does a blank line.
+_SENTENCE = regex.compile(
+    r".+?(?:[\p{Sentence_Terminal}…]+[\p{Pe}\p{Pf}\"']*(?=\s|$)|[。！？｡]+|(?=\n\s*\n)|$)", regex.S
+)
 
 
 def lead(text: str, sentences: int = SENTENCES) -> str:
@@ -65,14 +69,18 @@ def compare(
     recipe: Recipe,
     device: torch.device,
 ) -> list[Baseline]:
-    """The baselines of samples whose predictions, in the same order, are the model's own."""
-    others = [*samples[1:], *samples[:1]]
+    """The baselines of samples whose predictions, in the same order, are the model's own.
+
+    Without two documents that differ there is nothing to exchange, and no baseline of that.
+    """
     asked: dict[str, Iterable[Sample]] = {
         BLANK: (blank(sample) for sample in samples),
-        EXCHANGED: (replace(sample, seen=other.seen) for sample, other in zip(samples, others, strict=True)),
+        EXCHANGED: exchanged(samples),
         TEXT: (as_text(sample, recipe) for sample in samples),
         TRUNCATED: (_cut_as_its_pages(adapter, sample, recipe) for sample in samples),
     }
+    if len({text_of(sample) for sample in samples}) < 2:
+        del asked[EXCHANGED]
     answers: dict[str, list[str | None]] = {LEAD: [lead(text_of(sample)) for sample in samples]}
     with progress("baselines", len(asked) * len(samples), "answers") as advance:
         for name, made in asked.items():
@@ -114,6 +122,13 @@ def text_of(sample: Sample) -> str:
 def blank(sample: Sample) -> Sample:
     """The sample with one page that shows nothing."""
     return replace(sample, seen=Document(" "))
+
+
+def exchanged(samples: Sequence[Sample]) -> Iterator[Sample]:
+    """Each sample with the document of the next one, cyclically, that has another; those without any are not there."""
+    for i, sample in enumerate(samples):
+        others = (other.seen for other in chain(samples[i + 1 :], samples[:i]) if other.seen != sample.seen)
+        yield from (replace(sample, seen=seen) for seen in islice(others, 1))
 
 
 def as_text(sample: Sample, recipe: Recipe, text: str | None = None) -> Sample:
