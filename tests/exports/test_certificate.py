@@ -272,8 +272,12 @@ def test_verify_says_what_it_cannot_check_elsewhere(shipped: Path, tmp_path: Pat
     assert found(elsewhere, data=inked.path)["labels"] == "passed"
 
 
-def test_verify_with_the_run_checks_everything_anew(shipped: Path, device_run: Run) -> None:
-    assert found(shipped, run=device_run.path) == dict.fromkeys(CHECKS, "passed")
+def test_verify_with_the_run_checks_everything_anew_whatever_the_run_is_called(
+    shipped: Path, device_run: Run, tmp_path: Path
+) -> None:
+    renamed = shutil.copytree(device_run.path, tmp_path / "renamed")
+    for run in (device_run.path, renamed):
+        assert found(shipped, run=run) == dict.fromkeys(CHECKS, "passed")
 
 
 def test_verify_needs_no_torch_for_a_shipped_folder(shipped: Path) -> None:

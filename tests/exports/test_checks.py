@@ -235,7 +235,7 @@ def test_a_certificate_that_was_cut_or_says_too_little_is_told(tmp_path: Path, f
 
 
 def test_references_that_are_missing_or_were_cut_are_told(tmp_path: Path) -> None:
-    value = dict.fromkeys(("files", "contract", "quantisation", "trained"), "") | {"inputs": {"compared": 2}}
+    value = dict.fromkeys(("name", "files", "contract", "quantisation", "trained"), "") | {"inputs": {"compared": 2}}
     (tmp_path / "certificate.json").write_text(json.dumps(value))
     with pytest.raises(CertificateError, match=r"reference\.jsonl is missing"):
         visiontune.verify(tmp_path)

@@ -83,11 +83,15 @@ def test_everything_that_an_app_needs_is_in_the_folder_and_nothing_else(run: Run
         assert str(run.path.parent) not in (folder / file).read_text()
 
 
-def test_it_is_verified_alone_with_its_data_and_with_its_run(run: Run, folder: Path, shapes: Dataset) -> None:
+def test_it_is_verified_alone_with_its_data_and_with_its_run_whatever_that_is_called(
+    run: Run, folder: Path, shapes: Dataset, tmp_path: Path
+) -> None:
     alone = statuses(verify_onnx(folder))
     assert alone["files"] == alone["contract"] == "passed" and alone["objects"] == "not checked"
     assert statuses(verify_onnx(folder, data=shapes))["objects"] == "passed"
-    assert set(statuses(verify_onnx(folder, run=run)).values()) == {"passed"}
+    renamed = Run(shutil.copytree(run.path, tmp_path / "renamed"))
+    for one in (run, renamed):
+        assert set(statuses(verify_onnx(folder, run=one)).values()) == {"passed"}
     for check in visiontune.verify(folder):
         assert check.to_json()["what"]
 

@@ -96,7 +96,7 @@ def ship_onnx(
     """
     trained = load_finder(run, step)
     dtype = "int8" if int8 else "float32"
-    held_to = held_to_run(trained, dtype, samples, limit)
+    held_to = held_to_run(trained, run.path.resolve().name, dtype, samples, limit)
     with folder_written_whole(folder) as aside:
         started = time.monotonic()
         how = _write_graphs(trained, aside, int8)
@@ -146,8 +146,8 @@ def ship_onnx(
     return folder
 
 
-def held_to_run(trained: TrainedFinder, dtype: str, samples: int, limit: int | None) -> HeldTo:
-    """What graphs of this model in `dtype` are held to."""
+def held_to_run(trained: TrainedFinder, name: str, dtype: str, samples: int, limit: int | None) -> HeldTo:
+    """What graphs of this model, shipped in `dtype` under a name, are held to."""
     recipe, adapter, datasets = trained.recipe, trained.adapter, trained.datasets
     rows = sorted(first_rows(datasets, "validation", limit=limit, rows=recipe.data.limit))
     predictions = find_in_split(
@@ -155,7 +155,7 @@ def held_to_run(trained: TrainedFinder, dtype: str, samples: int, limit: int | N
     )
     threshold = 0.0 if adapter.prompted else overall_threshold(predictions) or NOTHING_RIGHT
     return HeldTo(
-        wanted=contract_of(adapter, trained.run.path.resolve().name, dtype, threshold),
+        wanted=contract_of(adapter, name, dtype, threshold),
         samples=[datasets[d].sample("validation", i) for d, i in chosen(datasets, samples)],
         see=partial(see_trained, adapter),
         base=None if adapter.peft is None else partial(see_base, adapter),

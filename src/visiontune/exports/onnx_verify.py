@@ -28,14 +28,14 @@ def verify_onnx(folder: Path, run: Run | None = None, data: Dataset | None = Non
     dataset, what is found in the compared images to what the trained model found. Raises CertificateError where
     certificate or references are missing or not whole.
     """
-    value = read_certificate(folder, "verdict", "dtype", "files", "contract", "inputs", "trained")
+    value = read_certificate(folder, "name", "verdict", "dtype", "files", "contract", "inputs", "trained")
     contract = read_onnx_contract(folder)
     if run is not None:
         from visiontune.exports.onnx_ship import held_to_run, load_finder
 
         trained = load_finder(run, value["trained"]["step"])
         inputs = value["inputs"]
-        held_to = held_to_run(trained, value["dtype"], inputs["compared"], inputs["evaluation_limit"])
+        held_to = held_to_run(trained, value["name"], value["dtype"], inputs["compared"], inputs["evaluation_limit"])
         return ordered(certify_onnx(folder, held_to, value["files"]).checks)
     certified = OnnxContract.model_validate(value["contract"])
     checks = [check_files(folder, contract, value["files"]), check_contract(contract, certified, "certified")]

@@ -74,9 +74,9 @@ class Trained:
     shipment: Shipment
 
 
-def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> Trained:
-    """The trained model to ship; RunError for a run that was not trained for a device, and before anything is loaded
-    what a missing package or an unknown quantisation raise."""
+def load_for_shipping(run: Run, quantisation: str, step: int | None = None, name: str | None = None) -> Trained:
+    """The trained model to ship, under its run's name or another `name`; RunError for a run that was not trained for a
+    device, and before anything is loaded what a missing package or an unknown quantisation raise."""
     check_quantisation(quantisation)
     recipe = run.recipe
     check_package(recipe.device.runtime_version if recipe.device else None)
@@ -91,17 +91,18 @@ def load_for_shipping(run: Run, quantisation: str, step: int | None = None) -> T
     datasets = open_datasets(recipe)
     adapter, step = load_trained(run, recipe, torch.device("cpu"), step)
     writer = writes_text(adapter)
-    return Trained(run, recipe, writer, step, datasets, _shipment(run, recipe, writer, datasets, step, quantisation))
+    name = name or run.path.resolve().name
+    shipment = _shipment(run, name, recipe, writer, datasets, step, quantisation)
+    return Trained(run, recipe, writer, step, datasets, shipment)
 
 
 def _shipment(
-    run: Run, recipe: Recipe, adapter: TextAdapter, datasets: Sequence[Dataset], step: int, quantisation: str
+    run: Run, name: str, recipe: Recipe, adapter: TextAdapter, datasets: Sequence[Dataset], step: int, quantisation: str
 ) -> Shipment:
     device = recipe.device
     assert device is not None
     tree = tree_to_score(adapter, run.labels, recipe)
     calibration = calibration_of(run, step) if tree is not None else None
-    name = run.path.resolve().name
     splits = [dataset.index(split) for dataset in datasets for split in dataset.info.splits]
     longest = max(int(adapter.encoder.lengths(index).max()) for index in splits if len(index.ids))
     return Shipment(

@@ -71,7 +71,7 @@ def _against_run(certified: Certified, run: Run) -> list[Check]:
     from visiontune.training.evaluate import tree_to_score
 
     value = certified.value
-    trained = load_for_shipping(run, value["quantisation"], value["trained"]["step"])
+    trained = load_for_shipping(run, value["quantisation"], value["trained"]["step"], value["name"])
     recipe, limit = trained.recipe, value["inputs"]["evaluation_limit"]
     rows = chosen(trained.datasets, value["inputs"]["compared"])
     samples = [trained.datasets[d].sample("validation", i) for d, i in rows]
@@ -101,7 +101,7 @@ def _against_run(certified: Certified, run: Run) -> list[Check]:
 
 
 def _read(folder: Path) -> Certified:
-    value = read_certificate(folder, "files", "contract", "quantisation", "inputs", "trained")
+    value = read_certificate(folder, "name", "files", "contract", "quantisation", "inputs", "trained")
     return Certified(folder, value, read_references(folder / REFERENCE_NAME, value["inputs"]["compared"]))
 
 
