@@ -3,7 +3,6 @@
 import re
 import string
 
-import jiwer
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,17 +71,6 @@ def test_answers_of_which_normalising_leaves_nothing_are_compared_as_they_stand(
 ) -> None:
     assert normalised(one) == normalised(other) == ""
     assert score_texts(predictions([(one, other)])).metric("normalised_match").value == same
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
-def test_the_word_error_rate_is_jiwers_own(pairs: list[tuple[str, str]]) -> None:
-    truths, answers = [truth.strip() for truth, _ in pairs], [answer.strip() for _, answer in pairs]
-    found = score_texts(predictions(pairs)).metric("wer").value
-    if sum(len(words) for words in jiwer.process_words(truths, answers).references):
-        assert found == pytest.approx(jiwer.wer(truths, answers))
-    else:
-        assert found is None, "there is no word that could be wrong"
 
 
 def test_the_length_limit_is_known_only_where_every_answer_says_whether_it_was_cut() -> None:

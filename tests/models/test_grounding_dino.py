@@ -437,10 +437,11 @@ def test_of_a_thousand_classes_each_is_found_under_its_own_number(folders: dict[
 
 def test_a_trained_model_can_be_asked_for_other_classes(folder: Path):
     adapter = loaded(folder)
-    trained, batch = adapter.encoder, batch_of(adapter, [sample(0, 0)])
+    trained = adapter.encoder
     adapter.encoder = trained.asking(["green star", "Blue disc", "red square"])
     assert adapter.encoder.prompts.phrases == ("green star", "blue disc", "red square")
     assert trained.classes == CLASSES and trained.prompts.phrases == CLASSES
+    batch = batch_of(adapter, [sample(0, target=objects([], []))])
     (found,) = adapter.find(batch)
     (expected,) = loaded(folder, ["green star", "blue disc", "red square"]).find(batch)
     assert found.soft.shape[1] == 3

@@ -209,7 +209,9 @@ def test_a_killed_computation_goes_on_with_the_chunks_that_are_missing(
     write = features._write
     monkeypatch.setattr(features, "_write", lambda path, made: (computed.append(path.name), write(path, made)))
     train_run(run)
-    assert len(computed) == 5 and computed[0].endswith("00000012.safetensors")  # 30 rows, 8 chunks, three stood
+    assert len(computed) == 5 and computed[0].endswith(
+        "00000012-00000016.safetensors"
+    )  # 30 rows, 8 chunks, three stood
 
 
 def test_features_are_kept_in_the_precision_in_which_the_projector_gets_them(
