@@ -30,6 +30,23 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
+@contextmanager
+def full_disk_said(
+    out: Path, fix: str = "make room and run the same command again: it goes on where it stopped"
+) -> Iterator[None]:
+    """Say a full disk as MachineError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MachineError(
+            "the disk is full; nothing that stood was damaged",
+            where=str(out),
+            fix=fix,
+        ) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to disk, so that a rename inside it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -25,12 +25,11 @@ from visiontune.data.format_names import ANNOTATIONS
 from visiontune.data.format_names import Annotations as Form
 from visiontune.data.images import SUFFIXES, read_header
 from visiontune.data.objects import Objects, to_entries
-from visiontune.data.prepare import full_disk_said
 from visiontune.data.sample import ImageFile, Sample
 from visiontune.data.sample import Images as SeenImages
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
-from visiontune.files import folder_written_whole, write_json
+from visiontune.files import folder_written_whole, full_disk_said, write_json
 from visiontune.progress import note, progress, warn
 
 EXPORT_NAME = "export.json"
@@ -164,7 +163,7 @@ def _hashed(stem: str, id: str) -> str:
 def _table(dataset: Dataset, written: Sequence[_Written]) -> tuple[Table, Counter[str]]:
     """The annotations in columns; images and classes are numbered from 1."""
     assert dataset.info.objects is not None
-    classes = tuple(dataset.info.objects.classes)
+    classes = dataset.listed
     counts = [len(one.objects) for one in written]
     ids = np.array([number for one in written for number in one.objects.ids], np.int64)
     lost: Counter[str] = Counter()

@@ -85,7 +85,7 @@ class Dataset:
     def __init__(self, path: Path, info: DatasetInfo) -> None:
         self.path = path
         self.info = info
-        self.classes = None if info.objects is None else tuple(info.objects.classes)
+        self.classes = None if info.objects is None else self.listed
         self.looked_for: NDArray[np.bool_] | None = None
         self._reader: _Reader | None = None
 
@@ -124,19 +124,23 @@ class Dataset:
         names = ("path", "info", "classes", "looked_for")
         return {name: getattr(self, name) for name in names} | {"_reader": None}
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The classes that it lists itself, in its order, whatever they are counted in; none without objects."""
+        return () if self.info.objects is None else tuple(self.info.objects.classes)
+
     def among(self, classes: Sequence[str]) -> "Dataset":
         """The same objects with their classes counted in `classes`, of which it may lack some: those are not
         `looked_for` here. Raises DataError where it holds no objects, or a class that is not among them."""
         if self.info.objects is None:
             raise DataError("This dataset holds no objects.", where=str(self.path), fix="give boxes or masks")
-        own = tuple(self.info.objects.classes)
-        if unknown := [name for name in own if name not in classes]:
+        if unknown := [name for name in self.listed if name not in classes]:
             raise DataError(
                 f"Its class '{unknown[0]}' is not among {', '.join(classes)}.",
                 where=str(self.path),
                 fix="use data of these classes, or rename the class in the data",
             )
-        looked_for = np.array([name in own for name in classes])
+        looked_for = np.array([name in self.listed for name in classes])
         other = copy.copy(self)
         other.classes, other._reader = tuple(classes), None
         other.looked_for = None if looked_for.all() else looked_for

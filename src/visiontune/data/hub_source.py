@@ -16,11 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from visiontune.data.formats.tables import split_of
-from visiontune.data.prepare import full_disk_said
 from visiontune.data.remote import local_name
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, MachineError, VisiontuneError
-from visiontune.files import write_json, written_whole
+from visiontune.files import full_disk_said, write_json, written_whole
 from visiontune.progress import note, progress, warn
 
 PREFIX = "hub:"

@@ -148,7 +148,7 @@ class _Pictures:
 def _names(dataset: Dataset) -> tuple[str, ...]:
     if dataset.info.objects is None:
         raise DataError("The targets of this dataset are texts, not objects.", where=str(dataset.path))
-    return tuple(dataset.info.objects.classes)
+    return dataset.listed
 
 
 def _look(

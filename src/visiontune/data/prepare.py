@@ -6,7 +6,6 @@ The order of writing keeps `dataset.json` true at every moment: shards carry the
 new ones never overwrite those of an earlier dataset; `dataset.json` is replaced last; only then what is stale goes.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -36,8 +35,8 @@ from visiontune.data.stored_rows import content_hash
 from visiontune.data.survey import Earlier, Survey, object_summary, survey, usable
 from visiontune.data.turns import to_text
 from visiontune.data.workers import Engine, check_engine, started
-from visiontune.errors import DataError, MachineError
-from visiontune.files import make_folder, write_text, written_whole
+from visiontune.errors import DataError
+from visiontune.files import full_disk_said, make_folder, write_text, written_whole
 from visiontune.progress import note, warn
 from visiontune.words import counted
 
@@ -250,23 +249,6 @@ def owned(out: Path, ours: set[str]) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def full_disk_said(
-    out: Path, fix: str = "make room and run the same command again: it goes on where it stopped"
-) -> Iterator[None]:
-    """Say a full disk as MachineError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise MachineError(
-            "the disk is full; nothing that stood was damaged",
-            where=str(out),
-            fix=fix,
-        ) from error
 
 
 def _earlier(dataset: Dataset, seed: int) -> Earlier:

@@ -244,7 +244,7 @@ def write_dataset(
         if not stored:
             raise DataError("There is no image to write.", where=str(folder), fix="give images")
         widths, heights = (np.array([getattr(h, side) for h in headers]) for side in ("width", "height"))
-        summary = ObjectSummary.of(objects, classes)
+        summary, listed = ObjectSummary.of(objects, classes), classes if looked_for is None else looked_for
         info = DatasetInfo(
             content_hash=content_hash(stored),
             labels=None,
@@ -254,9 +254,7 @@ def write_dataset(
             provenance=provenance,
             images=image_summary(widths, heights, np.array(sizes), [header.format for header in headers]),
             target="objects",
-            objects=summary.model_copy(
-                update={"classes": {name: summary.classes[name] for name in looked_for or classes}}
-            ),
+            objects=summary.model_copy(update={"classes": {name: summary.classes[name] for name in listed}}),
             files=files,
             left_out=list(left_out),
             faults=list(faults),

@@ -32,7 +32,7 @@ def classes_of(datasets: Sequence[Dataset]) -> tuple[str, ...]:
         objects += summary.count
     if not objects:
         raise DataError("There is no object to learn from.", fix="prepare a dataset with at least one box or mask")
-    if silent := [dataset for dataset in datasets if not listed(dataset)]:
+    if silent := [dataset for dataset in datasets if not dataset.listed]:
         raise DataError(
             "The dataset lists no class, so that nobody knows what its images do not show.",
             where=str(silent[0].path),
@@ -46,7 +46,7 @@ def classes_of(datasets: Sequence[Dataset]) -> tuple[str, ...]:
 def said_of(datasets: Sequence[Dataset]) -> str | None:
     """How the classes of the datasets differ, for the recipe; None where all have the same."""
     classes = classes_of(datasets)
-    shared = [name for name in classes if all(name in listed(dataset) for dataset in datasets)]
+    shared = [name for name in classes if all(name in dataset.listed for dataset in datasets)]
     if len(shared) == len(classes):
         return None
     return (
@@ -61,7 +61,7 @@ def warn_of_class_lists(datasets: Sequence[Dataset]) -> None:
     if said is None:
         return
     for dataset in datasets:
-        if lacking := [name for name in classes if name not in listed(dataset)]:
+        if lacking := [name for name in classes if name not in dataset.listed]:
             shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
             warn(
                 f"{dataset.path} does not list {counted(len(lacking), 'class', 'classes')} of the others: {shown}. Its "
@@ -73,8 +73,3 @@ def warn_of_class_lists(datasets: Sequence[Dataset]) -> None:
     for names in alike.values():
         if len(names) > 1:
             warn(f"these are learned as different classes: {', '.join(names)}. Rename them in the data if they are one")
-
-
-def listed(dataset: Dataset) -> tuple[str, ...]:
-    """The classes that a dataset lists, in its order; none where the target is another."""
-    return () if dataset.info.objects is None else tuple(dataset.info.objects.classes)

@@ -22,7 +22,7 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.dataset_info import INFO_NAME, LeftOut, Provenance, read_info
 from visiontune.data.images import read_header
 from visiontune.data.objects import Objects, from_text, to_text
-from visiontune.data.prepare import full_disk_said, owned
+from visiontune.data.prepare import owned
 from visiontune.data.pseudo_labels import (
     LabelledImage,
     Place,
@@ -35,11 +35,11 @@ from visiontune.data.pseudo_labels import (
 from visiontune.data.sample import Images, ObjectPrediction, Sample
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError, RecipeError
-from visiontune.files import write_json, write_text
+from visiontune.files import full_disk_said, write_json, write_text
 from visiontune.machine import cores
 from visiontune.models.objects import nothing
 from visiontune.progress import note, progress
-from visiontune.training.class_lists import classes_of, listed
+from visiontune.training.class_lists import classes_of
 from visiontune.training.distil_record import RECORD_NAME, UNLABELLED_NAME, by_class, counts_of, recorded, said_of
 from visiontune.training.refusals import refuse_unseen
 from visiontune.training.teacher import Teacher
@@ -88,7 +88,7 @@ def distil(
     refuse_unseen(encoder, labelled, ("train", "validation"), limit=limit, fix=UNSEEN_FIX)
     with owned(out, {RECORD_NAME, WORK_NAME}), full_disk_said(out):
         places, left_out = places_of(unlabelled)
-        lists = [listed(dataset) for dataset in labelled]
+        lists = [dataset.listed for dataset in labelled]
         fingerprint = _hash(
             [DISTIL_VERSION, teacher_key, teacher.facts, share, [dataset.info.content_hash for dataset in labelled]],
             [place.mark() for place in places],
@@ -310,7 +310,7 @@ def _write_labelled(
         name,
         rows(),
         sum(len(_first(dataset, split, limit)) for split in SPLITS),
-        looked_for=listed(dataset),
+        looked_for=dataset.listed,
         provenance=_provenance(keep, origin.source, f"{origin.format}, blended with a teacher", origin),
         split_seed=info.split_seed,
         limit=info.limit if limit is None else min(limit, info.limit or limit),
@@ -322,8 +322,8 @@ def _write_labelled(
         "folder": name,
         "made_from": info.content_hash,
         "images": len(blended),
-        "objects": by_class(drawn, classes, listed(dataset)),
-        "found_by_the_teacher": {name: int(matched[classes.index(name)]) for name in listed(dataset)},
+        "objects": by_class(drawn, classes, dataset.listed),
+        "found_by_the_teacher": {name: int(matched[classes.index(name)]) for name in dataset.listed},
     }
 
 
@@ -333,7 +333,7 @@ def _asked(classes: tuple[str, ...], labelled: Sequence[Dataset], share: float) 
         raise RecipeError(f"The teacher's share is {share}.", fix="use a number from 0 to 1")
     asked = classes_of(labelled)
     for dataset in labelled:
-        if unknown := [name for name in listed(dataset) if name not in classes]:
+        if unknown := [name for name in dataset.listed if name not in classes]:
             raise DataError(
                 f"The teacher finds {', '.join(classes)}; this dataset has {', '.join(unknown)} too.",
                 where=str(dataset.path),

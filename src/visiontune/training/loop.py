@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from visiontune.data.order import key
-from visiontune.data.prepare import full_disk_said
 from visiontune.errors import MachineError, PausedError, RunError
+from visiontune.files import full_disk_said
 from visiontune.machine import hardware, process_peak_bytes
 from visiontune.models.adapter import Batch
 from visiontune.models.parts import set_training_mode, trained_tensors

@@ -30,7 +30,7 @@ from visiontune.data.dataset_info import (
 )
 from visiontune.data.faults import Fault
 from visiontune.data.folder import WORK_NAME
-from visiontune.data.prepare import full_disk_said, owned
+from visiontune.data.prepare import owned
 from visiontune.data.recordings.chunks import Chunk, read, spans
 from visiontune.data.recordings.examine import empty_splits, examine
 from visiontune.data.recordings.recording import Recording
@@ -38,7 +38,7 @@ from visiontune.data.recordings.split import Clusters, clusters, in_blocks, with
 from visiontune.data.recordings.survey import Survey, survey
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
-from visiontune.files import file_sha256, sync_folder, write_json, written_whole
+from visiontune.files import file_sha256, full_disk_said, sync_folder, write_json, written_whole
 
 TRIALS_NAME = "trials.json"
 # What the split and the store do with a recording: another number, another dataset from the same arrays.
