@@ -28,6 +28,7 @@ from visiontune.training import distil as module
 from visiontune.training.batches import Reading
 from visiontune.training.distil import distil
 from visiontune.training.teacher import Finder, Teacher
+from visiontune.training.teacher_targets import ClassThreshold
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +294,18 @@ def test_datasets_keep_to_their_own_classes_and_what_nobody_labelled_gets_those_
     again = teacher()
     distil(again, [dogs, cats], [unlabelled], tmp_path / "out", teacher_key="a")
     assert not asked(again)
+
+
+def test_a_class_of_which_no_finding_is_taken_is_not_taught_as_absent(
+    labelled: Dataset, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = module.choose_thresholds
+    monkeypatch.setattr(
+        module, "choose_thresholds", lambda found: choose(found) | {"owl": ClassThreshold(None, False, 6, 0, 0)}
+    )
+    known, new = distil(teacher(), [labelled], [unlabelled], tmp_path / "out", teacher_key="a")
+    assert known.listed == CLASSES and new.listed == ("cat", "dog")
+    assert len(targets(new)["owl.png"]) == 0
 
 
 def test_a_limit_is_one_of_what_the_teacher_looks_at_too(labelled: Dataset, unlabelled: Path, tmp_path: Path) -> None:

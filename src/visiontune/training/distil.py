@@ -248,7 +248,9 @@ def _distilled(
         return teacher.draw(samples, made)
 
     limits = [one.threshold for one in thresholds.values()]
-    wanted = None if len(asked) == len(classes) else np.array([name in asked for name in classes])
+    # Of a class of which no finding is taken, nobody knows whether these images show it.
+    taught = [name for name in asked if thresholds[name].threshold is not None]
+    wanted = None if len(taught) == len(classes) else np.array([name in taught for name in classes])
     some = [places[i] for i in taken]
     sha256s = _column(facts.take(pa.array(taken, pa.int64())), "sha256")
     found = keep.found("the teacher labels the unlabelled images", some, sha256s, [wanted] * len(some), limits, labels)
@@ -258,7 +260,7 @@ def _distilled(
         UNLABELLED_NAME,
         (LabelledImage(place.id, "train", place.read(), objects) for place, objects in pairs),
         len(some),
-        looked_for=asked,
+        looked_for=taught,
         provenance=_provenance(keep, sources, "images labelled by a teacher"),
         left_out=left_out,
     )
