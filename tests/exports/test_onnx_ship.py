@@ -102,7 +102,14 @@ def test_images_are_asked_for_the_classes_of_their_own_dataset(folder: Path, run
     own = [line for line in lines if line["image_sha256"] in files]
     assert own and {one["category"] for line in own for one in line["objects"]} == {"square"}
     assert {one["category"] for line in lines for one in line["objects"]} == {"disc", "square"}
-    assert statuses(verify_onnx(folder, data=squares))["objects"] == "passed"  # whose class 0 is the run's class 1
+    assert all(line["looked_for"] == ["square"] for line in own) and any("looked_for" not in line for line in lines)
+    assert statuses(verify_onnx(folder, data=squares))["objects"] == "passed"
+    # The same images verify whatever else is listed of them.
+    more = squares.info.objects
+    assert more is not None
+    more = more.model_copy(update={"classes": {"triangle": 0, **more.classes, "disc": 0}})
+    others = Dataset(squares.path, squares.info.model_copy(update={"objects": more}))
+    assert statuses(verify_onnx(folder, data=others))["objects"] == "passed"
 
 
 def test_folders_of_several_models_name_them(folder: Path, tmp_path: Path) -> None:

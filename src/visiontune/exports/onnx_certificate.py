@@ -18,7 +18,7 @@ from visiontune.errors import ModelError, VisiontuneError
 from visiontune.exports.certificate import OBJECT_CHECKS, Check
 from visiontune.exports.object_agreement import ObjectLimits, check_objects
 from visiontune.exports.onnx_runtime import Floats, OnnxContract, OnnxModel, open_model, read_onnx_contract, sigmoid
-from visiontune.exports.reference import image_of
+from visiontune.exports.reference import image_of, objects_of
 from visiontune.files import file_sha256
 from visiontune.machine import processor
 from visiontune.metrics.object_scores import Prompts, score_objects
@@ -111,7 +111,7 @@ def certify_onnx(folder: Path, held_to: HeldTo, certified: Mapping[str, Any] | N
         pixels, outputs, pairs = [], [], []
         with progress("the same images through the shipped graphs", len(held_to.samples), "images") as advance:
             for sample in held_to.samples:
-                image, told = decode(image_of(sample)), _objects(sample)
+                image, told = decode(image_of(sample)), objects_of(sample)
                 mine, size = model.pixels(image), (image.height, image.width)
                 made = model.outputs(mine, size, told)
                 seen = held_to.see(sample, made)
@@ -195,7 +195,7 @@ def _check_outputs(
     if held_to.base is not None:
         sample = held_to.samples[far[0]]
         image = decode(image_of(sample))
-        made = model.outputs(model.pixels(image), (image.height, image.width), _objects(sample))
+        made = model.outputs(model.pixels(image), (image.height, image.width), objects_of(sample))
         if _largest(_distances(held_to.base(sample, made), made)) <= limits.output:
             said += ": they are those of the base model, the adapter is not in the file"
     return Check("outputs", "failed", said, numbers)
@@ -205,18 +205,13 @@ def _largest(distances: Mapping[str, tuple[float, float]]) -> float:
     return max((largest for _, largest in distances.values()), default=0.0)
 
 
-def _objects(sample: Sample) -> Objects:
-    assert isinstance(sample.target, Objects)
-    return sample.target
-
-
 def _predict(model: OnnxModel, held_to: HeldTo) -> tuple[list[ObjectPrediction], dict[str, Any]]:
     """What the graphs find in the validation split, and the milliseconds of an image that is decoded."""
     made, taken = [], []
     with progress("the shipped graphs on validation", len(held_to.predictions), "images") as advance:
         for i, trained in enumerate(held_to.predictions):
             sample = held_to.sample(i)
-            image, told = decode(image_of(sample)), _objects(sample)
+            image, told = decode(image_of(sample)), objects_of(sample)
             started = time.perf_counter()
             found = model.find(image, told)
             taken.append((time.perf_counter() - started) * 1000)

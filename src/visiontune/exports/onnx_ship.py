@@ -27,7 +27,7 @@ from visiontune.exports.onnx_certificate import LIMITS, HeldTo, Seen, as_json, c
 from visiontune.exports.onnx_graph import DECODER, FAMILIES, Proposals, graph_outputs, plain_network, write_graphs
 from visiontune.exports.onnx_quantise import quantise
 from visiontune.exports.onnx_runtime import OnnxContract
-from visiontune.exports.reference import REFERENCE_NAME, chosen, image_of
+from visiontune.exports.reference import REFERENCE_NAME, chosen, image_of, objects_of
 from visiontune.files import file_sha256, folder_written_whole, write_json, write_text
 from visiontune.machine import versions
 from visiontune.models.objects import EncodedObjects, ObjectAdapter, finds_objects
@@ -262,12 +262,12 @@ def _training_images(trained: TrainedFinder) -> Iterator[dict[str, NDArray[np.fl
 
 
 def _write_references(path: Path, held_to: HeldTo, found: Sequence[Objects]) -> None:
-    """One line for each compared image: the hash of its file, and what the trained model finds in it; none where the
-    graphs could not be compared."""
-    lines = [
-        {"id": sample.id, "image_sha256": hashlib.sha256(image_of(sample)).hexdigest(), "objects": entries}
-        for sample, entries in zip(
-            held_to.samples if found else (), (to_entries(one, held_to.wanted.classes) for one in found), strict=True
-        )
-    ]
+    """One line for each compared image: the hash of its file, the classes that were looked for where they are not all,
+    and what the trained model finds in it; none where the graphs could not be compared."""
+    classes, lines = held_to.wanted.classes, []
+    for sample, one in zip(held_to.samples if found else (), found, strict=True):
+        line: dict[str, Any] = {"id": sample.id, "image_sha256": hashlib.sha256(image_of(sample)).hexdigest()}
+        if (wanted := objects_of(sample).looked_for) is not None:
+            line["looked_for"] = [name for name, asked in zip(classes, wanted.tolist(), strict=True) if asked]
+        lines.append(line | {"objects": to_entries(one, classes)})
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from visiontune.data.dataset import Dataset
+from visiontune.data.objects import Objects
 from visiontune.data.sample import Images, Sample
 from visiontune.errors import CertificateError, DataError
 from visiontune.files import written_whole
@@ -54,6 +55,12 @@ def image_of(sample: Sample) -> bytes:
     assert isinstance(sample.seen, Images)
     (file,) = sample.seen.files
     return file.data
+
+
+def objects_of(sample: Sample) -> Objects:
+    """What people drew in a sample's image."""
+    assert isinstance(sample.target, Objects)
+    return sample.target
 
 
 def pixels_sha256(pixels: np.ndarray) -> str:
