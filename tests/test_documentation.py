@@ -82,14 +82,14 @@ def _simulate_sessions(folder: Path) -> None:
 
 
 def _draw_objects(folder: Path) -> None:
-    """24 annotated images, three more without annotations, and one to ask about.
+    """16 annotated images, three more without annotations, and one to ask about.
 
     Objects stand closely, so that a teacher of three steps has some findings right: a student refuses one without.
     """
     (folder / "images").mkdir()
     (folder / "more").mkdir()
     images, annotations = [], []
-    for number in range(24):
+    for number in range(16):
         corners = _draw_squares(folder / f"images/{number:04d}.png", number)
         images.append({"id": number, "file_name": f"{number:04d}.png", "width": 64, "height": 64})
         for left, top in corners:

@@ -321,6 +321,7 @@ def test_a_class_that_nobody_looked_for_is_neither_learned_nor_found(many_folder
         assert adapter._learned(batch, 0, targets_of(batch, 0)) == {0}
     found, everything = adapter.find(batch)[0], adapter.find(batch_of(adapter, [sample(0)]))[0]
     assert len(found) and looked_for[found.classes].all() and not looked_for[everything.classes].all()
+    assert not found.soft[:, ~looked_for].any() and everything.soft[:, ~looked_for].any()
 
 
 def test_a_data_set_without_the_objects_of_an_image_asks_for_none_of_them(many_folder: Path):
