@@ -1,5 +1,6 @@
 """Real small data and real small models, made once for a test session."""
 
+import gc
 import io
 import os
 import sys
@@ -46,6 +47,16 @@ QUICK = {
 
 
 Call = Callable[..., tuple[int, str, str]]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture
