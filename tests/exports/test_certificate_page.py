@@ -141,7 +141,7 @@ def test_every_check_is_there_with_its_sentence_finding_and_limit_failed_ones_fi
     assert limits["pixels"] == "no difference"
     assert limits["log-probabilities"] == "a mean distance of at most 0.02"
     assert limits["tokens"] == f"another one where the lead was at most 0.1; beyond that in 0 of {COMPARED} samples"
-    assert limits["metric"] == "at most 0 % of the samples fewer right; one always"
+    assert limits["metric"] == "lower by at most 0 %; by one right answer always"
     assert "1 failed 1 not checked 10 passed" in words(page)
 
 

@@ -27,12 +27,13 @@ from visiontune.exports.certificate import (
     same,
     verdict,
 )
-from visiontune.exports.compare import evaluate_shipped, is_right
+from visiontune.exports.compare import evaluate_shipped
 from visiontune.exports.gguf import write_gguf
 from visiontune.exports.gguf_check import check_layout, check_weights
 from visiontune.exports.reference import Reference, read_references, write_references
 from visiontune.exports.shipment import Shipment, prediction
 from visiontune.exports.verify import Certified, _inputs
+from visiontune.metrics.answers import points
 from visiontune.run import Run
 
 HALF = LIMITS["f16"]
@@ -115,11 +116,23 @@ def test_the_metric_may_fall_by_the_stated_share_and_always_by_one_sample() -> N
     right = [True] * 400
     assert compare_metric("accuracy", right, [False] * 2 + [True] * 398, EIGHT).status == "passed"
     fell = compare_metric("accuracy", right, [False] * 3 + [True] * 397, EIGHT)
-    assert fell.status == "failed" and "3 fewer right (2 allowed)" in fell.found
+    assert fell.status == "failed" and "lower by 0.0075 (0.0050 allowed)" in fell.found
     assert compare_metric("accuracy", right, [False] + [True] * 399, HALF).status == "passed"
     assert compare_metric("accuracy", [False] * 9 + [True] * 391, right, HALF).status == "passed"  # better is no fault
     assert fell.numbers["difference"]["value"] == pytest.approx(-3 / 400)
     assert fell.numbers["difference"]["low"] < -3 / 400 < fell.numbers["difference"]["high"]
+
+
+def test_answers_in_free_text_are_compared_by_the_metric_that_is_named() -> None:
+    truth = Text("a red seven on white paper")
+    whole, half = (Prediction("x", ("x",), Text(text), truth=truth) for text in (truth.answer, "a red seven"))
+    both = points([whole, half], "rougeL")
+    assert both == pytest.approx([1.0, 2 * 3 / (6 + 3)])
+    found = compare_metric("rougeL", both * 30, [both[1]] * 60, EIGHT)  # exact answers fell by a half, ROUGE-L less
+    assert found.numbers["shipped"]["value"] == pytest.approx(2 / 3, abs=1e-5)
+    assert found.status == "failed" and "rougeL 0.8333 trained, 0.6667 shipped" in found.found
+    assert "lower by 0.1667 (0.0167 allowed)" in found.found
+    assert compare_metric("rougeL", both * 3, [*both * 2, both[1], both[1]], EIGHT).status == "passed"
 
 
 def test_finer_files_are_held_to_finer_limits() -> None:
@@ -266,12 +279,12 @@ def test_an_input_of_other_bytes_is_not_taken_for_the_one_that_was_compared(tmp_
 
 def test_what_was_answered_right_is_known_by_place_and_not_by_ids_that_datasets_share(trained: ship.Trained) -> None:
     (data,) = trained.datasets
-    alone = ship.right_before(trained, 5)
-    whole = [is_right(p) for p in predictions_of(trained.run)]
-    assert alone == whole[:5] and {True, False} >= set(whole)
+    alone = ship.points_before(trained, 5)
+    whole = points(predictions_of(trained.run), "accuracy")
+    assert alone == whole[:5] and {1.0, 0.0} >= set(whole)
     twice = replace(trained, datasets=[data, data])
     assert ship.asked_rows(twice, 5) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-    assert ship.right_before(twice, 5) == [*alone[:3], *alone[:2]]
+    assert ship.points_before(twice, 5) == [*alone[:3], *alone[:2]]
 
 
 def predictions_of(run: Run) -> list[Prediction]:

@@ -19,13 +19,15 @@ from visiontune.errors import CertificateError
 from visiontune.exports.reference import Reference, pixels_sha256
 from visiontune.exports.runtime import Runtime
 from visiontune.exports.shipment import Shipment, png
-from visiontune.metrics.intervals import Metric, paired_difference, proportion
+from visiontune.metrics.answers import Counted
+from visiontune.metrics.intervals import Metric, mean
 from visiontune.models.labels import LabelTree
 
 CERTIFICATE_NAME = "certificate.json"
 SCHEMA_VERSION = 1
 INPUTS_FOLDER = "inputs"
 SHOWN = 5
+ROUNDING = 1e-9  # of a sum of shares
 Status = Literal["passed", "failed", "not checked"]
 
 CHECKS = {
@@ -278,21 +280,20 @@ class Compared:
         return {"name": self.name, **{name: rate.to_json() for name, rate in rates.items()}}
 
 
-def compare_metric(name: str, trained: Sequence[bool], shipped: Sequence[bool], limits: Limits) -> Check:
-    """The metric check: whether each sample was answered right by the trained model, and by the shipped file."""
-    first, second = np.array(trained, bool), np.array(shipped, bool)
+def compare_metric(name: str, trained: Sequence[float], shipped: Sequence[float], limits: Limits) -> Check:
+    """The metric check: what each sample's answer counts for, in [0, 1], of the trained model and the shipped file."""
+    first, second = np.array(trained, float), np.array(shipped, float)
     n = len(first)
-    compared = Compared(
-        name, proportion(int(first.sum()), n), proportion(int(second.sum()), n), paired_difference(first, second)
-    )
-    lost = int(first.sum()) - int(second.sum())
+    difference = mean((second - first).tolist(), bounds=(-1.0, 1.0))
+    compared = Compared(name, Counted(first).metric(), Counted(second).metric(), difference)
+    lost = max(0.0, float((first - second).sum()))
     allowed = max(1, floor(limits.drop * n))
     of_both = [rate.value or 0.0 for rate in (compared.trained, compared.shipped)]
     found = (
         f"{name} {of_both[0]:.4f} trained, {of_both[1]:.4f} shipped on {n} samples: "
-        f"{lost} fewer right ({allowed} allowed)"
+        f"lower by {lost / max(n, 1):.4f} ({allowed / max(n, 1):.4f} allowed)"
     )
-    return Check("metric", "failed" if lost > allowed else "passed", found, compared.to_json())
+    return Check("metric", "failed" if lost > allowed + ROUNDING else "passed", found, compared.to_json())
 
 
 def is_weights(path: Path) -> bool:

@@ -82,7 +82,7 @@ def limit_of(check: Mapping[str, Any], limits: Mapping[str, float]) -> str:
                 beyond = f"{numbers['allowed']} of {numbers['inputs']} samples"
             return f"another one where the lead was at most {limits['near_tie']:g}; beyond that in {beyond}"
         case "metric":
-            return f"at most {_percent(limits['drop'])} of the samples fewer right; one always"
+            return f"lower by at most {_percent(limits['drop'])}; by one right answer always"
         case "weights":
             return "the rounding of each tensor's type"
     return "no difference"

@@ -21,6 +21,7 @@ from visiontune.exports.runtime import MARKER, Runtime
 from visiontune.exports.shipment import Shipment, answer, open_runtime, png, prediction, read_shipment
 from visiontune.files import is_same_file, write_json
 from visiontune.machine import cores, processor
+from visiontune.metrics.answers import points
 from visiontune.metrics.text import score_texts
 from visiontune.progress import progress
 
@@ -41,8 +42,8 @@ class HeldTo:
     """What an export is held to: the trained model's shipment, answers and rates.
 
     `images` are the references' image files. `weights` makes the weights check of a shipment as it was found. `asked`
-    are the validation samples, as (dataset, row), that are answered; `right` says of each whether the trained model
-    answered it right. `threads` is for llama.cpp.
+    are the validation samples, as (dataset, row), that are answered; `points` says what the trained model's
+    answer to each counts for, by `metric`. `threads` is for llama.cpp.
     """
 
     wanted: Shipment
@@ -51,7 +52,7 @@ class HeldTo:
     weights: Callable[[Shipment], Check]
     datasets: Sequence[Dataset]
     asked: Sequence[tuple[int, int]]
-    right: Sequence[bool]
+    points: Sequence[float]
     metric: str
     threads: int
 
@@ -71,7 +72,7 @@ def certify(folder: Path, held_to: HeldTo, place: Path, certified: Mapping[str, 
     checks += shown.checks
     if shown.runtime:
         predictions = evaluate_shipped(folder, shipped, held_to, place)
-        checks.append(compare_predictions(held_to.metric, held_to.right, predictions, shipped))
+        checks.append(compare_predictions(held_to, predictions, shipped))
     return Shown(checks, shown.speed, shown.runtime)
 
 
@@ -149,16 +150,10 @@ def check_template(runtime: Runtime, shipment: Shipment) -> Check:
     return Check("template", "failed", f"makes {found[:120]!r} where the contract has {wanted[:120]!r}")
 
 
-def is_right(prediction: Prediction) -> bool:
-    """Whether an answer is the true one, white space around it aside."""
-    return prediction.truth is not None and prediction.truth.answer.strip() == prediction.target.answer.strip()
-
-
-def compare_predictions(
-    metric: str, right: Sequence[bool], predictions: Sequence[Prediction], shipment: Shipment
-) -> Check:
-    """The metric check; `right` says of each prediction's sample whether the trained model answered it right."""
-    return compare_metric(metric, right, [is_right(p) for p in predictions], limits_for(shipment.quantisation))
+def compare_predictions(held_to: HeldTo, predictions: Sequence[Prediction], shipment: Shipment) -> Check:
+    """The metric check of the shipped file's answers to the samples that are asked."""
+    metric, limits = held_to.metric, limits_for(shipment.quantisation)
+    return compare_metric(metric, held_to.points, points(predictions, metric), limits)
 
 
 def evaluate_shipped(folder: Path, shipment: Shipment, held_to: HeldTo, place: Path) -> list[Prediction]:

@@ -31,7 +31,7 @@ from visiontune.exports.certificate import (
     verdict,
 )
 from visiontune.exports.certificate_page import write_page
-from visiontune.exports.compare import HeldTo, certify, is_right
+from visiontune.exports.compare import HeldTo, certify
 from visiontune.exports.gguf import predicted_bytes, write_gguf
 from visiontune.exports.gguf_check import check_weights
 from visiontune.exports.llama_server import check_package
@@ -48,6 +48,7 @@ from visiontune.exports.unfinished import Unfinished
 from visiontune.exports.weights import trained_names, write_merged
 from visiontune.files import file_sha256, fingerprint, write_json, written_whole
 from visiontune.machine import versions
+from visiontune.metrics.answers import points
 from visiontune.models.text import TextAdapter, writes_text
 from visiontune.progress import note, progress
 from visiontune.recipe import Recipe
@@ -152,7 +153,7 @@ def ship(
         if with_inputs:
             for sample in inputs:
                 _write_input(folder, image_of(sample))
-        work.finish("references", {"right": right_before(trained, limit)})
+        work.finish("references", {"points": points_before(trained, limit)})
     if not work.done("files"):
         work.finish("files", _write_files(trained, folder))
     files = work.result("files")
@@ -163,7 +164,7 @@ def ship(
         weights=lambda shipped: Check(**files["weights"]),
         datasets=trained.datasets,
         asked=asked_rows(trained, limit),
-        right=work.result("references")["right"],
+        points=work.result("references")["points"],
         metric=recipe.evaluation.metric,
         threads=recipe.machine.threads,
     )
@@ -220,7 +221,7 @@ def _key(trained: Trained, samples: int, limit: int | None, with_inputs: bool) -
     """What decides the contents of an export."""
     weights = trained.run.read_json(f"checkpoints/{trained.run.checkpoint_path(trained.step).name}/manifest.json")
     return {
-        "stages": 2,  # the form of what stages leave behind
+        "stages": 3,  # the form of what stages leave behind
         "shipment": trained.shipment.model_dump(mode="json"),
         "recipe": file_sha256(trained.run.recipe_path),
         "step": trained.step,
@@ -265,8 +266,9 @@ def asked_rows(trained: Trained, limit: int | None) -> list[tuple[int, int]]:
     return sorted(first_rows(trained.datasets, "validation", limit=limit, rows=trained.recipe.data.limit))
 
 
-def right_before(trained: Trained, limit: int | None) -> list[bool]:
-    """Whether the trained model answered each of `asked_rows` right: as its run wrote it, else answered anew."""
+def points_before(trained: Trained, limit: int | None) -> list[float]:
+    """What the trained model's answer to each of `asked_rows` counts for by the metric of its run: as the run wrote the
+    answer, else answered anew."""
     run, recipe = trained.run, trained.recipe
     scores = run.read_json("evaluations/validation/metrics.json")
     every = asked_rows(trained, None)
@@ -282,7 +284,7 @@ def right_before(trained: Trained, limit: int | None) -> list[bool]:
             trained.adapter, trained.datasets, "validation", recipe, ranks,
             limit=limit, rows=recipe.data.limit, show=True,
         )  # fmt: skip
-    return [is_right(p) for p in found]
+    return points(found, recipe.evaluation.metric)
 
 
 def _write_input(folder: Path, image: bytes) -> None:

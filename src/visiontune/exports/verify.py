@@ -66,7 +66,7 @@ def verify_shipment(folder: Path, run: Run | None = None, data: Dataset | None =
 
 def _against_run(certified: Certified, run: Run) -> list[Check]:
     from visiontune.exports.answers import references
-    from visiontune.exports.ship import asked_rows, load_for_shipping, right_before
+    from visiontune.exports.ship import asked_rows, load_for_shipping, points_before
     from visiontune.exports.weights import trained_names, write_merged
     from visiontune.training.evaluate import tree_to_score
 
@@ -81,7 +81,7 @@ def _against_run(certified: Certified, run: Run) -> list[Check]:
         for reference in made:
             answered.append(reference)
             advance(1)
-    right = right_before(trained, limit)
+    points = points_before(trained, limit)
     names = trained_names(trained.adapter)
     with tempfile.TemporaryDirectory(prefix="visiontune-verify-") as temporary:
         merged = Path(temporary) / "merged"
@@ -93,7 +93,7 @@ def _against_run(certified: Certified, run: Run) -> list[Check]:
             weights=lambda shipped: check_weights(certified.folder, shipped, merged, names),
             datasets=trained.datasets,
             asked=asked_rows(trained, limit),
-            right=right,
+            points=points,
             metric=recipe.evaluation.metric,
             threads=recipe.machine.threads,
         )

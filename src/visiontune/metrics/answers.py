@@ -94,6 +94,13 @@ def free_text(predictions: Sequence[Prediction]) -> dict[str, Counted]:
     return found
 
 
+def points(predictions: Sequence[Prediction], metric: str) -> list[float]:
+    """What each answer counts for in [0, 1], by one of the metrics of texts that recipes name (`TextMetric`)."""
+    counted = matches(predictions)
+    counted["accuracy"] = counted["exact_match"]
+    return (counted if metric in counted else free_text(predictions))[metric].parts.tolist()
+
+
 def _known(pairs: Sequence[tuple[Prediction, str, str]], score: str) -> list[float] | None:
     found = [p.scores[score] for p, _, _ in pairs if score in p.scores]
     return found if found and len(found) == len(pairs) else None

@@ -179,23 +179,6 @@ def _resampled_sums(values: Floats, seed: int) -> Floats:
     return np.concatenate(draws)
 
 
-def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Metric:
-    """How much larger the rate of `second` is than that of `first`, on the same samples, with its interval: (n,) each.
-
-    Lies in [-1, 1]. Where no sample differs, the ends are those of a sample that could still differ either way.
-    """
-    n = len(first)
-    if n == 0:
-        return NOTHING_COUNTED
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    shares = [gained / n, lost / n, 1 - (gained + lost) / n]
-    draws = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)
-    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [TAIL, 1 - TAIL])
-    if gained == lost == 0:
-        low, high = -widest_error_rate(n), widest_error_rate(n)
-    return Metric((gained - lost) / n, float(low), float(high), n)
-
-
 def class_metrics(counts: NDArray[np.int64], seed: int = 0) -> ClassMetrics:
     """Precision, recall and F1 from a confusion matrix of shape (classes, columns), rows truth, columns answers.
 
