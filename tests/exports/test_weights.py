@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from safetensors.torch import load_file
 import visiontune
 from tests.conftest import planner
 from visiontune.data.dataset import Dataset
+from visiontune.data.sample import Images
 from visiontune.errors import CertificateError, DataError, RecipeError, RunError, VisiontuneError
+from visiontune.exports.answers import references
+from visiontune.models.text import writes_text
 from visiontune.run import Run
 from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained
@@ -141,6 +145,16 @@ def test_each_folder_carries_how_it_compares_with_the_trained_model(trained: Tra
         assert {check["name"] for check in value["checks"]} == {"log-probabilities", "tokens", "labels"}
         assert value["checks"][0]["numbers"]["mean"] > 0
     assert load_file(folders["merged"] / "model.safetensors")["lm_head.weight"].dtype == torch.float16
+
+
+def test_samples_of_several_images_and_of_none_are_compared_too(trained: Trained, digits: Dataset) -> None:
+    run, sample = trained({}), digits.sample("test", 0)
+    adapter, _ = load_trained(run, run.recipe, torch.device("cpu"))
+    assert isinstance(sample.seen, Images)
+    samples = [replace(sample, seen=Images(sample.seen.files * count)) for count in (1, 2, 0)]
+    made = list(references(writes_text(adapter), samples, run.recipe, None))
+    assert [reference.image_tokens / made[0].image_tokens for reference in made] == [1, 2, 0]
+    assert len({(reference.image_sha256, reference.pixels_sha256) for reference in made}) == 3
 
 
 def test_exported_weights_are_verified_by_their_files_and_beside_the_run(trained: Trained, tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_an_evaluation_of_documents_stands_beside_what_it_must_beat(trained: Run
         assert one["ahead"]["low"] <= one["ahead"]["value"] <= one["ahead"]["high"]
 
 
+def test_a_run_on_documents_is_exported_and_answers_about_their_pages_as_trained(trained: Run, tmp_path: Path) -> None:
+    folder = visiontune.export(trained.path, to="merged", out=tmp_path / "ship")["merged"]
+    value = json.loads((folder / "certificate.json").read_text())
+    assert {check["name"]: check["status"] for check in value["checks"]}["tokens"] == "passed"
+
+
 def test_a_text_file_is_answered_as_pages(trained: Run, documents: Dataset, tmp_path: Path) -> None:
     sample = documents.sample("test", 0)
     assert isinstance(sample.seen, Document)

@@ -1,18 +1,18 @@
 """What a model in memory answers, and whether an exported folder, loaded by plain libraries, answers the same."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from visiontune.data.sample import Sample
 from visiontune.exports.certificate import Check, Limits, check_answers
-from visiontune.exports.reference import Reference, image_of, pixels_sha256
+from visiontune.exports.reference import Reference, pixels_sha256, seen_sha256
 from visiontune.models.labels import LabelTree
 from visiontune.models.parts import without_cpu_kernels
-from visiontune.models.text import TextAdapter
+from visiontune.models.text import Encoded, TextAdapter
 from visiontune.recipe import Recipe
 from visiontune.training.precision import autocast
 
@@ -34,8 +34,8 @@ def references(
         ids = encoded.input_ids.tolist()
         yield Reference(
             id=sample.id,
-            image_sha256=hashlib.sha256(image_of(sample)).hexdigest(),
-            pixels_sha256=pixels_sha256(encoder.pixels_of(encoded) if recipe.device else encoded.pixel_values.numpy()),
+            image_sha256=seen_sha256(sample),
+            pixels_sha256=pixels_sha256(encoder.pixels_of(encoded) if recipe.device else _pixels(encoded)),
             question=sample.text.prompt or recipe.data.prompt,
             prompt_ids=tuple(token for token in ids if token != encoder.image_token_id),
             image_tokens=ids.count(encoder.image_token_id),
@@ -46,6 +46,11 @@ def references(
             labels=None if scores is None else tuple(scores.tolist()),
             truth=sample.text.answer,
         )
+
+
+def _pixels(encoded: Encoded) -> np.ndarray:
+    """The tiles or patches of all images of a sample; none where it shows no image."""
+    return np.zeros(0, np.float32) if encoded.pixel_values is None else encoded.pixel_values.numpy()
 
 
 def check_reloaded(

@@ -11,7 +11,7 @@ import numpy as np
 
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
-from visiontune.data.sample import Images, Sample
+from visiontune.data.sample import Document, Images, Sample
 from visiontune.errors import CertificateError, DataError
 from visiontune.files import written_whole
 
@@ -22,7 +22,8 @@ REFERENCE_NAME = "reference.jsonl"
 class Reference:
     """One input and what the trained model made of it.
 
-    `pixels_sha256` is of the picture's bytes, (height, width, 3) uint8, as the model got it. `prompt_ids` are the text
+    `image_sha256` is of what the sample shows (`seen_sha256`): for a device, of its image file. `pixels_sha256` is of
+    the picture's bytes, (height, width, 3) uint8, as the model got it. `prompt_ids` are the text
     tokens of the prompt, images left out; `log_probabilities` and `margins` (natural logarithm, distance to the
     runner-up) belong to `tokens`, the greedy answer with its end token. `labels` holds the labels' log-probabilities.
     """
@@ -55,6 +56,14 @@ def image_of(sample: Sample) -> bytes:
     assert isinstance(sample.seen, Images)
     (file,) = sample.seen.files
     return file.data
+
+
+def seen_sha256(sample: Sample) -> str:
+    """The hash of what a sample shows: the files of its images, one behind the other, or the text of its document."""
+    if isinstance(sample.seen, Document):
+        return hashlib.sha256(sample.seen.text.encode("utf-8", "surrogatepass")).hexdigest()
+    assert isinstance(sample.seen, Images)
+    return hashlib.sha256(b"".join(file.data for file in sample.seen.files)).hexdigest()
 
 
 def objects_of(sample: Sample) -> Objects:
