@@ -33,6 +33,7 @@ from visiontune.exports.gguf_check import check_layout, check_weights
 from visiontune.exports.reference import Reference, read_references, write_references
 from visiontune.exports.shipment import Shipment, prediction
 from visiontune.exports.verify import Certified, _inputs
+from visiontune.files import fingerprint
 from visiontune.metrics.answers import points
 from visiontune.run import Run
 
@@ -234,6 +235,16 @@ def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
     both = [reference(), reference(id="b", labels=None, text="a\u2028b")]
     write_references(tmp_path / "reference.jsonl", both, lambda _: None)
     assert read_references(tmp_path / "reference.jsonl") == both
+
+
+def test_a_folder_that_failed_its_certificate_does_not_verify(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    tokens = Check("tokens", "failed", "1 of 16 answers identical").to_json()
+    value = {"form": "merged", "dtype": "float32", "step": 1, "verdict": "failed", "checks": [tokens]}
+    value["files"] = {"model.safetensors": fingerprint(tmp_path / "model.safetensors")}
+    (tmp_path / "certificate.json").write_text(json.dumps(value))
+    with pytest.raises(CertificateError, match="says that the export failed: tokens: 1 of 16 answers"):
+        visiontune.verify(tmp_path)
 
 
 @pytest.mark.parametrize("form", [{"quantisation": "f16"}, {"form": "onnx"}, {"form": "merged"}])

@@ -187,10 +187,10 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
     """Run the certificate of a shipped folder again, or check that a run is what its folder says.
 
     `run` (the run that was shipped) or `data` (its prepared dataset) give what did not travel with the files. Raises
-    CertificateError where a check fails.
+    CertificateError where a check fails, or where the folder's own certificate says that one failed.
     """
     from visiontune.data.dataset import Dataset
-    from visiontune.exports.certificate import certified_members, failures, is_weights
+    from visiontune.exports.certificate import certified_members, failed_before, failures, is_weights
     from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment
     from visiontune.run import Run
@@ -226,7 +226,7 @@ def verify(path: Source, *, run: Source | None = None, data: Source | None = Non
 
         refuse({"run": run, "data": data}, "A run knows its data, and takes")
         checks = verify_run(Run.open(path))
-    if failed := failures(checks):
+    if failed := failures(checks) or failed_before(path):
         for check in checks:
             note(f"{check.status:11} {check.name}: {check.found}")
         raise CertificateError(f"Not what it should be. {failed}", where=str(path), fix="export or train it again")

@@ -321,6 +321,16 @@ def read_certificate(folder: Path, *needed: str) -> dict[str, Any]:
     return value
 
 
+def failed_before(folder: Path) -> str:
+    """The checks that had failed when a folder was exported, as its certificate has them; empty where it passed, or
+    where there is no certificate."""
+    value = read_certificate(folder) if (folder / CERTIFICATE_NAME).is_file() else {}
+    if value.get("verdict") != "failed":
+        return ""
+    known = [Check(check["name"], check["status"], check["found"]) for check in value.get("checks", ())]
+    return f"The certificate says that the export failed: {failures(known)}"
+
+
 def certified_members(path: Path) -> list[str]:
     """The names of the folders in a folder without a certificate that have one each."""
     if not path.is_dir() or (path / CERTIFICATE_NAME).is_file():
