@@ -306,7 +306,11 @@ def test_a_changed_file_or_contract_no_longer_verifies(shipped: Path, tmp_path: 
     shipment.model_copy(update={"temperature": 3.0}).write(drifted)
     with pytest.raises(CertificateError, match="contract: not as certified: temperature"):
         visiontune.verify(drifted)
-    (drifted / shipment.projector).unlink()
+    projector = drifted / shipment.projector
+    projector.write_bytes(projector.read_bytes()[:-100])
+    with pytest.raises(CertificateError, match=r"layout: mmproj-run-F16\.gguf is cut short or damaged"):
+        visiontune.verify(drifted)
+    projector.unlink()
     with pytest.raises(CertificateError, match=r"files: mmproj-run-F16\.gguf is missing"):
         visiontune.verify(drifted)
 

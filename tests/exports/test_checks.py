@@ -237,6 +237,20 @@ def test_references_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_references(tmp_path / "reference.jsonl") == both
 
 
+def test_a_file_that_was_cut_short_is_named(
+    trained: ship.Trained, merged: tuple[Path, set[str]], tmp_path: Path
+) -> None:
+    shipment, folder = trained.shipment, written(merged[0], tmp_path / "ship", trained.shipment)
+    for name in (shipment.projector, shipment.text_model):
+        whole = (folder / name).read_bytes()
+        for end in (0, 10, 300, len(whole) // 2, len(whole) - 40):
+            (folder / name).write_bytes(whole[:end])
+            check = check_weights(folder, shipment, *merged)
+            assert (check.status, check.found) == ("failed", f"{name} is cut short or damaged."), end
+            assert (check_layout(folder, shipment).found == check.found) == (name == shipment.projector)
+        (folder / name).write_bytes(whole)
+
+
 def test_a_folder_that_failed_its_certificate_does_not_verify(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     tokens = Check("tokens", "failed", "1 of 16 answers identical").to_json()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visiontune.errors import CertificateError
 from visiontune.exports.certificate import SHOWN, Check
 from visiontune.exports.gguf_layout import planned_files
 from visiontune.exports.quantise import gguf_package
@@ -28,9 +29,22 @@ def key_of(reader: Any, name: str) -> Any:
     return None if field is None else field.contents()
 
 
+def _opened(path: Path) -> Any:
+    """A GGUFReader of a file; CertificateError for one that is cut short or otherwise no whole GGUF file."""
+    try:
+        return gguf_package().GGUFReader(path)
+    except (ValueError, LookupError, OverflowError) as error:  # what the reader runs into, wherever a file ends
+        raise CertificateError(
+            f"{path.name} is cut short or damaged.", where=str(path), fix="copy it again, or export the run again"
+        ) from error
+
+
 def check_layout(folder: Path, shipment: Shipment) -> Check:
     """Whether the projector's keys make llama.cpp lay out the contract's picture as one tile and the overview."""
-    reader = gguf_package().GGUFReader(folder / shipment.projector)
+    try:
+        reader = _opened(folder / shipment.projector)
+    except CertificateError as error:
+        return Check("layout", "failed", error.found)
     size = shipment.device.image_size
     tile = key_of(reader, "clip.vision.image_size")
     longest = key_of(reader, "clip.vision.preproc_image_size")
@@ -56,7 +70,10 @@ def check_weights(folder: Path, shipment: Shipment, merged: Path, trained: Abstr
     """
     gguf = gguf_package()
     files = {"model": folder / shipment.text_model, "mmproj": folder / shipment.projector}
-    stored = {(kind, tensor.name): tensor for kind, path in files.items() for tensor in gguf.GGUFReader(path).tensors}
+    try:
+        stored = {(kind, tensor.name): tensor for kind, path in files.items() for tensor in _opened(path).tensors}
+    except CertificateError as error:
+        return Check("weights", "failed", error.found)
     wrong: list[tuple[str, bool, str]] = []  # name, whether the run trained it, what is wrong
     worst: dict[str, float] = {}
     count = 0
