@@ -354,3 +354,14 @@ def test_what_the_preparation_left_out_is_said(call: Call, tmp_path: Path) -> No
     code, _, err = call("export", tmp_path / "data", "--to", "coco", "--out", tmp_path / "out")
     record = json.loads((tmp_path / "out" / EXPORT_NAME).read_text())
     assert code == 0 and "left out are not here either" in err and sum(record["left_out"].values()) >= 1
+
+
+def test_files_that_somebody_put_among_those_of_an_earlier_export_are_named_and_stay(
+    prepared: Dataset, tmp_path: Path
+) -> None:
+    out = write_annotated(prepared, "coco", tmp_path / "out")
+    write_annotated(prepared, "coco", out)  # what an export wrote gives way
+    (out / "train" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"something else: train/notes\.txt"):
+        write_annotated(prepared, "coco", out)
+    assert (out / "train" / "notes.txt").read_text() == "mine"

@@ -74,7 +74,7 @@ def write_annotated(dataset: Dataset, form: Form, out: Path) -> Path:
         table, lost = _table(dataset, written)
         lost += _WRITERS[form](table, aside)
         record = _record(dataset, form, table, lost, written)
-        record["entries"] = sorted([*(path.name for path in aside.iterdir()), EXPORT_NAME])
+        record["entries"] = sorted({*_files(aside), EXPORT_NAME})
         write_json(aside / EXPORT_NAME, record)
     _say(dataset, form, record)
     return out
@@ -95,7 +95,7 @@ def check_annotated(dataset: Dataset, out: Path) -> None:
         )
     if not out.exists():
         return
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    names = _files(out) if out.is_dir() else {out.name}
     if others := sorted(names - _entries(out)):
         raise DataError(
             f"This folder holds something else: {', '.join(others[:5])}",
@@ -104,8 +104,14 @@ def check_annotated(dataset: Dataset, out: Path) -> None:
         )
 
 
+def _files(folder: Path) -> set[str]:
+    """What stands in a folder and in those below it, by its place: files, links, and folders that hold nothing."""
+    ends = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir() or not any(p.iterdir()))
+    return {p.relative_to(folder).as_posix() for p in ends}
+
+
 def _entries(folder: Path) -> set[str]:
-    """What an earlier export wrote into a folder; nothing where there is none."""
+    """The files that an earlier export wrote into a folder; none where there is none."""
     file = folder / EXPORT_NAME
     try:
         return set(json.loads(file.read_text(encoding="utf-8"))["entries"]) if file.is_file() else set()
