@@ -31,7 +31,7 @@ from visiontune.exports.compare import evaluate_shipped
 from visiontune.exports.gguf import write_gguf
 from visiontune.exports.gguf_check import check_layout, check_weights
 from visiontune.exports.reference import Reference, read_references, write_references
-from visiontune.exports.shipment import Shipment, prediction
+from visiontune.exports.shipment import Shipment, prediction, tell_question
 from visiontune.exports.verify import Certified, _inputs
 from visiontune.files import fingerprint
 from visiontune.metrics.answers import points
@@ -334,6 +334,17 @@ def test_an_export_with_other_options_is_another_export(trained: ship.Trained, c
     options = {**SMALL, "with_inputs": False}
     assert ship._key(trained, **options) == ship._key(trained, **options)
     assert ship._key(trained, **options) != ship._key(trained, **{**options, **changed})
+
+
+def test_a_shipped_model_that_may_have_been_asked_other_questions_says_which_it_is_asked(
+    trained: ship.Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained.shipment.write(tmp_path)
+    own = reference(question=trained.shipment.question)
+    for references, told in (([own], False), ([own, reference(question="How many?")], True)):
+        write_references(tmp_path / "reference.jsonl", references, lambda _: None)
+        tell_question(tmp_path)
+        assert (f"{trained.shipment.question!r} is asked" in capsys.readouterr().err) == told
 
 
 def test_a_shipped_model_abstains_below_the_threshold_of_its_contract(trained: ship.Trained) -> None:

@@ -201,6 +201,7 @@ def predict(
     from visiontune.data.documents import Rendering
     from visiontune.exports.onnx_runtime import is_onnx_shipment
     from visiontune.exports.shipment import is_shipment, predict_shipped, shipped_members
+    from visiontune.exports.shipment import tell_question as tell_shipped_question
 
     images = [images] if isinstance(images, str | Path) else images
     check_limit(limit)
@@ -225,6 +226,8 @@ def predict(
     if is_shipment(Path(run)):
         refuse({**of_objects, "step": step, "device": device}, "A shipped model that writes text takes")
         asked = asked_files(images, limit=limit)
+        if prompt is None:
+            tell_shipped_question(Path(run))
         return asked.answered(predict_shipped(Path(run), asked.paths, prompt=prompt))
     from visiontune.api.object_verbs import predict_objects
     from visiontune.models.text import writes_text

@@ -15,12 +15,13 @@ from visiontune.data.images import decode
 from visiontune.data.sample import LabelProbabilities, Prediction, Text
 from visiontune.errors import CertificateError, ModelError
 from visiontune.exports.llama_server import check_package
+from visiontune.exports.reference import REFERENCE_NAME, read_lines
 from visiontune.exports.runtime import Runtime
 from visiontune.files import write_text
 from visiontune.machine import cores
 from visiontune.metrics.calibration import tempered
 from visiontune.models.labels import LabelTree
-from visiontune.progress import progress
+from visiontune.progress import progress, warn
 
 CONTRACT_NAME = "contract.json"
 SCHEMA_VERSION = 1
@@ -162,6 +163,16 @@ def predict_shipped(
             predictions.append(prediction(shipment, str(path), answered, Text("", prompt)))
             advance(1)
     return predictions
+
+
+def tell_question(folder: Path) -> None:
+    """Say which question will be asked where the samples that the folder was compared on did not all ask just that."""
+    question, path = read_shipment(folder).question, folder / REFERENCE_NAME
+    if not path.is_file() or {line["question"] for line in read_lines(path)} != {question}:
+        warn(
+            f"the samples that this model was trained on may have brought other questions, and none is given now: "
+            f"{question!r} is asked; ask yours with --prompt"
+        )
 
 
 def prediction(shipment: Shipment, source: str, answered: Answered, asked: Text, *, known: bool = False) -> Prediction:
