@@ -17,7 +17,7 @@ from visiontune.data.stored_rows import StoredRow, write_shard
 from visiontune.metrics.text import score_texts
 from visiontune.page import duration, fact, memory
 from visiontune.recipe import parse
-from visiontune.report import write_report
+from visiontune.report import _exports, write_report
 from visiontune.run import Run
 
 HOSTILE = "<script>alert('x')</script>"
@@ -489,6 +489,16 @@ def write_export(run: Run, quantisation: str, size: int, failed: tuple[str, ...]
     }
     (run.path / "exports").mkdir(exist_ok=True)
     (run.path / "exports" / f"gguf-{quantisation}.json").write_text(json.dumps(value))
+
+
+def test_an_export_whose_folder_another_one_has_taken_is_not_listed(run: Run, tmp_path: Path) -> None:
+    for quantisation in ("f16", "q8_0"):
+        write_export(run, quantisation, 1)
+        path = run.path / "exports" / f"gguf-{quantisation}.json"
+        value = json.loads(path.read_text()) | {"folder": str(tmp_path)}
+        path.write_text(json.dumps(value))
+        (tmp_path / "certificate.json").write_text(json.dumps({k: one for k, one in value.items() if k != "folder"}))
+    assert [row["quantisation"] for row in _exports(run)] == ["q8_0"]
 
 
 def write_calibration(run: Run, **changes: Any) -> None:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from visiontune.charts import Line, line_chart, smoothed, stacked_bar
 from visiontune.data.sample import Prediction
+from visiontune.exports.certificate import CERTIFICATE_NAME
 from visiontune.files import write_text
 from visiontune.metric_names import NAMES
 from visiontune.metrics.rouge import rouge
@@ -134,6 +135,8 @@ def _exports(run: Run) -> list[Entry]:
     rows = []
     for path in sorted([*(run.path / "exports").glob("gguf-*.json"), *(run.path / "exports").glob("onnx-*.json")]):
         value = json.loads(path.read_text(encoding="utf-8"))
+        if _is_replaced(value):
+            continue
         checks = {check["name"]: check for check in value["checks"]}
         graphs = value.get("form") == "onnx"
         metric = checks["metric"]["numbers"] or None
@@ -152,6 +155,14 @@ def _exports(run: Run) -> list[Entry]:
             }
         )
     return sorted(rows, key=lambda row: (row["verdict"] != "failed", row["bytes"]))
+
+
+def _is_replaced(value: Entry) -> bool:
+    """Whether another export stands in the place of this one now."""
+    path = Path(value["folder"]) / CERTIFICATE_NAME
+    if not path.is_file():
+        return False
+    return json.loads(path.read_bytes()) != {name: one for name, one in value.items() if name != "folder"}
 
 
 def _average_precision(numbers: Entry) -> Entry | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import visiontune
-from visiontune.api.export_verbs import FORMS
+from visiontune.api.export_verbs import FORMS, _places, _variants
 from visiontune.errors import RunError
 from visiontune.exports.place import check_place
 from visiontune.run import Run
@@ -73,3 +73,13 @@ def test_nothing_is_exported_over_other_files_the_run_or_where_one_stands(
     with pytest.raises(RunError, match="something else"):
         visiontune.export(run.path, to="merged,onnx", out=tmp_path / "both")
     assert (run.path / "recipe.yaml").is_file() and (tmp_path / "assets" / "contract.json").is_file()
+
+
+def test_exports_with_other_settings_stand_side_by_side_where_no_folder_is_given(tmp_path: Path) -> None:
+    def names(forms: list[str], *settings: Any) -> list[str]:
+        return [path.name for path in _places(tmp_path / "run", forms, None, _variants(*settings)).values()]
+
+    assert names(["gguf", "onnx"], None, None, None) == ["gguf", "onnx"]
+    assert names(["gguf"], "q8_0", None, None) == ["gguf"]  # which is what is written where none is asked for
+    assert names(["gguf", "adapter"], "q4_0", None, 6) == ["gguf-q4_0-step-6", "adapter-step-6"]
+    assert names(["onnx", "merged"], "int8", "float16", None) == ["onnx-int8", "merged-float16"]

@@ -65,12 +65,15 @@ def export(
         given |= {"samples": samples, "limit": limit, "with_inputs": with_inputs}
         if push is not None:
             raise VisiontuneError("A group of runs is not one model.", where="--push", fix="push each of its runs")
-        places = {role: opened.path / "exports" / role if out is None else Path(out) / role for role in opened.runs}
+        variants = _variants(quantisation, dtype, step)
+        variant = "".join(dict.fromkeys(variants[form] for form in forms)) if out is None else ""
+        base = opened.path / "exports" if out is None else Path(out)
+        places = {role: base / f"{role}{variant}" for role in opened.runs}
         for role, member in opened.runs.items():
             _places(member.path, forms, places[role])
         made = {role: export(member.path, out=places[role], **given) for role, member in opened.runs.items()}
         return {f"{role}/{form}": folder for role, folders in made.items() for form, folder in folders.items()}
-    folders = _places(opened.path, forms, out)
+    folders = _places(opened.path, forms, out, _variants(quantisation, dtype, step) if out is None else None)
     if "onnx" in forms and quantisation not in (None, "int8"):
         raise VisiontuneError(
             f"'{quantisation}' is no type of an ONNX graph.", where="--quant", fix="int8, or leave it out"
@@ -132,12 +135,22 @@ def _forms(to: Sequence[str] | str) -> list[str]:
     return forms
 
 
-def _places(run: Path, forms: Sequence[str], out: Source | None) -> dict[str, Path]:
+def _variants(quantisation: str | None, dtype: str | None, step: int | None) -> dict[str, str]:
+    """What the default folder of each form is called after its name: exports with other settings stand side by side."""
+    at_step = "" if step is None else f"-step-{step}"
+    kinds = {"gguf": quantisation if quantisation != "q8_0" else None, "onnx": quantisation, "merged": dtype}
+    return {form: (f"-{kinds[form]}" if kinds.get(form) else "") + at_step for form in FORMS}
+
+
+def _places(
+    run: Path, forms: Sequence[str], out: Source | None, variants: dict[str, str] | None = None
+) -> dict[str, Path]:
     """The folder of each form; RunError where something stands in one that an export must not replace."""
     from visiontune.exports.place import check_place
 
     base = run / "exports" if out is None else Path(out)
-    folders = {form: base if out is not None and len(forms) == 1 else base / form for form in forms}
+    named = {form: form + (variants or {}).get(form, "") for form in forms}
+    folders = {form: base if out is not None and len(forms) == 1 else base / named[form] for form in forms}
     for form, folder in folders.items():
         check_place(folder, form, run)
     return folders

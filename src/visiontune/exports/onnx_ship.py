@@ -132,7 +132,8 @@ def ship_onnx(
         write_onnx_card(run, aside, contract, value)
         failed = value["verdict"] == "failed"
         final = folder.with_name(f"{folder.name}.failed") if failed else folder
-        write_json(run.path / "exports" / f"onnx-{dtype}.json", {"folder": str(final.resolve()), **value})
+        at_step = "" if step is None else f"-step-{step}"
+        write_json(run.path / "exports" / f"onnx-{dtype}{at_step}.json", {"folder": str(final.resolve()), **value})
         note(f"certificate {value['verdict']}: {final / CERTIFICATE_NAME}")
         if failed:
             shutil.rmtree(final, ignore_errors=True)

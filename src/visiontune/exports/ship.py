@@ -193,7 +193,8 @@ def ship(
     passed = value["verdict"] == "passed"
     final = out if passed else out.with_name(f"{out.name}.failed")
     work.leave_as(final)
-    write_json(run.path / "exports" / f"gguf-{quantisation}.json", {"folder": str(final.resolve()), **value})
+    at_step = "" if step is None else f"-step-{step}"
+    write_json(run.path / "exports" / f"gguf-{quantisation}{at_step}.json", {"folder": str(final.resolve()), **value})
     note(f"certificate {value['verdict']}: {final / CERTIFICATE_NAME}")
     if not passed:
         raise CertificateError(
