@@ -2,26 +2,24 @@
 
 import fcntl
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from visiontune.data.dataset_info import read_info
 from visiontune.errors import DataError, RunError
-from visiontune.files import make_folder, write_json
+from visiontune.files import write_json
+from visiontune.lock import held, try_lock
 from visiontune.machine import is_first_process
 from visiontune.progress import note
 from visiontune.recipe import Recipe
 from visiontune.recipe_files import load
 from visiontune.recipe_sections import DatasetUse
 
-LOCK_PATIENCE_SECONDS = 1.0
 PREPARED = ("data", "distilled")  # folders of datasets that were prepared for a run, or for the group that it is of
 PLANNED = (  # written before the first step is taken
     *("base", "labels.json", "measures.json", "parts.json", "start.json", "features.json", "features", "tracking"),
@@ -164,7 +162,7 @@ class Run:
 
     def _is_held(self) -> bool:
         with (self.path / "lock").open("a") as file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 return True
             fcntl.flock(file, fcntl.LOCK_UN)
             return False
@@ -177,27 +175,9 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for one trainer; raises RunError if another process holds it. A kill frees it."""
-        make_folder(self.path)
-        with (self.path / "lock").open("a+") as file:
-            # The workers of a trainer that was killed hold its lock for some milliseconds more.
-            until = time.monotonic() + LOCK_PATIENCE_SECONDS
-            while not _try_lock(file):
-                if time.monotonic() > until:
-                    file.seek(0)
-                    raise RunError(
-                        f"Process {file.read().strip() or 'unknown'} is using this run folder.",
-                        where=str(self.path),
-                        fix="wait for it, pause it (`visiontune pause`), or choose another --out",
-                    )
-                time.sleep(0.05)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            try:
-                yield
-            finally:
-                # Closing would not do: a worker that was forked meanwhile has the same open file.
-                fcntl.flock(file, fcntl.LOCK_UN)
+        fix = "wait for it, pause it (`visiontune pause`), or choose another --out"
+        with held(self.path / "lock", "is using this run folder.", self.path, fix):
+            yield
 
     # Control: a request from outside
 
@@ -276,14 +256,6 @@ def _content_hash(dataset: Path) -> str | None:
 def _say_once(text: str) -> None:
     if is_first_process():
         note(text)
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class MetricsLog:

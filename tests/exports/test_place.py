@@ -1,6 +1,7 @@
 """An export takes the place of an earlier one of its form, and of nothing else."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 
 import visiontune
+from visiontune import lock
 from visiontune.api.export_verbs import FORMS, _places, _variants
 from visiontune.errors import RunError
-from visiontune.exports.place import check_place
+from visiontune.exports.place import check_place, places_held
 from visiontune.run import Run
 
 CERTIFICATES: dict[str, dict[str, Any]] = {
@@ -83,3 +85,21 @@ def test_exports_with_other_settings_stand_side_by_side_where_no_folder_is_given
     assert names(["gguf"], "q8_0", None, None) == ["gguf"]  # which is what is written where none is asked for
     assert names(["gguf", "adapter"], "q4_0", None, 6) == ["gguf-q4_0-step-6", "adapter-step-6"]
     assert names(["onnx", "merged"], "int8", "float16", None) == ["onnx-int8", "merged-float16"]
+
+
+def test_a_second_export_to_the_same_place_waits_for_the_first_and_is_told_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.0)
+    with places_held([tmp_path / "ship"]):
+        with (
+            pytest.raises(RunError, match=f"Process {os.getpid()} is exporting to this place") as caught,
+            places_held([tmp_path / "a" / ".." / "ship"]),
+        ):
+            pass
+        assert caught.value.where == str(tmp_path / "ship")
+        assert caught.value.fix == "wait for it, or choose another --out"
+        with places_held([tmp_path / "other"]):
+            pass
+    with places_held([tmp_path / "ship"]):
+        assert not list(tmp_path.iterdir())

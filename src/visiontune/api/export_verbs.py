@@ -96,26 +96,29 @@ def export(
     if failed := [receipt["name"] for receipt in opened.receipts if receipt["status"] == "failed"]:
         warn(f"receipts of this run failed: {', '.join(failed)}; its report says why. They go with the files.")
     compared: dict[str, Any] = {"limit": limit} | ({} if samples is None else {"samples": samples})
-    if plain := [form for form in forms if form in ("adapter", "merged")]:
-        from visiontune.exports.weights import export_weights
+    from visiontune.exports.place import places_held
 
-        export_weights(opened, plain, [folders[form] for form in plain], step, dtype)
-    if "gguf" in forms:
-        from visiontune.exports.ship import ship
-        from visiontune.report import write_report
+    with places_held(folders.values()):
+        if plain := [form for form in forms if form in ("adapter", "merged")]:
+            from visiontune.exports.weights import export_weights
 
-        try:
-            ship(opened, folders["gguf"], quantisation or "q8_0", step=step, with_inputs=with_inputs, **compared)
-        finally:
-            write_report(opened)
-    if "onnx" in forms:
-        from visiontune.exports.onnx_ship import ship_onnx
-        from visiontune.report import write_report
+            export_weights(opened, plain, [folders[form] for form in plain], step, dtype)
+        if "gguf" in forms:
+            from visiontune.exports.ship import ship
+            from visiontune.report import write_report
 
-        try:
-            ship_onnx(opened, folders["onnx"], step=step, int8=quantisation == "int8", **compared)
-        finally:
-            write_report(opened)
+            try:
+                ship(opened, folders["gguf"], quantisation or "q8_0", step=step, with_inputs=with_inputs, **compared)
+            finally:
+                write_report(opened)
+        if "onnx" in forms:
+            from visiontune.exports.onnx_ship import ship_onnx
+            from visiontune.report import write_report
+
+            try:
+                ship_onnx(opened, folders["onnx"], step=step, int8=quantisation == "int8", **compared)
+            finally:
+                write_report(opened)
     if push is not None:
         from visiontune.exports.hub import push_folders
 
@@ -191,9 +194,12 @@ def _export_dataset(
     dataset = Dataset.open(source)
     wanted: list[Annotations] = [form for form in ANNOTATIONS if form in forms]
     folders: dict[Annotations, Path] = {form: Path(out) if len(wanted) == 1 else Path(out) / form for form in wanted}
-    for folder in folders.values():
-        check_annotated(dataset, folder)
-    return {form: write_annotated(dataset, form, folder) for form, folder in folders.items()}
+    from visiontune.exports.place import places_held
+
+    with places_held(folders.values()):
+        for folder in folders.values():
+            check_annotated(dataset, folder)
+        return {form: write_annotated(dataset, form, folder) for form, folder in folders.items()}
 
 
 def verify(path: Source, *, run: Source | None = None, data: Source | None = None) -> list[Check]:

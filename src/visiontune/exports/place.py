@@ -1,5 +1,10 @@
 """Where an export may go: it takes the place of what stands there, which must be nothing or an earlier one."""
 
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ from visiontune.exports.certificate import CERTIFICATE_NAME, INPUTS_FOLDER, read
 from visiontune.exports.certificate_page import PAGE_NAME
 from visiontune.exports.reference import REFERENCE_NAME
 from visiontune.exports.shipment import CONTRACT_NAME
+from visiontune.lock import held
 
 # What stands beside the files that a certificate lists.
 _BESIDE = {
@@ -45,6 +51,21 @@ def check_place(out: Path, form: str, run: Path) -> None:
     known = listed | {CERTIFICATE_NAME, CARD_NAME} | _BESIDE.get(form, _OF_WEIGHTS)
     if others := sorted({path.name for path in place.iterdir()} - known):
         raise RunError(f"This folder holds something else: {', '.join(others[:5])}.", where=str(out), fix=fix)
+
+
+@contextmanager
+def places_held(places: Iterable[Path]) -> Iterator[None]:
+    """Hold the places that an export goes to, so that no other one goes there meanwhile; RunError where one does.
+
+    The locks stand among the temporary files of this machine: beside a place they would be taken for the user's own.
+    """
+    with ExitStack() as stack:
+        for place in sorted(place.resolve() for place in places):
+            name = hashlib.sha256(str(place).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+            lock = Path(tempfile.gettempdir()) / f"visiontune-export-{os.getuid()}-{name}.lock"
+            fix = "wait for it, or choose another --out"
+            stack.enter_context(held(lock, "is exporting to this place.", place, fix))
+        yield
 
 
 def _form(value: dict[str, Any]) -> str | None:
