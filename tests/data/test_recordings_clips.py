@@ -120,6 +120,33 @@ def test_a_clip_says_where_it_lies_and_which_condition_it_repeats(tmp_path):
     assert dataset.where("test", 0).condition == -1
 
 
+def test_trials_that_show_the_same_frames_are_repeats_without_a_named_condition(tmp_path):
+    """The third and fourth show what the first shows, whose condition has a name; the sixth what the fifth shows."""
+    recording = made([20] * 8)
+    stimulus = recording.stimulus.copy()
+    stimulus[40:60] = stimulus[60:80] = stimulus[:20]
+    stimulus[100:120] = stimulus[80:100]
+    splits = ["test"] * 6 + ["train", "validation"]
+    recording = with_trials(replace(recording, stimulus=stimulus), split=splits, condition=["a", *[None] * 7])
+    dataset = opened(tmp_path / "out", recording, 16, 4)
+    assert [dataset.where("test", i).condition for i in range(6)] == [0, -1, 0, 0, 1, 1]
+    assert dataset.where("train", 0).condition == -1
+
+
+def test_trials_interrupted_at_one_place_are_repeats_by_the_frames_of_all_their_parts(tmp_path):
+    recording = made([30] * 7)
+    stimulus, trials = recording.stimulus.copy(), np.repeat(np.arange(7), 30)
+    stimulus[30:60] = stimulus[:30]
+    stimulus[60:75] = stimulus[:15]  # goes on otherwise
+    trials[[12, 42, 72]] = -1
+    values = {"stimulus": stimulus, "counts": recording.counts, "rate": 20.0, "trials": trials}
+    found = session_from(values | {"splits": ["test"] * 3 + ["train"] * 4}, "s", "").recording
+    dataset = opened(tmp_path / "out", found, 8, 2)
+    conditions = {(where.trial, where.condition) for i in range(dataset.count("test"))
+                  if (where := dataset.where("test", i))}  # fmt: skip
+    assert conditions == {(0, 0), (2, 0), (4, -1)}
+
+
 def test_the_parts_of_an_interrupted_trial_are_one_showing_of_its_stimulus(tmp_path):
     recording = interrupted()
     assert [(t.id, t.offset) for t in recording.trials[:4]] == [

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +27,9 @@ BURN_IN = 32
 @dataclass(frozen=True)
 class ClipPlace:
     """Where a clip's first predicted bin lies: `start` in its session, `place` in its trial. `trial` and `condition`
-    are numbers inside the session; -1 for a stimulus that is shown once. All parts of an interrupted trial have the
-    number of the first, and places that count from its beginning."""
+    are numbers inside the session; -1 for a stimulus that is shown once. Trials without a named condition that show
+    exactly the same frames have one. All parts of an interrupted trial have the number of the first, and places that
+    count from its beginning."""
 
     start: int
     trial: int
@@ -119,10 +121,21 @@ class ClipDataset(Dataset):
 
     @cached_property
     def _conditions(self) -> NDArray[np.int64]:
-        """The number of each trial's condition, -1 for none: (trials,)."""
-        numbers: dict[str, int] = {}
-        named = [trial.condition for trial in self.trials]
-        return np.array([-1 if n is None else numbers.setdefault(n, len(numbers)) for n in named], np.int64)
+        """The number of each trial's stimulus, -1 where it was shown once: (trials,). What has no named condition is
+        known by its frames, of an interrupted trial by those of all parts."""
+        parts: dict[int, list[tuple[int, str]]] = {}
+        for whole, trial in zip(self._wholes.tolist(), self.trials, strict=True):
+            parts.setdefault(whole, []).append((trial.offset, trial.content))
+        shown = {whole: tuple(frames) for whole, frames in parts.items()}
+        often = Counter(shown.values())
+        named = {frames: name for whole, frames in shown.items() if (name := self.trials[whole].condition)}
+        numbers: dict[Hashable, int] = {}
+        of_whole = dict.fromkeys(shown, -1)
+        for whole, frames in shown.items():
+            stimulus = self.trials[whole].condition or named.get(frames) or (frames if often[frames] > 1 else None)
+            if stimulus is not None:
+                of_whole[whole] = numbers.setdefault(stimulus, len(numbers))
+        return np.array([of_whole[whole] for whole in self._wholes.tolist()], np.int64)
 
     @cached_property
     def _wholes(self) -> NDArray[np.int64]:
