@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from visiontune.data.dataset import Dataset
+from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.store import write_recording
 from visiontune.models.cortex_network import Cortex, CortexConfig
 from visiontune.models.cortex_readout import START_SPREAD
 from visiontune.simulated_neurons import Simulated, simulate
-from visiontune.training.response_places import place_readouts
+from visiontune.training.response_places import place_readouts, response_map
 
 UNITS = 24
 
@@ -23,11 +23,11 @@ def simulated() -> Simulated:
 
 
 @pytest.fixture(scope="module")
-def recorded(simulated: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return Dataset.open(write_recording(simulated.recording, tmp_path_factory.mktemp("one") / "one"))
+def recorded(simulated: Simulated, tmp_path_factory: pytest.TempPathFactory) -> ClipDataset:
+    return ClipDataset.open(write_recording(simulated.recording, tmp_path_factory.mktemp("one") / "one"))
 
 
-def network(dataset: Dataset, readout: str = "gaussian", **shape: object) -> Cortex:
+def network(dataset: ClipDataset, readout: str = "gaussian", **shape: object) -> Cortex:
     recording = dataset.info.recording
     assert recording is not None
     return Cortex(CortexConfig.model_validate({
@@ -47,7 +47,7 @@ def true_places(simulated: Simulated) -> np.ndarray:
 
 
 @pytest.mark.parametrize("readout", ["gaussian", "factorised"])
-def test_units_start_where_their_fields_are(simulated: Simulated, recorded: Dataset, readout: str) -> None:
+def test_units_start_where_their_fields_are(simulated: Simulated, recorded: ClipDataset, readout: str) -> None:
     cortex = network(recorded, readout)
     placed = place_readouts(cortex, [recorded])
     assert placed > 0.75 * UNITS
@@ -69,7 +69,7 @@ def test_units_start_where_their_fields_are(simulated: Simulated, recorded: Data
 def test_units_whose_spikes_tell_of_no_place_start_as_before(simulated: Simulated, tmp_path: Path) -> None:
     counts = np.random.default_rng(0).permutation(simulated.recording.counts)
     told = replace(simulated.recording, name="told", counts=counts)
-    recorded = Dataset.open(write_recording(told, tmp_path / "told"))
+    recorded = ClipDataset.open(write_recording(told, tmp_path / "told"))
     cortex, untouched = network(recorded), network(recorded)
     assert place_readouts(cortex, [recorded]) == 0
     for name, table in cortex.readout.tables().items():
@@ -77,7 +77,7 @@ def test_units_whose_spikes_tell_of_no_place_start_as_before(simulated: Simulate
     assert cortex.readout.spread().min() > START_SPREAD**2
 
 
-def test_units_that_are_known_keep_their_places(recorded: Dataset) -> None:
+def test_units_that_are_known_keep_their_places(recorded: ClipDataset) -> None:
     cortex, untouched = network(recorded), network(recorded)
     known = frozenset(cortex.config.units[:10])
     place_readouts(cortex, [recorded], known)
@@ -85,11 +85,11 @@ def test_units_that_are_known_keep_their_places(recorded: Dataset) -> None:
     assert same[:10].all() and not same[10:].all()
 
 
-def test_each_session_places_its_own_units(simulated: Simulated, recorded: Dataset, tmp_path: Path) -> None:
+def test_each_session_places_its_own_units(simulated: Simulated, recorded: ClipDataset, tmp_path: Path) -> None:
     few = replace(
         simulated.recording, name="few", counts=simulated.recording.counts[:, :5], units=simulated.recording.units[:5]
     )
-    other = Dataset.open(write_recording(few, tmp_path / "few"))
+    other = ClipDataset.open(write_recording(few, tmp_path / "few"))
     units = [key for dataset in (other, recorded) if dataset.info.recording for key in dataset.info.recording.unit_keys]
     both = network(recorded, units=units, sessions=["few", "one"])
     alone = network(recorded)
@@ -101,22 +101,43 @@ def test_each_session_places_its_own_units(simulated: Simulated, recorded: Datas
     assert torch.allclose(places[:5][narrow[:5]], own[:5][narrow[:5]], atol=1e-4) and narrow[:5].any()
 
 
-def test_no_more_clips_are_looked_at_than_are_trained_on(recorded: Dataset) -> None:
+def test_no_more_clips_are_looked_at_than_are_trained_on(recorded: ClipDataset) -> None:
     assert place_readouts(network(recorded), [recorded], limit=1) < place_readouts(network(recorded), [recorded])
 
 
-def test_bins_that_are_not_valid_tell_nothing(simulated: Simulated, recorded: Dataset, tmp_path: Path) -> None:
+def test_the_places_follow_from_the_very_bins_that_a_limit_leaves(
+    simulated: Simulated, recorded: ClipDataset, tmp_path: Path
+) -> None:
+    """What stands in the train split beyond the limit does not matter, and what stands within it does."""
+    limit, clip, burn_in = 2, 16, 30
+    cut = ClipDataset.open(recorded.path, clip, burn_in)
+    within, beyond = np.zeros((2, len(simulated.recording.counts)), bool)
+    for trial in cut.trials:
+        beyond[trial.start : trial.stop] = trial.split == "train"
+    beyond &= simulated.recording.valid[:, 0]
+    for number in range(limit):
+        within[cut.where("train", number).start :][:clip] = True
+    expected = response_map(network(recorded), cut, limit)
+    for name, bins in (("beyond", beyond & ~within), ("within", within)):
+        counts = simulated.recording.counts.copy()
+        counts[bins] = np.random.default_rng(0).permutation(counts[bins])  # of the same means
+        path = write_recording(replace(simulated.recording, counts=counts), tmp_path / name)
+        found = response_map(network(recorded), ClipDataset.open(path, clip, burn_in), limit)
+        assert torch.equal(found, expected) == (name == "beyond")
+
+
+def test_bins_that_are_not_valid_tell_nothing(simulated: Simulated, recorded: ClipDataset, tmp_path: Path) -> None:
     valid = simulated.recording.valid.copy()
     counts = simulated.recording.counts.copy()
     valid[::2] = False
     counts[::2] = 200  # what a lost bin holds is not looked at
     told = replace(simulated.recording, name="told", counts=counts, valid=valid)
-    half = Dataset.open(write_recording(told, tmp_path / "told"))
+    half = ClipDataset.open(write_recording(told, tmp_path / "told"))
     cortex = network(half)
     assert place_readouts(cortex, [half]) > 0.4 * UNITS
 
 
-def test_a_core_without_filters_in_time_looks_at_the_frame_itself(recorded: Dataset) -> None:
+def test_a_core_without_filters_in_time_looks_at_the_frame_itself(recorded: ClipDataset) -> None:
     cortex = network(recorded, frontend="none", temporal_kernels=[1])
     assert cortex.memory == 0
     assert 0 <= place_readouts(cortex, [recorded]) <= UNITS

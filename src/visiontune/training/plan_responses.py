@@ -374,7 +374,10 @@ def build_network(run: Run, recipe: Recipe, datasets: Sequence[Dataset], seed: i
         network, report = with_units(predicts_responses(loaded).cortex, names, keys, rates, seed)
         taken = {"run": str(source.path), "step": step, **asdict(report)}
     known = frozenset(taken.get("units", ()) if taken else ())
-    placed = place_readouts(network, datasets, known, recipe.data.limit)
+    # A burn-in that is shorter than the network's memory is refused where the network is loaded.
+    burn_in = max(choices.burn_in, network.memory)
+    cut = [ClipDataset.open(dataset.path, choices.clip, burn_in) for dataset in datasets]
+    placed = place_readouts(network, cut, known, recipe.data.limit)
     note(f"readouts: {placed} of {len(rates)} start where the counts follow the picture")
     network.save(run.base_folder)
     if taken is not None:

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visiontune.data.dataset import Dataset
-from visiontune.data.recordings.clips import CLIP_BINS, ClipDataset
+from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.responses import Clip, Responses
 from visiontune.models.cortex_frontend import gaussian_derivatives
 from visiontune.models.cortex_network import Cortex
 from visiontune.models.cortex_readout import places_along
 from visiontune.progress import progress
 
-MOST_CLIPS = 512  # of a session
+MOST_BINS = 32_768  # of a session
 ORDERS = slice(1, 3)  # of derivatives in time: most cells answer to what changes
 BLUR = 1 / 12  # standard deviation, in shorter sides of the picture
 # From this peak on, in the units of `response_map`, a place is believed. Of simulated units in a session of ten
@@ -29,18 +28,18 @@ SHARPNESS = 3  # power of the map before its centre is taken: the surroundings o
 
 
 def place_readouts(
-    network: Cortex, sessions: Sequence[Dataset], known: frozenset[str] = frozenset(), limit: int | None = None
+    network: Cortex, sessions: Sequence[ClipDataset], known: frozenset[str] = frozenset(), limit: int | None = None
 ) -> int:
     """Start the readouts of all units but the `known` ones at their places; returns how many places were evident.
 
     Units whose place is not evident keep the start that they have. Of each session the train split alone is looked at,
-    512 clips at most, evenly spread over it or over its first `limit` clips.
+    clips of 32,768 bins at most, evenly spread over it or over its first `limit` clips. The sessions are cut as the run
+    cuts them, with a burn-in no shorter than the network's memory.
     """
     row = {name: number for number, name in enumerate(network.config.units)}
     placed = 0
     with progress("looking for the places of units", len(sessions), "sessions") as advance:
-        for dataset in sessions:
-            session = ClipDataset(dataset.path, dataset.info, CLIP_BINS, network.memory)
+        for session in sessions:
             new = [number for number, name in enumerate(session.units) if name not in known]
             if new and session.count("train"):
                 places, evident = peaks(response_map(network, session, limit)[new])
@@ -56,7 +55,7 @@ def response_map(network: Cortex, session: ClipDataset, limit: int | None = None
 
     The mean of the squared z-scores of the covariance of the counts with the pixel filtered in time, and with that
     squared: the spike-triggered average finds cells that answer to one sign (Chichilnisky 2001), the squares those that
-    answer to both. The session's burn-in is the network's memory. limit: as of `place_readouts`.
+    answer to both. session, limit: as of `place_readouts`.
     """
     memory, config = network.memory, network.config
     filters = gaussian_derivatives(ORDERS.stop, memory + 1)[ORDERS].float()
@@ -65,11 +64,11 @@ def response_map(network: Cortex, session: ClipDataset, limit: int | None = None
     bins, powers = 0, torch.zeros(3, columns, dtype=torch.float64)  # sums of powers 1, 2 and 4
     apart, spread = (torch.zeros(len(mean), dtype=torch.float64) for _ in range(2))
     together = torch.zeros(2, len(mean), columns, dtype=torch.float64)
-    clips = min(session.count("train"), limit or session.count("train"))
-    for number in np.unique(np.linspace(0, clips - 1, min(clips, MOST_CLIPS)).round().astype(int)).tolist():
+    clips, most = min(session.count("train"), limit or session.count("train")), max(1, MOST_BINS // session.clip)
+    for number in np.unique(np.linspace(0, clips - 1, min(clips, most)).round().astype(int)).tolist():
         sample = session.sample("train", number)
         assert isinstance(sample.seen, Clip) and isinstance(sample.target, Responses)
-        frames = torch.from_numpy(sample.seen.frames.astype(np.float32))
+        frames = torch.from_numpy(sample.seen.frames[session.burn_in - memory :].astype(np.float32))
         frames = (frames - config.stimulus_mean) / config.stimulus_std
         filtered = (frames.unfold(0, memory + 1, 1) @ filters.T).permute(0, 3, 1, 2).flatten(1)
         counts, valid = torch.from_numpy(sample.target.counts), torch.from_numpy(sample.target.valid)
