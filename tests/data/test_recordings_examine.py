@@ -8,7 +8,9 @@ import pytest
 from tests.made_recordings import made, with_trials
 from visiontune.data.recordings.examine import clock_faults, examine
 from visiontune.data.recordings.split import clusters
+from visiontune.data.recordings.store import write_recording
 from visiontune.data.recordings.survey import survey
+from visiontune.errors import DataError
 
 
 def faults_of(recording):
@@ -68,6 +70,16 @@ def test_counts_none_of_which_is_valid_teach_nothing():
     found = faults_of(replace(recording, valid=np.zeros_like(recording.valid)))
     assert found["seldom-valid"].severity == "error"
     assert found["seldom-valid"].found == "no count of any unit is valid"
+
+
+def test_a_channel_of_behaviour_that_holds_nothing_is_named_and_stops_the_preparation(tmp_path):
+    names = {"behaviour_names": ("pupil", "running")}
+    empty = replace(planted(behaviour=((slice(None), 1), np.nan)), **names)
+    found = faults_of(empty)
+    assert set(found) == {"empty-behaviour", "not-a-number"} and found["empty-behaviour"].where == "running"
+    with pytest.raises(DataError, match="1 channel of behaviour holds no finite number") as refused:
+        write_recording(empty, tmp_path / "out")
+    assert refused.value.where == "session: running" and "take this channel out" in str(refused.value.fix)
 
 
 def test_units_that_are_seldom_valid_are_named_and_not_called_silent():

@@ -34,9 +34,10 @@ def examine(recording: Recording, found: Survey, together: Clusters) -> list[Fau
         spikes = np.stack([trial.spikes for trial in found.trials]).sum(axis=0)
         valid = np.stack([trial.valid_bins for trial in found.trials]).sum(axis=0)
         bins = sum(trial.stop - trial.start for trial in recording.trials)
+        empty = _empty_behaviour(recording, found)
         faults += [
             *_silent_units(recording.units, spikes, valid),
-            *_seldom_valid_units(recording.units, valid / bins),
+            *(empty or _seldom_valid_units(recording.units, valid / bins)),
             *_duplicate_units(recording.units, found.unit_marks, spikes),
             *_constant_behaviour(recording, found),
             *_conditions_that_differ(recording.trials, found),
@@ -160,7 +161,7 @@ def _silent_units(units: Sequence[str], spikes: NDArray[np.float64], valid: NDAr
 def _seldom_valid_units(units: Sequence[str], share: NDArray[np.float64]) -> list[Fault]:
     """Units whose counts are mostly not valid."""
     if not share.any():
-        fix = "check `valid`: it is true where a count is to be learned"
+        fix = "check `valid`, which is true where a count is to be learned, and where frames or behaviour are NaN"
         return [Fault("seldom-valid", "error", "valid", "no count of any unit is valid", fix)]
     seldom = [f"{unit} ({part:.0%})" for unit, part in zip(units, share, strict=True) if part < LEAST_VALID]
     if not seldom:
@@ -182,18 +183,34 @@ def _duplicate_units(units: Sequence[str], marks: NDArray[np.uint64], spikes: ND
     return [Fault("duplicate-units", "warning", some(groups), found, "keep one unit of each group")]
 
 
+def _empty_behaviour(recording: Recording, found: Survey) -> list[Fault]:
+    """Channels of behaviour that hold nothing: a bin without its behaviour is not valid, so none is."""
+    empty = [name for name, n, _ in _channels(recording, found) if n == 0]
+    if not empty:
+        return []
+    many = len(empty) > 1
+    text = f"{counted(len(empty), 'channel')} of behaviour {'hold' if many else 'holds'} no finite number in any trial"
+    fix = f"take {'these channels' if many else 'this channel'} out of the behaviour, or fill in what was recorded"
+    return [Fault("empty-behaviour", "error", some(empty), f"{text}: no bin would be learned or scored", fix)]
+
+
 def _constant_behaviour(recording: Recording, found: Survey) -> list[Fault]:
     """Channels of behaviour that never change."""
-    if recording.behaviour is None:
-        return []
-    channels = recording.behaviour.shape[1]
-    std = found.moments([True] * len(found.trials), channels)[1].std
-    names = recording.behaviour_names or tuple(f"channel {i}" for i in range(channels))
-    still = [name for name, one in zip(names, std, strict=True) if one == 0]
+    still = [name for name, n, std in _channels(recording, found) if n and std == 0]
     if not still:
         return []
     found_text = f"{len(still)} channels of behaviour never change"
     return [Fault("constant-behaviour", "warning", some(still), found_text, "leave them out, or check the device")]
+
+
+def _channels(recording: Recording, found: Survey) -> list[tuple[str, float, float]]:
+    """Of each channel of behaviour its name, how many finite values the trials hold, and their standard deviation."""
+    if recording.behaviour is None:
+        return []
+    channels = recording.behaviour.shape[1]
+    moments = found.moments([True] * len(found.trials), channels)[1]
+    names = recording.behaviour_names or tuple(f"channel {i}" for i in range(channels))
+    return list(zip(names, moments.n.tolist(), moments.std.tolist(), strict=True))
 
 
 def _conditions_that_differ(trials: Sequence[Trial], found: Survey) -> list[Fault]:
