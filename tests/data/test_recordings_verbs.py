@@ -96,6 +96,20 @@ def test_sessions_in_folders_below_are_named(two, tmp_path, capsys):
     assert "not read: later" in capsys.readouterr().err
 
 
+def test_sessions_beside_prepared_ones_are_named(two, tmp_path, capsys):
+    """The one that was prepared from what lies beside it is not missing, nor is one that is named too."""
+    prepare_recordings(two / "a", tmp_path / "data")
+    for name in "ab":
+        np.savez(tmp_path / f"data/{name}.npz", stimulus=np.zeros((9, 2, 2)), counts=np.zeros((9, 1)))
+    (fault,) = [fault for fault in inspect_recordings(tmp_path / "data").faults if fault.code == "not-prepared"]
+    assert fault.where == "b" and fault.found == "1 session beside the prepared ones is not read"
+    found = recordings_of([tmp_path / "data"], tmp_path / "run")
+    assert found is not None and [one.path.name for one in found] == ["a"]
+    assert "beside the prepared ones" in (said := capsys.readouterr().err) and said.rstrip().endswith("too: b")
+    recordings_of([tmp_path / "data", two / "b"], tmp_path / "run")
+    assert "beside the prepared ones" not in capsys.readouterr().err
+
+
 def test_a_split_without_a_trial_is_said(tmp_path):
     save(made([30]), tmp_path / "one")
     (fault,) = [fault for fault in inspect_recordings(tmp_path / "one").faults if fault.code == "empty-split"]

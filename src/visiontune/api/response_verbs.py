@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from visiontune.errors import DataError, RecipeError
 from visiontune.files import write_arrays
-from visiontune.progress import note
+from visiontune.progress import note, warn
 from visiontune.words import counted
 
 if TYPE_CHECKING:
@@ -26,10 +26,17 @@ def recordings_of(data: Sequence[Source], folder: Path) -> list[Dataset] | None:
     """The sessions at these places, one dataset each, in their order; None where no place holds recordings.
 
     Those that are not prepared yet are prepared inside `folder`, all together, so that frames that several of them or a
-    prepared one show get one split. Raises DataError where only some places hold recordings.
+    prepared one show get one split. Of a folder that holds prepared ones those alone are taken, which is said where
+    others lie beside them. Raises DataError where only some places hold recordings.
     """
     from visiontune.data.dataset import Dataset
-    from visiontune.data.recordings.prepare import holds_recordings, prepare_recordings, prepared, warn_of_leaks
+    from visiontune.data.recordings.prepare import (
+        holds_recordings,
+        prepare_recordings,
+        prepared,
+        unprepared,
+        warn_of_leaks,
+    )
     from visiontune.data.recordings.readers import sessions
 
     others = [source for source in data if not holds_recordings(Path(source))]
@@ -47,6 +54,9 @@ def recordings_of(data: Sequence[Source], folder: Path) -> list[Dataset] | None:
     made = {path.name: path for path in prepare_recordings(raw, folder, beside=before)} if raw else {}
     if not raw:
         warn_of_leaks(before)
+    for path in map(Path, data):
+        if beside := [name for name in unprepared(path) if name not in made]:
+            warn(f"sessions beside the prepared ones in {path} are not read, name them too: {', '.join(beside)}")
     found = [standing[path] or [made[name] for name in sessions(path)] for path in map(Path, data)]
     return [Dataset.open(path) for paths in found for path in paths]
 

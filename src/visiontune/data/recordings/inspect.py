@@ -11,13 +11,14 @@ from visiontune.data.dataset_info import RecordingSummary, read_info
 from visiontune.data.faults import Fault, ordered, some
 from visiontune.data.recordings.arrays import Session
 from visiontune.data.recordings.examine import empty_splits, examine
-from visiontune.data.recordings.prepare import leaks_between_sessions, prepared, unlike_sessions
+from visiontune.data.recordings.prepare import leaks_between_sessions, prepared, unlike_sessions, unprepared
 from visiontune.data.recordings.readers import holders, read_session, sessions
 from visiontune.data.recordings.split import clusters, in_blocks
 from visiontune.data.recordings.store import StoredTrial, bins_of, placed, read_trials, splits_of, summary_of
 from visiontune.data.recordings.survey import survey
 from visiontune.data.split import SPLITS
 from visiontune.errors import DataError
+from visiontune.words import counted
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def inspect_recordings(source: Path) -> RecordingsInspection:
     """Inspect sessions, or prepared ones; nothing is written. A session that cannot be read is a fault, and the others
     are inspected. Raises DataError when there is none at all."""
     if standing := prepared(source):
-        return _of_prepared(standing)
+        return _of_prepared(standing, unprepared(source))
     facts: list[SessionFacts] = []
     faults: list[Fault] = []
     splits: dict[str, dict[str, str]] = {}
@@ -151,7 +152,7 @@ def _looked_at(session: Session, known: dict[str, str]) -> tuple[list[SessionFac
     return [_facts(summary_of(recording, found, trials), trials)], faults, splits_of(trials)
 
 
-def _of_prepared(standing: dict[str, Path]) -> RecordingsInspection:
+def _of_prepared(standing: dict[str, Path], beside: Sequence[str]) -> RecordingsInspection:
     facts, faults, splits = [], [], {}
     for name, path in standing.items():
         info = read_info(path)
@@ -161,6 +162,11 @@ def _of_prepared(standing: dict[str, Path]) -> RecordingsInspection:
         faults += [_of(info.recording.name, fault) for fault in info.faults]
         splits[name] = splits_of(trials)
     faults += [*unlike_sessions(facts), *leaks_between_sessions(splits)]
+    if beside:
+        found = (
+            f"{counted(len(beside), 'session')} beside the prepared ones {'is' if len(beside) == 1 else 'are'} not read"
+        )
+        faults.append(Fault("not-prepared", "warning", some(beside), found, "prepare them too, or name them alone"))
     return RecordingsInspection(facts, ordered(faults))
 
 

@@ -12,7 +12,7 @@ from visiontune.data.dataset_info import INFO_NAME, read_info
 from visiontune.data.faults import Fault, leak_across_splits
 from visiontune.data.recordings.arrays import Session
 from visiontune.data.recordings.convert import at_rate
-from visiontune.data.recordings.readers import holders, is_recordings, read_session, sessions
+from visiontune.data.recordings.readers import holders, is_recordings, names_in, read_session, sessions
 from visiontune.data.recordings.store import contents, write_recording
 from visiontune.errors import DataError
 from visiontune.progress import note, progress, warn
@@ -85,6 +85,12 @@ def prepared(folder: Path) -> dict[str, Path]:
     """The prepared recordings in a folder, or the folder itself, by name, sorted."""
     places = [folder] if (folder / INFO_NAME).is_file() else [path.parent for path in folder.glob(f"*/{INFO_NAME}")]
     return {path.resolve().name: path for path in sorted(places) if _is_prepared(path / INFO_NAME)}
+
+
+def unprepared(folder: Path) -> list[str]:
+    """The sessions that lie beside prepared ones in a folder and are none of these, by name: they are not read."""
+    standing = prepared(folder)
+    return [name for name in names_in(folder) if name not in standing] if standing else []
 
 
 def holds_recordings(path: Path) -> bool:

@@ -61,6 +61,11 @@ def is_recordings(source: Path) -> bool:
     return bool(_found_in(source))
 
 
+def names_in(source: Path) -> list[str]:
+    """What the sessions that lie in a folder are called, sorted; prepared ones are not meant."""
+    return sorted({_session_name(path) for path in _found_in(source)})
+
+
 def holders(source: Path) -> list[str]:
     """The names of the folders in a folder of sessions that are none, and hold some."""
     if not source.is_dir() or _is_one(source):
