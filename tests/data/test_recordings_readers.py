@@ -152,6 +152,19 @@ def test_numbers_of_trials_and_conditions_may_have_gaps_and_repeat():
     ]  # fmt: skip
 
 
+def test_a_trial_that_comes_again_after_another_is_said_to_begin_anew():
+    def said(trials):
+        session = session_from(changed(trials=np.array(trials), conditions=None, kinds=None, splits=None), "s", "")
+        return [(fault.code, fault.severity, fault.where) for fault in session.faults], session.recording.trials
+
+    again, trials = said([3] * 20 + [-1] * 5 + [3] * 5 + [8] * 20 + [3] * 10)
+    assert again == [("trial-again", "warning", "trial-3")]
+    assert [(trial.id, trial.offset) for trial in trials] == [
+        ("trial-3", 0), ("trial-3+1", 25), ("trial-8", 0), ("trial-3+2", 0)
+    ]  # fmt: skip
+    assert said([3] * 20 + [-1] * 5 + [3] * 5 + [8] * 30)[0] == []
+
+
 def test_a_folder_of_sessions_is_read_one_by_one(tmp_path):
     folder(tmp_path / "sessions/b")
     npz(tmp_path / "sessions/a")

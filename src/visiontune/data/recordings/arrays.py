@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visiontune.data.faults import Fault
-from visiontune.data.recordings.examine import clock_faults
+from visiontune.data.recordings.examine import clock_faults, trials_again
 from visiontune.data.recordings.recording import Recording, Trial
 from visiontune.data.split import SPLIT_NAMES
 from visiontune.errors import DataError
@@ -112,7 +112,7 @@ def session_from(values: Mapping[str, Any], name: str, where: str, others: Itera
     )
     clocks = {c.removesuffix("_times"): np.asarray(values[c], np.float64) for c in _CLOCKS if c in values}
     _one_length({"stimulus": stimulus} | {f"{c}_times": clock for c, clock in clocks.items()}, where)
-    return Session(recording, clock_faults(clocks, trial_of, rate))
+    return Session(recording, [*clock_faults(clocks, trial_of, rate), *trials_again(trial_of)])
 
 
 def _numbers(values: Any, where: str) -> NDArray[np.int64]:

@@ -59,6 +59,21 @@ def empty_splits(bins: Mapping[str, int]) -> list[Fault]:
     return [Fault("empty-split", "warning", "trials", found, fix)]
 
 
+def trials_again(trial_of: NDArray[np.int64]) -> list[Fault]:
+    """Numbers of trials that come again after another trial. trial_of: the number of each bin's trial, (bins,), -1
+    between trials."""
+    inside = trial_of[trial_of >= 0]
+    numbers, often = np.unique(inside[np.flatnonzero(np.diff(inside, prepend=-1))], return_counts=True)
+    again = [f"trial-{number}" for number in numbers[often > 1].tolist()]
+    if not again:
+        return []
+    found = (
+        f"{counted(len(again), 'number')} of trials come again after another trial: the stimulus is taken to begin anew"
+    )
+    fix = "give each showing a number of its own; where a trial goes on, give the bins between its parts the number -1"
+    return [Fault("trial-again", "warning", some(again), found, fix)]
+
+
 def clock_faults(times: Mapping[str, NDArray[np.float64]], trial_of: NDArray[np.int64], rate: float) -> list[Fault]:
     """Clocks that do not run as the rate says, or not together.
 
