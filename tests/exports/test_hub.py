@@ -15,10 +15,13 @@ from huggingface_hub import DatasetCard, constants
 from PIL import Image
 
 import visiontune
+from visiontune.api import export_verbs
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
-from visiontune.errors import DataError, VisiontuneError
+from visiontune.errors import DataError, RecipeError, VisiontuneError
 from visiontune.exports.hub import push_dataset, push_folders
+from visiontune.run import Run
+from visiontune.run_group import RunGroup
 
 ROOM = {"README.md": b"---\nlicense: mit\n---\n", "deep/er/labels.json": b"[1]", "weights.bin": bytes(range(256)) * 400}
 
@@ -333,10 +336,42 @@ def test_a_refused_dataset_is_told_and_stays(hub: Hub, tmp_path: Path, place: st
     assert str(dataset.path) in (caught.value.fix or "") and contents(dataset.path) == before and hub.files == {}
 
 
-def test_prepare_pushes_privately_unless_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def asked_by_commands(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands, which take no address, find the hub here."""
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.address)
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def test_a_group_of_runs_is_pushed_as_one_repository_private_unless_told(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each run exports is the business of other tests: here each writes one file that names it."""
+    asked_by_commands(hub, monkeypatch)
+    roles = ("detector", "segmenter")
+    runs = {role: Run(folder_of(tmp_path / "teacher" / role, {"recipe.yaml": b"seed: 0"})) for role in roles}
+    RunGroup(tmp_path / "teacher", runs).save()
+
+    def exported(run: Path, *, out: Path, **options: Any) -> dict[str, Path]:
+        assert not {"push", "public"} & set(options)
+        return {"merged": folder_of(out, {"weights": run.name.encode()})}
+
+    monkeypatch.setattr(export_verbs, "export", exported)
+    command = ["export", str(tmp_path / "teacher"), "--to", "merged"]
+    for more in (["--push", "someone/hidden"], ["--push", "someone/shown", "--public"]):
+        hub.files.clear()
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--out", str(tmp_path / more[1]), *more])
+        assert stopped.value.code == 0
+        assert hub.files == {"detector/merged/weights": b"detector", "segmenter/merged/weights": b"segmenter"}
+    visible = {name: asked["visibility"] for name, asked in hub.repositories.items()}
+    assert visible == {"someone/hidden": "private", "someone/shown": "public"}
+    with pytest.raises(RecipeError, match="not pushed takes no --public"):
+        visiontune.export(tmp_path / "teacher", to="merged", public=True)
+
+
+def test_prepare_pushes_privately_unless_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_by_commands(hub, monkeypatch)
     command = ["prepare", str(articles(tmp_path, 5)), "--out", str(tmp_path / "texts"), "--push"]
     for more in (["someone/hidden"], ["someone/shown", "--public"]):
         with pytest.raises(SystemExit) as stopped:

@@ -48,7 +48,8 @@ def export(
     goes to `out` itself, several to folders of their names inside; without `out`, to the run's own folder `exports`.
     GGUF and ONNX exports run `samples` inputs (64) through model and file and write the certificate; CertificateError
     where they differ. `limit` shortens its evaluation, `with_inputs` puts the compared pictures beside. `push` uploads
-    to a hub repository, private unless `public`. Returns the folders. Raises RecipeError for an option of other forms.
+    to a hub repository, private unless `public`; of a group each form to ROLE/FORM in it. Returns the folders. Raises
+    RecipeError for an option of other forms.
     """
     from visiontune.run_group import RunGroup, open_run
 
@@ -59,12 +60,12 @@ def export(
         return _export_dataset(source, forms, out, options)
     check_samples(samples)
     check_limit(limit)
+    if push is None:
+        refuse({"public": public or None}, "An export that is not pushed takes")
     opened = open_run(source)
     if isinstance(opened, RunGroup):
         given: dict[str, Any] = {"to": to, "quantisation": quantisation, "dtype": dtype, "step": step}
         given |= {"samples": samples, "limit": limit, "with_inputs": with_inputs}
-        if push is not None:
-            raise VisiontuneError("A group of runs is not one model.", where="--push", fix="push each of its runs")
         variants = _variants(quantisation, dtype, step)
         variant = "".join(dict.fromkeys(variants[form] for form in forms)) if out is None else ""
         base = opened.path / "exports" if out is None else Path(out)
@@ -72,7 +73,12 @@ def export(
         for role, member in opened.runs.items():
             _places(member.path, forms, places[role])
         made = {role: export(member.path, out=places[role], **given) for role, member in opened.runs.items()}
-        return {f"{role}/{form}": folder for role, folders in made.items() for form, folder in folders.items()}
+        exported = {f"{role}/{form}": folder for role, folders in made.items() for form, folder in folders.items()}
+        if push is not None:
+            from visiontune.exports.hub import push_folders
+
+            push_folders(exported, push, private=not public)
+        return exported
     folders = _places(opened.path, forms, out, _variants(quantisation, dtype, step) if out is None else None)
     if "onnx" in forms and quantisation not in (None, "int8"):
         raise VisiontuneError(
@@ -85,8 +91,6 @@ def export(
         refuse({"with_inputs": with_inputs or None}, these)
     if "merged" not in forms:
         refuse({"dtype": dtype}, these)
-    if push is None:
-        refuse({"public": public or None}, "An export that is not pushed takes")
     if opened.recipe.responses is not None:
         raise RunError(
             "A run on recordings has no form for other software.",
