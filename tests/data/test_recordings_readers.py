@@ -152,6 +152,14 @@ def test_numbers_of_trials_and_conditions_may_have_gaps_and_repeat():
     ]  # fmt: skip
 
 
+def test_numbers_of_conditions_written_as_floats_keep_all_digits():
+    """NaN among the numbers, and MATLAB, make floats of them."""
+    numbers = np.array([12345671.0, 12345672.0, np.nan])
+    assert [t.condition for t in session_from(changed(conditions=numbers), "s", "").recording.trials] == [
+        "12345671", "12345672", None
+    ]  # fmt: skip
+
+
 def test_a_trial_that_comes_again_after_another_is_said_to_begin_anew():
     def said(trials):
         session = session_from(changed(trials=np.array(trials), conditions=None, kinds=None, splits=None), "s", "")

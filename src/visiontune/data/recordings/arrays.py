@@ -203,7 +203,9 @@ def condition_named(value: Any) -> str | None:
     if value is None:
         return None
     if isinstance(value, float | np.floating):
-        return None if np.isnan(value) or value < 0 else f"{value:g}"
+        if np.isnan(value) or value < 0:
+            return None
+        return str(int(value)) if float(value).is_integer() else str(float(value))
     if isinstance(value, int | np.integer):
         return None if value < 0 else str(int(value))
     return _text(value) or None
