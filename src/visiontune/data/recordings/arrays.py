@@ -110,7 +110,7 @@ def session_from(values: Mapping[str, Any], name: str, where: str, others: Itera
         eye=eye,
         subject=None if values.get("subject") is None else str(values["subject"]),
     )
-    clocks = {c.removesuffix("_times"): np.asarray(values[c], np.float64) for c in _CLOCKS if c in values}
+    clocks = {c.removesuffix("_times"): _clock(values[c], c, where) for c in _CLOCKS if c in values}
     _one_length({"stimulus": stimulus} | {f"{c}_times": clock for c, clock in clocks.items()}, where)
     return Session(recording, [*clock_faults(clocks, trial_of, rate), *trials_again(trial_of)])
 
@@ -122,10 +122,18 @@ def _numbers(values: Any, where: str) -> NDArray[np.int64]:
         raise DataError(f"trials is {_form(array)}", where=where, fix="trials holds one whole number a bin")
     if array.dtype.kind == "f":
         array = np.where(np.isnan(array), -1, array)
-        if (array != np.rint(array)).any():
+        if (np.isinf(array) | (array != np.rint(array))).any():
             fix = "take the number of the bin's first sample: numbers of trials may not be averaged"
             raise DataError("trials holds numbers that are not whole", where=where, fix=fix)
     return array.astype(np.int64)
+
+
+def _clock(values: Any, name: str, where: str) -> NDArray[np.float64]:
+    """The second at which each bin begins, (bins,)."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise DataError(f"{name} is {_form(array)}", where=where, fix=f"{name} holds one second a bin, (bins,)")
+    return array.astype(np.float64)
 
 
 def _trials(
@@ -182,6 +190,8 @@ def _conditions(
         return None
     # A list keeps what stands in it: numpy would make one kind of names, numbers and None.
     array = np.array(values, dtype=object) if isinstance(values, list) else np.asarray(values)
+    if array.ndim != 1:
+        raise DataError(f"conditions is {_form(array)}", where=where, fix="conditions is (bins,) or (trials,)")
     if len(array) == len(order) != len(trial_of):
         return {number: condition_named(array[i]) for number, i in order.items()}
     if array.shape != trial_of.shape:
@@ -214,11 +224,12 @@ def condition_named(value: Any) -> str | None:
 def _each(values: Any, name: str, trials: int, where: str) -> list[Any] | None:
     if values is None:
         return None
-    found = np.asarray(values).tolist()
-    if not isinstance(found, list) or len(found) != trials:
-        count = len(found) if isinstance(found, list) else 1
-        raise DataError(f"{name} has {count} entries for {trials} trials", where=where, fix="give one a trial")
-    return found
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise DataError(f"{name} is {_form(array)}", where=where, fix=f"{name} is (trials,)")
+    if len(array) != trials:
+        raise DataError(f"{name} has {len(array)} entries for {trials} trials", where=where, fix="give one a trial")
+    return array.tolist()
 
 
 def _kind(value: Any, named: Sequence[str] | None, where: str) -> str:
