@@ -18,7 +18,7 @@ class DatasetUse(Section):
     """One prepared dataset of a run."""
 
     path: str = Field(description="folder of the prepared dataset")
-    content_hash: str = Field(description="hash of the rows that the run was planned for; another hash is refused")
+    content_hash: str = Field(description="hash of the content that the run was planned for; another hash is refused")
     weight: Positive | None = Field(default=None, description="share of the draws; none: as many as it has rows")
 
 

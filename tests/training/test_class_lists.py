@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,25 @@ def test_a_dataset_with_a_class_that_is_not_among_them_or_without_objects_is_ref
     with pytest.raises(DataError, match=CROSS) as error:
         both[1].among((DISC, SQUARE))
     assert str(both[1].path) in str(error.value)
+
+
+def test_a_class_that_was_looked_for_since_and_never_found_makes_it_another_dataset(
+    run: Run, both: list[Dataset], tmp_path: Path
+) -> None:
+    copies = [shutil.copytree(one.path, tmp_path / one.path.name) for one in both]
+    uses = tuple(
+        use.model_copy(update={"path": str(copy)}) for use, copy in zip(run.recipe.data.datasets, copies, strict=True)
+    )
+    recipe = run.recipe.model_copy(update={"data": run.recipe.data.model_copy(update={"datasets": uses})})
+    assert [one.listed for one in open_datasets(recipe)] == [(DISC, SQUARE), (CROSS, DISC)]
+    source = listing(tmp_path / "a", (DISC, SQUARE), 0, count=60)
+    value = json.loads(source.read_text())
+    value["categories"].append({"id": 9, "name": CROSS})
+    source.write_text(json.dumps(value))
+    again = visiontune.prepare(source, copies[0], workers=1)
+    assert again.listed == (DISC, SQUARE, CROSS) and again.info.splits == both[0].info.splits
+    with pytest.raises(DataError, match="has changed since the run was planned"):
+        open_datasets(recipe)
 
 
 def test_a_dataset_that_lists_no_class_is_refused_beside_others(both: list[Dataset], tmp_path: Path) -> None:

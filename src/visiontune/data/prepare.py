@@ -314,8 +314,9 @@ def _info(
     kept = [fault for fault in found.faults if fault.severity != "drop"]
     rows = zip(found.splits, (row.id for row in found.rows), found.contents, strict=True)
     spec = None if rendering is None else rendering.spec
+    objects = object_summary((row.answer for row in found.rows), listing.classes)
     return DatasetInfo(
-        content_hash=content_hash(rows, spec),
+        content_hash=content_hash(rows, spec, objects),
         seen="images" if spec is None else "documents",
         labels=found.labels,
         splits={split: found.splits.count(split) for split in SPLITS},
@@ -325,7 +326,7 @@ def _info(
         images=found.images,
         documents=found.documents,
         target="text" if listing.classes is None else "objects",
-        objects=object_summary((row.answer for row in found.rows), listing.classes),
+        objects=objects,
         mended=len(listing.changes),
         pages=spec,
         max_pages=None if rendering is None else rendering.most_pages,

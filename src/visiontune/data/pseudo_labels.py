@@ -245,8 +245,9 @@ def write_dataset(
             raise DataError("There is no image to write.", where=str(folder), fix="give images")
         widths, heights = (np.array([getattr(h, side) for h in headers]) for side in ("width", "height"))
         summary, listed = ObjectSummary.of(objects, classes), classes if looked_for is None else looked_for
+        summary = summary.model_copy(update={"classes": {name: summary.classes[name] for name in listed}})
         info = DatasetInfo(
-            content_hash=content_hash(stored),
+            content_hash=content_hash(stored, objects=summary),
             labels=None,
             splits={split: sum(row[0] == split for row in stored) for split in SPLITS},
             split_seed=split_seed,
@@ -254,7 +255,7 @@ def write_dataset(
             provenance=provenance,
             images=image_summary(widths, heights, np.array(sizes), [header.format for header in headers]),
             target="objects",
-            objects=summary.model_copy(update={"classes": {name: summary.classes[name] for name in listed}}),
+            objects=summary,
             files=files,
             left_out=list(left_out),
             faults=list(faults),

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visiontune.data.dataset_info import ShardInfo
+from visiontune.data.dataset_info import ObjectSummary, ShardInfo
 from visiontune.data.pages import PageSpec
 from visiontune.data.turns import Turns
 from visiontune.data.turns import to_text as turns_to_text
@@ -155,9 +155,14 @@ def content_of(seen_sha256s: Iterable[str], prompt: str | None, answer: str, tur
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def content_hash(rows: Iterable[tuple[str, str, str]], pages: PageSpec | None = None) -> str:
-    """SHA-256 over the sorted (split, id, content) of all rows and the page spec: it knows nothing of files."""
+def content_hash(
+    rows: Iterable[tuple[str, str, str]], pages: PageSpec | None = None, objects: ObjectSummary | None = None
+) -> str:
+    """SHA-256 over the sorted (split, id, content) of all rows, the page spec, and the classes that are listed without
+    an object: no row names these, and all images are taught and scored as showing none. It knows nothing of files."""
     digest = hashlib.sha256()
+    if objects is not None and (empty := sorted(name for name, count in objects.classes.items() if not count)):
+        digest.update(f"classes {json.dumps(empty, ensure_ascii=False)}\n".encode("utf-8", "surrogatepass"))
     if pages is not None:
         digest.update(f"pages {pages.hash}\n".encode())
     for row in sorted(rows):
