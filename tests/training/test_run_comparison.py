@@ -134,13 +134,41 @@ def test_runs_that_find_objects_are_compared_by_ap_over_the_images_that_both_saw
     assert found.metrics[0].first.value == pytest.approx(scores.metric("box_ap").value)
 
 
+def test_runs_that_looked_for_other_classes_are_compared_by_those_of_both(
+    detected: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = random_scene(5, images=30, classes=3, most_objects=5, detections=4, side=120)
+    asked = np.array([True, True, False])  # of the first twenty images
+
+    def seen_by(classes: np.ndarray, objects: Sequence[Objects], images: int, **changes: np.ndarray) -> list[Objects]:
+        return [replace(o.of_classes(classes), **changes) if i < images else o for i, o in enumerate(objects)]
+
+    some = replace(scene, truths=seen_by(asked, scene.truths, 20, looked_for=asked))
+    first = detected("some", some, seen_by(asked, scene.predictions, 20))
+    found = visiontune.compare(first, detected("all", scene, scene.predictions))
+    last = scene.class_names[2]
+    assert (found.n, found.left_out, found.only_first, found.only_second) == (30, {last: 20}, (), ())
+    # One model, of which only the questions differ.
+    assert {one.difference.value for one in found.metrics} == {0.0}
+    # A run that does not know the class is compared by the others, whatever the order of its list.
+    turned = [replace(one.of_classes(asked), classes=1 - one.of_classes(asked).classes) for one in scene.predictions]
+    truths = [replace(one.of_classes(asked), classes=1 - one.of_classes(asked).classes) for one in scene.truths]
+    names = [scene.class_names[1], scene.class_names[0]]
+    fewer = detected("fewer", replace(scene, truths=truths, class_names=names), turned)
+    again = visiontune.compare(fewer, first)
+    assert again.left_out == {last: 10} and {one.difference.value for one in again.metrics} == {0.0}
+    with pytest.raises(SystemExit):
+        main(["compare", str(fewer), str(first)])
+    assert f"only one of the runs looked for it: {last} in 10 images" in capsys.readouterr().out
+
+
 def test_runs_that_answer_other_questions_are_not_compared(
     detected: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = random_scene(6, images=4, classes=2, most_objects=3, detections=2, masks=True)
     one = detected("one", scene, scene.predictions)
     other = detected("other", replace(scene, class_names=["cell", "dust"]), scene.predictions)
-    with pytest.raises(DataError, match="different classes"):
+    with pytest.raises(DataError, match="no class in the same images"):
         visiontune.compare(one, other)
     truths = [replace(found, scores=None) for found in scene.predictions]
     drawn = detected("drawn", replace(scene, truths=truths), scene.predictions, "ground-truth boxes")

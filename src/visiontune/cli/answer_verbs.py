@@ -72,6 +72,9 @@ def compare(first: Path, second: Path, *, split: Split = "test") -> Answer:
     for run, alone in ((first, found.only_first), (second, found.only_second)):
         if alone:
             lines.append(f"  only in {run}: {len(alone)}, such as {alone[0]}")
+    if found.left_out:
+        named = ", ".join(f"{name} in {counted(n, 'image')}" for name, n in found.left_out.items())
+        lines.append(f"  not compared, since only one of the runs looked for it: {named}")
     return Answer({"first": str(first), "second": str(second), **found.to_json()}, "\n".join(lines))
 
 

@@ -106,8 +106,13 @@ class ObjectPrediction:
     truth: Objects | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The one JSON form of predictions: `kind` names the target, and the key of that name holds it."""
-        truth = None if self.truth is None else {"objects": to_entries(self.truth, self.classes)}
+        """The one JSON form of predictions: `kind` names the target, and the key of that name holds it. Where not all
+        classes were looked for, `looked_for` names those that were, beside the true objects."""
+        truth: dict[str, Any] | None = None
+        if self.truth is not None:
+            truth = {"objects": to_entries(self.truth, self.classes)}
+            if (asked := self.truth.looked_for) is not None:
+                truth["looked_for"] = [self.classes[c] for c in np.flatnonzero(asked).tolist()]
         return {
             "id": self.id,
             "source": list(self.source),
@@ -123,13 +128,15 @@ class ObjectPrediction:
         truth = None if value["truth"] is None else value["truth"]["objects"]
         found = dict.fromkeys(entry["category"] for entry in [*value["objects"], *(truth or [])])
         names = tuple(found) if classes is None else classes
+        listed = (value["truth"] or {}).get("looked_for")
+        asked = None if listed is None else np.array([name in listed for name in names], np.bool_)
         return ObjectPrediction(
             id=value["id"],
             source=tuple(value["source"]),
             target=from_entries(value["objects"], names),
             classes=names,
             size=tuple(value["size"]),
-            truth=None if truth is None else from_entries(truth, names),
+            truth=None if truth is None else from_entries(truth, names, asked),
         )
 
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ class RunComparison:
     """What two evaluations of one split say of the `n` samples (of recordings: bins) that stand in both.
 
     `only_first` and `only_second` name the samples that only one of them answered, which count in nothing; of
-    recordings they name how many bins of which session.
+    recordings they name how many bins of which session. `left_out` has the classes of objects that only one run looked
+    for, with the number of images: what was found of them there counts in nothing.
     """
 
     split: str
@@ -33,15 +34,17 @@ class RunComparison:
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     counted: str = "sample"
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """{"split", "n", "metrics": {NAME: Paired.to_json}, "only_first", "only_second"}."""
+        """{"split", "n", "metrics": {NAME: Paired.to_json}, "only_first", "only_second", "left_out"}."""
         return {
             "split": self.split,
             "n": self.n,
             "metrics": {one.name: one.to_json() for one in self.metrics},
             "only_first": list(self.only_first),
             "only_second": list(self.only_second),
+            "left_out": dict(self.left_out),
         }
 
 
@@ -64,15 +67,24 @@ def compare_runs(first: Run, second: Run, split: str) -> RunComparison:
         same = first.labels is not None and set(first.labels) == set(second.labels or ())
         paired = paired_texts(one, other, first.labels if same else None)
         return RunComparison(split, len(one), tuple(paired), *alone)
-    if (classes := _classes(first, split)) != _classes(second, split):
-        raise DataError(
-            "The two runs find different classes.", where=f"{first.path}, {second.path}", fix="compare runs on one set"
-        )
-    read = (
-        _read(run, split, lambda value: ObjectPrediction.from_json(value, classes), alike) for run in (first, second)
+    finds = [_classes(run, split) for run in (first, second)]
+    classes = tuple(sorted({*finds[0], *finds[1]}))
+    one, other = (
+        _read(run, split, lambda value, own=own: _looked_for(value, own, classes), alike)
+        for run, own in zip((first, second), finds, strict=True)
     )
-    found, others, alone = _shared(*read)
-    return RunComparison(split, len(found), tuple(paired_objects(found, others, classes)), *alone)
+    left_out: Counter[str] = Counter()
+    for name in one.keys() & other.keys():
+        _keep_to_both(one, other, name, left_out)
+    if left_out and not one.keys() & other.keys():
+        raise DataError(
+            f"The two runs looked for no class in the same images: {', '.join(finds[0])}; {', '.join(finds[1])}.",
+            where=f"{first.path}, {second.path}",
+            fix="compare runs with a class in common",
+        )
+    found, others, alone = _shared(one, other)
+    paired = tuple(paired_objects(found, others, classes))
+    return RunComparison(split, len(found), paired, *alone, left_out=dict(sorted(left_out.items())))
 
 
 def _evaluation(run: Run, split: str, name: str) -> Path:
@@ -110,6 +122,31 @@ def _classes(run: Run, split: str) -> tuple[str, ...]:
             fix=f"read mask_iou in {run.path}/evaluations/{split}/metrics.json",
         )
     return tuple(sorted(one["label"] for one in value["boxes"]["classes"]))
+
+
+def _looked_for(value: dict[str, Any], own: Sequence[str], classes: tuple[str, ...]) -> ObjectPrediction:
+    """A prediction of a run that finds its `own` classes, counted in those of both runs."""
+    made = ObjectPrediction.from_json(value, classes)
+    if made.truth is None or made.truth.looked_for is not None or len(own) == len(classes):
+        return made
+    return replace(made, truth=replace(made.truth, looked_for=np.array([name in own for name in classes])))
+
+
+def _keep_to_both(
+    one: dict[str, ObjectPrediction], other: dict[str, ObjectPrediction], name: str, left_out: Counter[str]
+) -> None:
+    """Keep of the image `name` what is of classes that both runs looked for there, and nothing where there are none;
+    the rest is counted by its class."""
+    truths = one[name].truth, other[name].truth
+    asked = [np.ones(len(one[name].classes), np.bool_)] * 2
+    asked = [a if t is None or t.looked_for is None else t.looked_for for a, t in zip(asked, truths, strict=True)]
+    both = asked[0] & asked[1]
+    left_out.update(one[name].classes[c] for c in np.flatnonzero(asked[0] != asked[1]).tolist())
+    for mine, truth in zip((one, other), truths, strict=True):
+        made = mine.pop(name)
+        if both.any():
+            kept = None if truth is None else replace(truth.of_classes(both), looked_for=both)
+            mine[name] = replace(made, target=made.target.of_classes(both), truth=kept)
 
 
 def _shared(
