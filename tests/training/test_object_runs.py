@@ -19,11 +19,13 @@ from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
 from visiontune.demo_shapes import draw_source
 from visiontune.errors import CertificateError, DataError, ModelError, PartlyReadError, RecipeError, RunError
-from visiontune.machine import Hardware
-from visiontune.models.objects import nothing
+from visiontune.machine import Hardware, hardware
+from visiontune.models.objects import finds_objects, nothing
 from visiontune.run import Run
 from visiontune.run_group import RunGroup
 from visiontune.training.loop import train_run
+from visiontune.training.model import load_base, open_datasets
+from visiontune.training.plan import plan_run
 from visiontune.training.plan_objects import TINY, TINY_MULTIPLE, TINY_PATCH, derive_objects
 from visiontune.training.teacher import Teacher
 
@@ -147,8 +149,24 @@ def test_so_many_objects_are_found_at_most(finished: Run, shapes: Dataset) -> No
 
 
 def test_other_classes_than_the_data_have_are_refused(shapes: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="classes"):
-        train(shapes.path, tmp_path / "run", **{"objects.classes": ["cat", "dog"]})
+    for asked, said in (
+        (["cat", *shapes.listed[:-1]], f"the data do not have: cat; the data have too: {shapes.listed[-1]}"),
+        ([*shapes.listed, shapes.listed[0]], f"stand there twice: {shapes.listed[0]}"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            train(shapes.path, tmp_path / "run", **{"objects.classes": asked})
+
+
+def test_numbers_of_classes_follow_the_order_that_a_recipe_names_them_in(shapes: Dataset, tmp_path: Path) -> None:
+    turned = shapes.listed[::-1]
+    recipe = derive_objects([shapes], [None], "tiny/rf-detr", hardware("cpu"))[0]
+    recipe = recipe.changed({**QUICK, "objects.classes": list(turned)})
+    plan_run(run := Run(tmp_path / "run"), recipe, [shapes])
+    (dataset,) = open_datasets(run.recipe)
+    assert finds_objects(load_base(run, run.recipe, torch.device("cpu"))).encoder.classes == dataset.classes == turned
+    ours, own = dataset.index("train").target(0), shapes.index("train").target(0)
+    assert isinstance(ours, Objects) and isinstance(own, Objects)
+    assert [turned[c] for c in ours.classes] == [shapes.listed[c] for c in own.classes]
 
 
 def test_the_boxes_that_a_segmenter_is_told_are_jittered_while_it_learns(group: RunGroup, shapes: Dataset) -> None:

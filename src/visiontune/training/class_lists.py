@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from visiontune.data.dataset import Dataset
-from visiontune.errors import DataError
+from visiontune.errors import DataError, RecipeError
 from visiontune.progress import warn
 from visiontune.words import counted
 
@@ -41,6 +41,25 @@ def classes_of(datasets: Sequence[Dataset]) -> tuple[str, ...]:
     if not sum(dataset.count("train") for dataset in datasets):
         raise DataError("There is no training image.", fix="prepare a dataset with at least one row in `train`")
     return tuple(found)
+
+
+def refuse_other_classes(asked: Sequence[str], datasets: Sequence[Dataset]) -> None:
+    """Raise RecipeError where the classes that a recipe names are not those of the datasets, each once. Their order is
+    the recipe's own: it says which number stands for which class."""
+    known = classes_of(datasets)
+    if sorted(asked) == sorted(known):
+        return
+    differences = {
+        "the data do not have": dict.fromkeys(name for name in asked if name not in known),
+        "the data have too": dict.fromkeys(name for name in known if name not in asked),
+        "stand there twice": dict.fromkeys(name for name in asked if asked.count(name) > 1),
+    }
+    said = "; ".join(f"{what}: {', '.join(names)}" for what, names in differences.items() if names)
+    raise RecipeError(
+        f"objects.classes are not the classes of the data: {said}.",
+        where=", ".join(str(dataset.path) for dataset in datasets),
+        fix="leave the field out: the data say what the classes are; rename them in the data",
+    )
 
 
 def said_of(datasets: Sequence[Dataset]) -> str | None:

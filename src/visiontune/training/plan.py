@@ -16,7 +16,7 @@ from visiontune.data.order import key
 from visiontune.data.pages import LEGIBLE_X_HEIGHT, Fonts, PageSpec, remedy, resize_scale, x_height
 from visiontune.data.sample import Text
 from visiontune.data.split import SPLITS
-from visiontune.errors import DataError, RecipeError
+from visiontune.errors import DataError
 from visiontune.files import make_folder, write_json
 from visiontune.machine import Hardware
 from visiontune.models.load import (
@@ -35,7 +35,7 @@ from visiontune.models.load import (
 from visiontune.progress import note
 from visiontune.recipe import Recipe, parse
 from visiontune.run import Run
-from visiontune.training.class_lists import classes_of
+from visiontune.training.class_lists import refuse_other_classes
 from visiontune.training.derived import AS_ASKED, Reasons, batch_section, datasets_section, machine_section
 from visiontune.training.evaluate import closed_labels
 from visiontune.training.plan_responses import build_network
@@ -360,12 +360,8 @@ def plan_run(run: Run, recipe: Recipe, datasets: Sequence[Dataset]) -> None:
     """Write a new run folder: the recipe, and the tiny model where one was asked for. Raises RunError if one stands."""
     refuse_taken(run)
     refuse_illegible(recipe, datasets[0])
-    if recipe.objects is not None and recipe.objects.classes != (known := classes_of(datasets)):
-        raise RecipeError(
-            f"objects.classes are {', '.join(recipe.objects.classes)}; the data have {', '.join(known)}.",
-            where=", ".join(str(dataset.path) for dataset in datasets),
-            fix="leave the field out: the data say what the classes are; rename them in the data",
-        )
+    if recipe.objects is not None:
+        refuse_other_classes(recipe.objects.classes, datasets)
     make_folder(run.path)
     seed, size = key(recipe.seed, 6), recipe.data.image_longest_edge
     if recipe.responses is not None:
