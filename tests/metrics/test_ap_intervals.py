@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from tests.coco_scenes import Scene, objects, random_scene
 from visiontune.metrics.ap_intervals import ap_intervals, average_precisions, ranked_detections
 from visiontune.metrics.average_precision import CocoPair, coco_pair, curves
 from visiontune.metrics.intervals import Metric
+from visiontune.metrics.object_scores import score_objects
 
 
 def pair_of(scene: Scene, images: Any = None) -> CocoPair:
@@ -89,6 +91,21 @@ def test_more_images_give_a_narrower_interval_and_the_seed_chooses_the_draws() -
     assert narrow.high - narrow.low < (wide.high - wide.low) / 2
     assert intervals(few) == intervals(few) != intervals(few, seed=1)
     assert (wide.n, narrow.n) == (30, 300)
+
+
+def test_a_class_is_scored_over_the_images_in_which_it_was_looked_for() -> None:
+    scene, asked = found_by_chance(60), np.array([True, False])
+    alone = score_objects(scene.truths[:40], scene.predictions[:40], scene.sizes[:40], scene.class_names)
+    truths = [*scene.truths[:40], *(replace(t.of_classes(asked), looked_for=asked) for t in scene.truths[40:])]
+    predictions = [*scene.predictions[:40], *(p.of_classes(asked) for p in scene.predictions[40:])]
+    scores = score_objects(truths, predictions, scene.sizes, scene.class_names)
+    for figure in ("box_ap", "box_ap50", "box_ar100"):
+        assert [scores.metric(f"{figure}{name}").n for name in ("", ".class 0", ".class 1")] == [60, 60, 40]
+        assert scores.metric(f"{figure}.class 1").value == alone.metric(f"{figure}.class 1").value
+    # Objects that are all found claim no more than so many images allow.
+    found = [replace(t, scores=np.ones(len(t))) for t in truths]
+    low = score_objects(truths, found, scene.sizes, scene.class_names).metric("box_ap.class 1").low
+    assert low == pytest.approx(0.025 ** (1 / 40))
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -42,13 +42,18 @@ FIGURES = (
 
 @dataclass(frozen=True, eq=False)
 class CocoPair:
-    """Truths and predictions in hotcoco's form. Image i has the id i + 1, class c the id c + 1."""
+    """Truths and predictions in hotcoco's form. Image i has the id i + 1, class c the id c + 1.
+
+    asked: (classes, images) bool, the images in which a class was looked for; in others it has neither truths nor
+    detections.
+    """
 
     truths: COCO
     predictions: COCO
     kind: Kind
     images: int
     classes: int
+    asked: NDArray[np.bool_]
 
     def evaluator(self) -> COCOeval:
         """A fresh evaluator with COCO's parameters."""
@@ -117,7 +122,11 @@ def coco_pair(
         truth = COCO.from_arrays(
             images, categories, ids, classes, boxes, area=areas, iscrowd=ignored, segmentation=shapes
         )
-    return CocoPair(truth, _predictions(truth, predictions, kind), kind, len(truths), len(class_names))
+    asked = np.ones((len(class_names), len(truths)), np.bool_)
+    for image, one in enumerate(truths):
+        if one.looked_for is not None:
+            asked[:, image] = one.looked_for
+    return CocoPair(truth, _predictions(truth, predictions, kind), kind, len(truths), len(class_names), asked)
 
 
 def curves(pair: CocoPair) -> Curves:

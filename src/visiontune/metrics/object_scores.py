@@ -19,7 +19,8 @@ Prompts = Literal["none", "detector boxes", "ground-truth boxes"]
 
 @dataclass(frozen=True, eq=False)
 class ClassFigures:
-    """How one class came out. `truths` and `predictions` are counts without crowds; `figures` are COCO's twelve.
+    """How one class came out. `truths` and `predictions` are counts without crowds; `figures` are COCO's twelve,
+    over the images in which the class was looked for.
 
     precision_at_half and precision: (101,) float64, the precision by recall 0, 0.01, ..., 1 at an IoU of 0.5 and as the
     mean over the ten IoU thresholds; NaN without truths.
@@ -194,12 +195,10 @@ def _score(
     pair = coco_pair(truths, predictions, sizes, class_names, kind)
     counted = curves(pair)
     figures = [counted.figures(), *(counted.figures(c) for c in range(len(class_names)))]
+    images = [len(truths), *pair.asked.sum(axis=1).tolist()]
     metrics = [
-        {
-            name: NOTHING_COUNTED if value is None else Metric(value, None, None, len(truths))
-            for name, value in one.items()
-        }
-        for one in figures
+        {name: NOTHING_COUNTED if value is None else Metric(value, None, None, n) for name, value in one.items()}
+        for one, n in zip(figures, images, strict=True)
     ]
     if halves:
         values = [(one["ap"], one["ap50"]) for one in figures]
