@@ -60,6 +60,7 @@ def test_the_share_of_objects_with_masks_and_the_number_of_each_class(prepared: 
     found, one, other = measure_objects([plain, masked]), measure_objects(plain), measure_objects(masked)
     assert (one.masks, other.masks) == (0, 1) and other.crowds > 0
     assert found.masks == pytest.approx(other.objects / (one.objects + other.objects))
+    assert (found.boxes_alone, one.boxes_alone, other.boxes_alone) == ([], ["car", "person"], [])
     assert found.images == one.images + other.images
     assert found.classes == {name: one.classes[name] + other.classes[name] for name in ("car", "person")}
 

@@ -1,5 +1,6 @@
 """Runs that find objects, as they are planned: what follows from the data and from fields that are set by hand."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from visiontune.errors import ModelError, RecipeError
 from visiontune.machine import Hardware
 from visiontune.models.load import build_tiny_finder
 from visiontune.recipe import ObjectChoices, Recipe
+from visiontune.training.plan_objects import derive_objects
 
 MACHINE = Hardware("cpu", "cpu", 8 * 2**30, 2, bf16=False)
 Plan = Callable[..., Recipe]
@@ -179,3 +181,22 @@ def test_weights_are_those_of_the_labelled_datasets_and_a_rule_is_of_all(
     assert f"the {n} images that the teacher alone labelled have 33.3% of the draws" in capsys.readouterr().err
     assert weights("ruled", mixture="uniform") == pytest.approx([1 / 3] * 3)
     assert weights("by size") == [None] * 3
+
+
+def test_a_checkpoint_is_chosen_by_boxes_where_a_class_has_no_masks(tmp_path: Path) -> None:
+    source = draw_source(tmp_path / "source", 12)
+    whole = visiontune.prepare(source, tmp_path / "whole", workers=1)
+    value = json.loads(source.read_text())
+    name = value["categories"][0]["name"]
+    for one in value["annotations"]:
+        if one["category_id"] == value["categories"][0]["id"]:
+            del one["segmentation"]
+    source.write_text(json.dumps(value))
+    some = visiontune.prepare(source, tmp_path / "some", workers=1)
+    recipe, _ = derive_objects([some], [None], "tiny/rf-detr", MACHINE)
+    assert recipe.objects is not None and recipe.objects.masks
+    assert (
+        recipe.evaluation.metric == "box_ap" and f"of {name} there are boxes alone" in recipe.why["evaluation.metric"]
+    )
+    for data, model, metric in ((some, "tiny/sam", "prompted_mask_ap"), (whole, "tiny/rf-detr", "mask_ap")):
+        assert derive_objects([data], [None], model, MACHINE)[0].evaluation.metric == metric

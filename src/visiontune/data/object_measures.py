@@ -30,7 +30,8 @@ class ObjectMeasures:
     objects, crowds, classes: how many, the last by name. most, median_objects, usual_most: objects an image: the
     maximum, the median and the 95th percentile. images_with: how many images have so many objects, by that number.
     sizes: quantiles of the square root of the share of the image that a box covers, in [0, 1]. masks: share of objects
-    with a mask. overlapping: share of objects that overlap another one by an IoU above OVERLAP.
+    with a mask; boxes_alone: the classes of which no object has one. overlapping: share of objects that overlap another
+    one by an IoU above OVERLAP.
 
     From `looked_at` images spread evenly over the split, 1 being black to white: contrast, the standard deviation of
     luminance in an image (median); object_contrast, the RMS difference between an object and the colour around it
@@ -53,6 +54,7 @@ class ObjectMeasures:
     images_with: dict[str, int]
     sizes: dict[str, float]
     masks: float
+    boxes_alone: list[str]
     overlapping: float
     looked_at: int
     contrast: float
@@ -82,7 +84,8 @@ def measure_objects(
     datasets = [datasets] if isinstance(datasets, Dataset) else datasets
     counts, widths, heights, boxes, overlapping = [], [], [], [], []
     classes: Counter[str] = Counter()
-    masked = crowds = 0
+    masked: Counter[str] = Counter()
+    crowds = 0
     looks, pictures = Looks(), _Pictures()
     rows = sum(min(dataset.count(split), limit or dataset.count(split)) for dataset in datasets)
     if rows == 0:
@@ -105,7 +108,8 @@ def measure_objects(
                 boxes.append(own)
                 overlapping.append(_overlaps(own))
                 crowds += int(objects.crowd.sum())
-                masked += sum(mask is not None for mask, one in zip(objects.masks, real, strict=True) if one)
+                drawn = [mask is not None for mask, one in zip(objects.masks, real, strict=True) if one]
+                masked.update(name for name, has_mask in zip(labels, drawn, strict=True) if has_mask)
                 classes.update(labels)
                 advance(1)
     every = np.concatenate(boxes)
@@ -123,7 +127,8 @@ def measure_objects(
         usual_most=float(np.quantile(counts, 0.95)),
         images_with={str(objects): images for objects, images in sorted(Counter(counts).items())},
         sizes=_quantiles(np.sqrt(every[:, 2] * every[:, 3] / area)),
-        masks=masked / max(1, found),
+        masks=masked.total() / max(1, found),
+        boxes_alone=[name for name, count in classes.items() if count and not masked[name]],
         overlapping=float(np.concatenate(overlapping).sum() / max(1, found)),
         looked_at=len(looked_at),
         contrast=float(np.median(pictures.contrast)),

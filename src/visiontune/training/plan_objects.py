@@ -232,6 +232,14 @@ class _Case:
             return self.usual.samples_of_masks(samples, self.objects)
         return samples, reason
 
+    def metric(self, boxes_alone: Sequence[str]) -> tuple[str, str]:
+        """`evaluation.metric`, and why. boxes_alone: classes of which no training object has a mask."""
+        if self.masks and not self.segmenter and boxes_alone:
+            shown = ", ".join(boxes_alone[:5]) + (", ..." if len(boxes_alone) > 5 else "")
+            return "box_ap", f"every class counts: of {shown} there are boxes alone, which AP of masks does not see"
+        metric = "prompted_mask_ap" if self.segmenter else "mask_ap" if self.masks else "box_ap"
+        return metric, "what the model is for"
+
     def epochs(self) -> tuple[float, str]:
         epochs, reason = self.of_data["epochs"]
         most = self.usual.most_epochs
@@ -273,7 +281,6 @@ def derive_objects(
     tokens = 4096 if machine.device == "cpu" else int(min(65536, max(4096, machine.memory / 2**30 * 512)))
     validation = _images(datasets, "validation", limit)
     evaluated, why_so_many = case.of_data["evaluation.samples"]
-    metric = "prompted_mask_ap" if case.segmenter else "mask_ap" if case.masks else "box_ap"
     values: dict[str, Any] = {
         "seed": 0,
         "model": {"name": model},
@@ -305,7 +312,7 @@ def derive_objects(
         "evaluation": {
             "every": reasons.every(steps, 10),
             "samples": choose("evaluation.samples", min(max(1, validation), evaluated), why_so_many),
-            "metric": choose("evaluation.metric", metric, "what the model is for"),
+            "metric": choose("evaluation.metric", *case.metric(measures.boxes_alone)),
         },
         "checkpoints": {"every": reasons.every(steps, 10)},
         "machine": machine_section(machine, ranks, reasons),
