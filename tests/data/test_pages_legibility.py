@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from visiontune.data.pages import Fonts, PageSpec, lay_out, legibility, load_fonts, remedy, render, solve, x_heights
+from visiontune.data.pages.legibility import x_height_at
 from visiontune.errors import DataError
 
 TEXT = (Path(__file__).parent / "udhr/en.txt").read_text("utf-8")
@@ -54,6 +55,15 @@ def test_solve_finds_the_largest_size_that_reaches_the_ratio() -> None:
     assert tokens(TEXT) / (len(larger) * 273) < 1.5
     assert sum(found.pages) * 273 == found.vision_tokens
     assert found.spec.width == 1024 and found.spec.fonts == fonts().refs
+
+
+def test_the_largest_size_that_a_page_takes_is_tried_too() -> None:
+    small = spec(width=200, height=120)
+    largest = min(small.room) // 2
+    assert solve([TEXT[:200]], tokens, 1, 0.1, small, fonts(), 1024).spec.font_size == largest
+    # Legible at that size alone.
+    side = 200 * 6 / x_height_at(small, fonts(), largest)
+    assert solve([TEXT[:200]], tokens, 1, 0.1, small, fonts(), int(side) + 1).spec.font_size == largest
 
 
 def test_solve_refuses_letters_that_run_together_and_says_what_would_do() -> None:

@@ -127,7 +127,7 @@ def solve(
         vision = sum(counts) * tokens_per_page
         return Solution(sized, text_tokens / vision, x_height(sized, fonts) * scale, counts, text_tokens, vision)
 
-    low, high = SMALLEST, min(LARGEST, min(spec.room) // 2)
+    low, high = SMALLEST, min(LARGEST, min(spec.room) // 2) + 1  # `high` itself is not tried
     best = at(low)
     if best.ratio < ratio:
         raise DataError(
