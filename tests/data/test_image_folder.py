@@ -103,6 +103,20 @@ def test_one_image_may_have_several_questions(folder):
     assert [(row.id, row.prompt) for row in formats.read(root).rows] == [("1.png", "a"), ("1.png#2", "b")]
 
 
+def test_a_place_for_the_image_stands_in_the_question_once_and_never_in_the_answer(folder):
+    root = folder("1.png", "2.png", "3.png", "4.png")
+    said = [("<image>\nWhat?", "a"), ("Is <image> red?", "b"), ("<image><image>", "c"), ("What?", "an <image>")]
+    lines = [{"file_name": f"{i}.png", "question": q, "answer": a} for i, (q, a) in enumerate(said, start=1)]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    listing = formats.read(root)
+    assert [(row.id, row.prompt) for row in listing.rows] == [("1.png", "What?"), ("2.png", "Is  red?")]
+    assert [[turn.content for turn in row.turns] for row in listing.rows] == [[], [("Is ", None, " red?")]]
+    assert {code: fault.where for code, fault in codes(listing).items()} == {
+        "placeholders-do-not-match": "metadata.jsonl, line 3",
+        "misplaced-image": "metadata.jsonl, line 4",
+    }
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [

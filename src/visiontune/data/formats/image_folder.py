@@ -4,14 +4,15 @@ import os
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from visiontune.data import faults
 from visiontune.data.faults import Fault
+from visiontune.data.formats.conversations import asked
 from visiontune.data.formats.lines import csv_rows, jsonl, plain
-from visiontune.data.formats.rows import Listing, SourceRow
+from visiontune.data.formats.rows import Listing, RowError, SourceRow
 from visiontune.data.images import SUFFIXES
 from visiontune.data.split import SPLIT_NAMES, SPLITS
 from visiontune.errors import DataError
@@ -218,7 +219,13 @@ class _MetadataReader:
         prompts = [text for column in _PROMPTS if (text := _text(values, column) or "").strip()]
         if len(prompts) > 1:
             raise _LineError("there are a prompt and a question; keep one")
-        return _row(self.root, name, row_id, prompts[0] if prompts else None, answer, self.answer == "label", split)
+        try:
+            said = asked(prompts[0] if prompts else None, answer, [written])
+        except RowError as error:
+            self.faults.append(faults.left_out(error.code, where, error.found))
+            return None
+        row = _row(self.root, name, row_id, said.prompt, answer, self.answer == "label", split)
+        return replace(row, turns=said.turns)
 
     def _answer(self, metadata: str, values: dict[str, Any]) -> str:
         there = [column for column in _ANSWERS if column in values]
