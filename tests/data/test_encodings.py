@@ -46,6 +46,15 @@ def test_a_broken_line_in_a_file_of_utf8_is_left_out_alone(tmp_path: Path) -> No
     assert [fault.where for fault in ordered(listing.faults)] == [f"rows.csv, line {i}" for i in (4, 6, 12)]
 
 
+def test_half_a_character_in_a_json_table_is_the_fault_of_its_row(tmp_path: Path) -> None:
+    answers = (r"a \ud83d", r"a \ud83d\ude00", "a")
+    rows = ", ".join(f'{{"question": "q", "answer": "{answer}"}}' for answer in answers)
+    (tmp_path / "rows.json").write_text(f"[{rows}]")
+    listing = formats.read(tmp_path / "rows.json")
+    assert [row.answer for row in listing.rows] == ["a \U0001f600", "a"]
+    assert [(fault.where, fault.found) for fault in listing.faults] == [("rows.json, row 1", "the text is not UTF-8")]
+
+
 def test_faults_are_listed_in_the_order_of_their_lines() -> None:
     listed = ordered(broken_line("rows.csv", line, "odd") for line in (10, 2, 100, 1))
     assert [fault.where for fault in listed] == [f"rows.csv, line {line}" for line in (1, 2, 10, 100)]

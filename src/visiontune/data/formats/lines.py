@@ -158,7 +158,7 @@ def jsonl(path: Path) -> Iterator[Line]:
                 continue
             try:
                 value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_json_number)
-                if b"\\ud" in line or b"\\uD" in line:  # an escape may hold half a character
+                if _has_escaped_halves(line):
                     json.dumps(value, ensure_ascii=False).encode()
             except UnicodeError:
                 yield number, "the text is not UTF-8"
@@ -168,19 +168,35 @@ def jsonl(path: Path) -> Iterator[Line]:
                 yield number, value if isinstance(value, dict) else "not a JSON object"
 
 
+def _has_escaped_halves(text: bytes) -> bool:
+    """Whether JSON has escapes of surrogates: two make a character, one alone is none."""
+    return b"\\ud" in text or b"\\uD" in text
+
+
 def json_array(path: Path) -> Iterator[Line]:
-    """The entries of a JSON array; DataError where the file holds none."""
-    values = read_json(path)
+    """The entries of a JSON array, or what is wrong with each; DataError where the file holds none."""
+    text = path.read_bytes()
+    values, has_halves = _parsed(text, path), _has_escaped_halves(text)
     if not isinstance(values, list):
         raise DataError(f"the file holds {kind_of(values)}, not a list of rows", where=str(path), fix="write a list")
     for number, value in enumerate(values, start=1):
+        if has_halves:
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeError:
+                yield number, "the text is not UTF-8"
+                continue
         yield number, value if isinstance(value, dict) else "not a JSON object"
 
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds, None where it says NaN; DataError, with line and column, where it is broken."""
+    return _parsed(path.read_bytes(), path)
+
+
+def _parsed(text: bytes, path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_json_number)
+        return json.loads(text.decode("utf-8-sig"), parse_constant=_json_number)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"this is not JSON: {error}", where=str(path), fix="mend the file, or write one object a line (.jsonl)"
