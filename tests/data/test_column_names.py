@@ -76,3 +76,20 @@ def test_of_odd_names_both_kinds_of_table_are_told_and_what_is_typed_works(
     with pytest.raises(DataError, match="nothing called 'image'") as caught:
         formats.read(source, {"image": "photo"})
     assert "of images with texts: image, prompt, answer" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("ends", "cells"), [(",", ","), (",,", ",,"), (", ,", ",,"), (",,", "")])
+def test_empty_columns_without_a_name_at_the_end_are_not_read_and_told(tmp_path, ends, cells):
+    (tmp_path / "t.csv").write_text(f"question,answer{ends}\na,b{cells}\nc,d{cells}\n")
+    listing = formats.read(tmp_path / "t.csv")
+    assert [(row.prompt, row.answer) for row in listing.rows] == [("a", "b"), ("c", "d")]
+    (fault,) = listing.faults
+    assert (fault.code, fault.found) == ("unknown-columns", "unknown columns, not read: those without a name")
+
+
+def test_a_value_behind_the_last_name_is_told_with_its_line(tmp_path):
+    (tmp_path / "t.csv").write_text("question,answer,,\na,b,,\nwell, what?,d,\n")
+    listing = formats.read(tmp_path / "t.csv")
+    assert [(row.prompt, row.answer) for row in listing.rows] == [("a", "b")]
+    (fault,) = [one for one in listing.faults if one.severity == "drop"]
+    assert (fault.where, fault.found) == ("t.csv, line 3", "a value stands behind the last column that has a name")

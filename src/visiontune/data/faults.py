@@ -188,7 +188,7 @@ def unknown_columns(file: str, columns: Sequence[str], known: Sequence[str]) -> 
     """Columns of a metadata file that nothing reads."""
     if not columns:
         return []
-    found = f"unknown columns, not read: {', '.join(columns)}"
+    found = f"unknown columns, not read: {', '.join(column or 'those without a name' for column in columns)}"
     return [Fault("unknown-columns", "warning", file, found, f"the columns that are read: {', '.join(known)}")]
 
 

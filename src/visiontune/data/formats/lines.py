@@ -205,7 +205,8 @@ def _parsed(text: bytes, path: Path) -> Any:
 
 def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
     """The first line and the columns of each row, or what is wrong with it; DataError where a quote is never closed, or
-    the column `needed` is not there. Commas part the cells, or what `_separator` finds.
+    the column `needed` is not there. Commas part the cells, or what `_separator` finds. Columns without a name are one,
+    called ""; at the end of the lines they must be empty, for a value there is often a comma that nobody quoted.
 
     DataError too where the whole file is in another encoding than UTF-8.
     """
@@ -225,10 +226,12 @@ def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
         if header is None:
             return
         found = header if isinstance(header, str) else None
-        if found is None and (twice := [name for name, count in Counter(header).items() if count > 1]):
+        if found is None and (twice := [name for name, count in Counter(header).items() if name and count > 1]):
             found = f"several columns are called {', '.join(map(repr, twice))}"
         if isinstance(header, str) or found is not None:
             raise DataError(found or "", where=f"{path}, line 1", fix="write a first line such as: id,text,summary")
+        named = max((i for i, name in enumerate(header, start=1) if name.strip()), default=len(header))
+        header = [name.strip() and name for name in header]
         while True:
             number = reader.line_num + 1
             cells = _cells(reader, path, number)
@@ -238,10 +241,12 @@ def csv_rows(path: Path, needed: str | None = None) -> Iterator[Line]:
                 yield number, cells
             elif not _is_utf8(cells):
                 yield number, "the text is not UTF-8"
-            elif cells and len(cells) != len(header):
+            elif cells and not named <= len(cells) <= len(header):
                 yield number, f"{counted(len(cells), 'cell')} instead of {len(header)}"
+            elif any(cell.strip() for cell in cells[named:]):
+                yield number, "a value stands behind the last column that has a name"
             elif cells:
-                yield number, dict(zip(header, cells, strict=True))
+                yield number, dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=True))
 
 
 def _separator(header: str) -> str:
