@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,6 +131,7 @@ def doctor() -> dict[str, Any]:
     }
 
 
+@cache  # each is searched for in all folders of packages, and a run asks for ten, twice
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,12 @@ def build_tiny_finder(name: str, folder: Path, objects: ObjectChoices, seed: int
 
 
 def read_config(name: str, revision: str | None = None) -> Any:
-    """The config of a checkpoint; raises ModelError if it cannot be had or its family is not trained here."""
-    from transformers import AutoConfig
-
+    """The config of a checkpoint, to be read and not changed; raises ModelError if it cannot be had or its family is not
+    trained here."""
+    file = Path(name) / "config.json"
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        # A plan asks ten times, and transformers takes its time for each: what stands in a folder is made once.
+        config = _kept_config(name, revision, file.read_bytes()) if file.is_file() else _new_config(name, revision)
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
     if config.model_type not in FAMILIES | OBJECT_FAMILIES:
@@ -120,6 +122,18 @@ def read_config(name: str, revision: str | None = None) -> Any:
             fix=f"model types: {', '.join(FAMILIES | OBJECT_FAMILIES)}",
         )
     return config
+
+
+@lru_cache(maxsize=64)
+def _kept_config(name: str, revision: str | None, written: bytes) -> Any:
+    """The config of a folder whose config.json has these bytes."""
+    return _new_config(name, revision)
+
+
+def _new_config(name: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name, revision=revision)
 
 
 def _module_of(name: str) -> Any:

@@ -38,7 +38,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self._count, made)
+        if isinstance(made, torch.Tensor):  # as most operations make; it spares a search for tensors
+            self._count(made)
+        else:
+            tree_map_only(torch.Tensor, self._count, made)
         return made
 
     def _count(self, tensor: torch.Tensor) -> torch.Tensor:
