@@ -56,8 +56,8 @@ except SystemExit as ended:
 
 
 def torchrun(script: Path, *arguments: str) -> int | None:
-    """`torchrun --nproc-per-node 2 --standalone -m visiontune` with these arguments, its ranks forked from this process,
-    which has imported all that they need; returns its exit code. `script` is written."""
+    """`torchrun --nproc-per-node 2 --standalone -m visiontune` with these arguments, its ranks forked from this
+    process, which has imported all that they need; returns its exit code. `script` is written."""
     script.write_text(WITHOUT_EXIT)
 
     def launch() -> None:

@@ -150,8 +150,10 @@ def test_an_image_without_a_label(plant, encode, picture):
     assert only(plant, "no-class-folder", "drop").where == "lonely.png"
 
 
-@pytest.mark.parametrize(("name", "twin"), [("Cat", "cat"), ("cat ", "cat"), ("big_dog", "Big  dog")])
-def test_class_names_that_differ_in_case_or_spacing(classes, name, twin):
+@pytest.mark.parametrize(
+    ("name", "twin"), [("Cat", "cat"), ("cat ", "cat"), ("big_dog", "Big  dog"), ("caf\u00e9", "cafe\u0301")]
+)
+def test_class_names_that_differ_in_case_spacing_or_encoding(classes, name, twin):
     fault = only(classes({name: 4, twin: 4, "cow": 4}), "similar-class-names", "warning")
     assert repr(name) in fault.where
     assert repr(twin) in fault.where

@@ -187,10 +187,11 @@ def test_links_are_followed_inside_the_folder_alone(folder, encode, picture):
     (root / "cat/outside.png").symlink_to(root.parent / "secret.png")
     (root / "cat/gone.png").symlink_to(root / "nowhere.png")
     (root / "cat/circle").symlink_to(root)
+    (root / "cat/itself.png").symlink_to("itself.png")
     listing = formats.read(root)
     assert [row.id for row in listing.rows] == ["cat/1.png", "cat/inside.png"]
     outside = [fault.where for fault in listing.faults if fault.code == "outside-folder"]
-    assert outside == ["cat/circle", "cat/gone.png", "cat/outside.png"]
+    assert outside == ["cat/circle", "cat/gone.png", "cat/itself.png", "cat/outside.png"]
 
 
 def test_unknown_columns_unlisted_images_and_stray_files_are_said(folder):

@@ -199,6 +199,20 @@ def test_images_written_into_json_lines(place, style, encode, picture):
     assert pictures(formats.read(paths[1]).rows[0]) == data[2:]
 
 
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF", "WEBP"])
+def test_plain_base64_of_any_kind_of_image_is_an_image(place, kind, encode, picture):
+    data = encode(picture(0, 60), kind)
+    row = {"prompt": "Which?", "answer": "a", "image": encoded_in("base64", data)}
+    assert pictures(formats.read(jsonl(place / "rows.jsonl", [{}, row])).rows[0]) == [data]
+
+
+def test_a_file_name_that_is_too_long_is_the_fault_of_its_row(place):
+    row = {"prompt": "Which?", "answer": "a", "image": "x" * 5000}
+    (fault,) = formats.read(jsonl(place / "rows.jsonl", [row])).faults
+    assert fault.code == "missing-file"
+    assert len(fault.found) < 200
+
+
 def test_a_table_of_the_hub_with_its_images_and_classes(place, tmp_path, encode, picture):
     """What `datasets` writes: images as bytes with their paths, classes as numbers, several row groups."""
     data = [encode(picture(i)) for i in range(20)]

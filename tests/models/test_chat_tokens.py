@@ -166,6 +166,14 @@ def test_places_and_images_that_do_not_fit_are_an_error(adapter, sample):
             adapter.encoder.encode(replace(sample, seen=Images(files)))
 
 
+def test_an_answer_that_holds_the_end_token_is_refused_for_its_rest_would_not_be_learned(adapter, sample):
+    end = adapter.encoder.tokenizer.decode([adapter.encoder.end_token_id])
+    first = (*TURNS[:2], Turn("assistant", (f"The{end} second.",)), TURNS[3])
+    for text in (Text(f"It is{end} a five.", "And this?", TURNS), Text("It is a five.", "And this?", first)):
+        with pytest.raises(DataError, match="the token that ends an answer"):
+            adapter.encoder.encode(replace(sample, target=text))
+
+
 def test_a_device_asks_one_question(device_run, sample):
     from visiontune.training.model import load_base
 

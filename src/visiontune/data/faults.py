@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
+from unicodedata import normalize
 
 from visiontune.words import counted, natural
 
@@ -252,18 +253,14 @@ def rows_without_question(ids: Sequence[str], rows: int) -> list[Fault]:
 
 
 def similar_class_names(labels: Iterable[str]) -> list[Fault]:
-    """Classes whose names differ in case, spaces or underscores alone."""
+    """Classes whose names differ in case, spaces, underscores or how Unicode writes their letters alone."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        alike[" ".join(label.casefold().replace("_", " ").split())].append(label)
+        alike[" ".join(normalize("NFC", label).casefold().replace("_", " ").split())].append(label)
+    found = "class names that differ only in case, spacing or how letters are encoded"
+    fix = "give them one name if they are one class"
     return [
-        Fault(
-            "similar-class-names",
-            "warning",
-            ", ".join(map(repr, names)),
-            "class names that differ only in case or spacing",
-            "give them one name if they are one class",
-        )
+        Fault("similar-class-names", "warning", ", ".join(map(repr, names)), found, fix)
         for names in alike.values()
         if len(names) > 1
     ]

@@ -38,8 +38,8 @@ def tokenise(
     Questions and answers are tokenised apart, so that training sees the very ids that the model gets when it is asked.
     Where the chat template does not close the last answer, the end token is added: a model that never learns it never
     stops. `placeholder(i)` is the text that stands for image i, of `images`; `end` is the end token. Raises ModelError
-    where the template does not keep what was said before, DataError where it refuses the conversation or the places
-    of images do not fit.
+    where the template does not keep what was said before, DataError where it refuses the conversation, the places of
+    images do not fit, or an answer holds the end token.
     """
     said = (*turns, Turn("assistant", (answer,)))
     messages = to_messages(said)
@@ -66,6 +66,12 @@ def tokenise(
         learned += [False] * (len(ids) - len(learned))
         prompt = len(ids)
         own = ids_of(answered[len(asked) :])
+        if end in own and end in ids_of(turn.text):
+            raise DataError(
+                "An answer holds the token that ends an answer: what follows it would not be learned.",
+                where=turn.text[:80],
+                fix="remove the token from the text",
+            )
         stop = own.index(end) + 1 if end in own else None
         last = i == len(said) - 1
         if last:

@@ -107,8 +107,8 @@ def build_tiny_finder(name: str, folder: Path, objects: ObjectChoices, seed: int
 
 
 def read_config(name: str, revision: str | None = None) -> Any:
-    """The config of a checkpoint, to be read and not changed; raises ModelError if it cannot be had or its family is not
-    trained here."""
+    """The config of a checkpoint, to be read and not changed; raises ModelError if it cannot be had, or is of a family
+    that is not trained here."""
     file = Path(name) / "config.json"
     try:
         # A plan asks ten times, and transformers takes its time for each: what stands in a folder is made once.

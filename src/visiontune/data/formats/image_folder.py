@@ -98,7 +98,7 @@ def _walk(folder: Path, real_root: Path, prefix: str = "") -> Iterator[tuple[str
 
 def _leads_inside(path: Path, real_root: Path) -> bool:
     """Whether a path is a file inside the folder. Links to folders are not followed: they can make circles."""
-    real = path.resolve()
+    real = Path(os.path.realpath(path))  # `resolve` raises where a link leads to itself
     return real.is_file() and real.is_relative_to(real_root)
 
 

@@ -66,7 +66,7 @@ FIX = (
     f"or name them: {naming(image='photo', prompt='ask', answer='reply')}"
 )
 # How the text of an image begins that is written as plain base64: JPEG, PNG, WebP, GIF.
-_BASE64 = ("/9j/", "iVBOR", "UklGR", "R0lGOD")
+_BASE64 = ("/9j/", "iVBOR", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
 
 
 def layout_of(columns: Sequence[str], named: Columns | None = None) -> Layout | None:
@@ -343,7 +343,10 @@ class _Table:
         """An image file: beside the table, in the source's folder, or in a folder `images` of either."""
         folders = dict.fromkeys((self.path.parent, self.root))
         tried = [folder / inner / written for folder in folders for inner in ("", "images")]
-        path = next((one for one in tried if one.is_file()), None)
+        try:
+            path = next((one for one in tried if one.is_file()), None)
+        except OSError as error:  # the name is too long
+            raise RowError("missing-file", f"there is no file {written[:100]} ...: {error.strerror}") from error
         if path is None:
             raise RowError("missing-file", f"there is no file {written}")
         real = path.resolve()
