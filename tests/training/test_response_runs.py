@@ -236,7 +236,11 @@ def test_a_new_session_is_fitted_on_the_frozen_core(sessions: Path, finished: Ru
     for name, parameter in new.network.named_parameters():
         if not name.startswith(("readout.", "adapter.")):
             assert torch.equal(parameter, own[name]), name
+    former = runs[0].path / "evaluations/test/a-session-of-an-earlier-evaluation.npz"
+    former.parent.mkdir(parents=True)
+    former.touch()
     assert visiontune.evaluate(runs[0].path, split="test").metric("bits_per_spike").n <= 3
+    assert len(list(former.parent.glob("*.npz"))) == 1 and not former.exists()
 
 
 def test_a_core_is_not_changed_by_fields_of_a_new_one(sessions: Path, finished: Run, tmp_path: Path) -> None:
@@ -368,6 +372,8 @@ def test_a_movie_is_predicted_as_its_clips_are(finished: Run, tmp_path: Path) ->
     assert np.isnan(rates[:burn_in]).all() and (rates[burn_in:] > 0).all()
     with pytest.raises(RecipeError, match="2 sessions"):
         visiontune.predict_movies(run.path, [tmp_path / "movie.npy"])
+    with pytest.raises(RecipeError, match="This is a folder"):
+        visiontune.predict_movies(run.path, [tmp_path / "movie.npy"], session="session-0", out=tmp_path)
     np.save(tmp_path / "small.npy", movie[:, :8])
     with pytest.raises(DataError, match="8 x 16"):
         visiontune.predict_movies(run.path, [tmp_path / "small.npy"], session="session-0")

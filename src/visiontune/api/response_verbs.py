@@ -146,6 +146,8 @@ def predict_rates(
         )
     if out is not None and len(files) > 1:
         raise RecipeError("One file is to be written, and several movies are given.", where="--out", fix="leave it out")
+    if out is not None and out.is_dir():
+        raise RecipeError("This is a folder; one file is to be written.", where=str(out), fix=f"--out {out}/rates.npz")
     session = session or next(iter(names))
     folder = run.path / "predictions"
     folder = folder if len(names) == 1 else folder / session

@@ -97,6 +97,8 @@ def evaluate_split_of_responses(
             arrays = {name: getattr(one, name) for name in ("trials", "conditions", "places", "valid")}
             arrays |= {"rates": one.rates.astype(np.float32), "counts": one.counts.astype(np.float32)}
             write_arrays(folder / f"{one.name}.npz", {"units": np.array(one.units), **arrays})
+        for other in set(folder.glob("*.npz")) - {folder / f"{one.name}.npz" for one in sessions}:
+            other.unlink()  # of an earlier evaluation, of more sessions
         facts: dict[str, Any] = {"split": split, "step": step, "left_out_bins": left_out}
         facts["seconds"] = round(time.monotonic() - started, 3)
         write_json(folder / "metrics.json", {**scores.to_json(), **facts})
