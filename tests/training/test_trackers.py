@@ -42,8 +42,8 @@ def tracked_run(digits: Dataset, tiny_checkpoint: Path, tmp_path_factory: pytest
             train_run(run, [Stumbles(5, ValueError("planted"))])
         assert wandb.run is None, "closed, though the run failed"
         train_run(run)
+        wandb.teardown()  # its process writes what it heard before it ends
         yield run
-        wandb.teardown()
 
 
 def test_tensorboard_shows_each_step_once_with_the_numbers_of_the_metrics(tracked_run: Run) -> None:
