@@ -12,8 +12,9 @@ import torch
 from tests.data import test_curriculum, test_recordings_clips, test_recordings_store
 from tests.metrics import test_response_scores, test_responses
 from tests.models import test_cortex_network, test_cortex_parts
+from tests.response_runs import train
 from tests.training import test_response_runs
-from tests.training.test_response_runs import prepared, sessions  # noqa: F401  # fixtures
+from tests.training.conftest import prepared, sessions  # noqa: F401  # fixtures
 from visiontune.data.order import Order
 from visiontune.data.recordings.clips import ClipDataset
 from visiontune.data.recordings.recording import Recording, Trial
@@ -127,7 +128,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
     monkeypatch.setattr(CortexAdapter, "losses", broken)
     with pytest.raises(RunError, match="The loss of step 1 is nan"):
-        test_response_runs.train(prepared, tmp_path / "run")
+        train(prepared, tmp_path / "run")
 
 
 DEFECTS: dict[int, tuple[str, tuple[Callable[..., Any], ...]]] = {

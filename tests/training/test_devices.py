@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_object_runs import group, shapes, source  # noqa: F401
 from visiontune.api import object_verbs
 from visiontune.api.devices import computed_on
 from visiontune.data.dataset import Dataset
@@ -25,7 +24,7 @@ def trained_on_cuda(recipe: Recipe) -> Recipe:
 
 
 def test_off_cuda_a_run_computes_in_float32_with_whole_weights_and_torchs_attention(
-    group: RunGroup,  # noqa: F811
+    group: RunGroup,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = trained_on_cuda(group.runs["detector"].recipe)
@@ -36,8 +35,8 @@ def test_off_cuda_a_run_computes_in_float32_with_whole_weights_and_torchs_attent
 
 
 def test_a_teacher_that_was_trained_on_cuda_labels_images_on_a_machine_without_it(
-    group: RunGroup,  # noqa: F811
-    shapes: Dataset,  # noqa: F811
+    group: RunGroup,
+    shapes: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -50,8 +50,9 @@ def test_pages_read_from_features_give_the_losses_of_pages_drawn(
     tmp_path: Path,
     model: str,
 ) -> None:
+    few = {"data.limit": 16, "schedule.steps": 2}
     runs = {
-        kept: train_run(planned(documents, tmp_path / kept, model, **LORA, **{"features.cache": kept}))
+        kept: train_run(planned(documents, tmp_path / kept, model, **LORA, **few, **{"features.cache": kept}))
         for kept in ("never", "always")
     }
     assert losses(runs["always"]) == pytest.approx(losses(runs["never"]), rel=1e-6)
@@ -60,29 +61,31 @@ def test_pages_read_from_features_give_the_losses_of_pages_drawn(
 
 def test_images_read_from_features_give_the_losses_of_images_with_several_tiles(plan: Plan) -> None:
     tiles = {"data.image_longest_edge": 64, "data.image_splitting": True, "features.cache": "never"}
+    tiles |= {"schedule.steps": 4}
     never = train_run(plan("never", tiles))
     always = train_run(plan("always", {**tiles, "features.cache": "always"}))
     assert losses(always) == pytest.approx(losses(never), rel=1e-6)
 
 
 def test_augmented_views_take_turns_with_and_without_features(plan: Plan) -> None:
-    turns = {"data.augment": 0.5, "data.augmented_views": 2, "schedule.steps": 16}
+    turns = {"data.augment": 0.5, "data.augmented_views": 2, "data.limit": 12, "schedule.steps": 6}
     drawn = losses(train_run(plan("drawn", {**turns, "features.cache": "never"})))
     read = train_run(plan("read", {**turns, "features.cache": "always"}))
     assert losses(read) == pytest.approx(drawn, rel=1e-6)
-    assert "60 views" in decided(read)["reason"]  # 30 rows, two views each
+    assert "24 views" in decided(read)["reason"]  # 12 rows, two views each
     anew = losses(train_run(plan("anew", {**turns, "data.augmented_views": None})))
     assert anew[:3] == drawn[:3] and anew != drawn  # from the third epoch on views are seen again
 
 
 def test_arithmetic_decides_whether_features_pay(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    once = train_run(plan("once", {"schedule.steps": 4}))  # 32 samples of 30 rows
-    often = train_run(plan("often", {"schedule.steps": 12}))
+    rows = {"data.limit": 15}
+    once = train_run(plan("once", {**rows, "schedule.steps": 2}))  # 16 samples
+    often = train_run(plan("often", {**rows, "schedule.steps": 6}))
     assert not decided(once)["kept"] and "does not pay" in decided(once)["reason"]
-    assert decided(often)["kept"] and decided(often)["reads"] == pytest.approx(96 / 30)
+    assert decided(often)["kept"] and decided(often)["reads"] == pytest.approx(48 / 15)
     full = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1000), rmtree=shutil.rmtree)
     monkeypatch.setattr(features, "shutil", full)
-    assert "has 0 MiB" in decided(train_run(plan("full", {"schedule.steps": 12})))["reason"]
+    assert "has 0 MiB" in decided(train_run(plan("full", {**rows, "schedule.steps": 6})))["reason"]
 
 
 def test_what_cannot_be_kept_is_refused_where_it_is_insisted_on(plan: Plan) -> None:
@@ -107,13 +110,13 @@ def test_a_disk_too_full_for_features_is_said(plan: Plan, monkeypatch: pytest.Mo
 def test_runs_share_features_in_a_folder_and_a_runs_own_are_removed_at_its_end(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = {"features.cache": "always", "features.folder": str(tmp_path / "shared")}
+    shared = {"features.cache": "always", "features.folder": str(tmp_path / "shared"), "schedule.steps": 4}
     first = losses(train_run(plan("first", shared)))
     computed: list[int] = []
     write = features._write
     monkeypatch.setattr(features, "_write", lambda path, made: (computed.append(len(made)), write(path, made)))
     assert losses(train_run(plan("second", {**shared, "lora.rank": 2}))) != first and not computed
-    own = train_run(plan("own", {"features.cache": "always"}))
+    own = train_run(plan("own", {"features.cache": "always", "schedule.steps": 4}))
     assert sum(computed) == 30 and not (own.path / "features").exists()
 
 
@@ -134,43 +137,39 @@ def test_runs_of_fewer_rows_share_whole_chunks_and_have_a_last_one_of_their_own(
     assert every == pytest.approx(losses(train_run(plan("seen", {**shared, "features.cache": "never"}))), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"data.image_longest_edge": 16},
-        {"data.augment": 0.5, "data.augmented_views": 1},
-        {"machine.precision": "bf16"},
-    ],
-)
-def test_another_preprocessing_augmentation_or_precision_has_features_of_its_own(
-    plan: Plan, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    shared = {"features.cache": "always", "features.folder": str(tmp_path / "shared"), "schedule.steps": 1}
-    train_run(plan("first", shared))
-    train_run(plan("second", {**shared, **change}))
-    assert len(list((tmp_path / "shared").iterdir())) == 2
-
-
-def test_other_weights_rows_or_seeds_of_augmentation_have_features_of_their_own(
+def test_whatever_features_depend_on_has_features_of_its_own(
     plan: Plan, digits: Dataset, inked: Dataset, tmp_path: Path
 ) -> None:
     folder = tmp_path / "other"
     build_tiny("tiny/smolvlm", folder, ["Which digit is this? Answer with its name.", *"0123456789"], 2, 32)
     shared = {"features.cache": "always", "features.folder": str(tmp_path / "shared"), "schedule.steps": 1}
+    shared |= {"data.limit": 8}
     turns = {"data.augment": 0.5, "data.augmented_views": 1}
+
+    def kept() -> int:
+        return len(list((tmp_path / "shared").iterdir()))
+
     train_run(plan("first", shared))
-    train_run(plan("weights", shared, str(folder)))
-    train_run(plan("seed 0", {**shared, **turns}))
-    train_run(plan("seed 1", {**shared, **turns, "seed": 1}))
+    for number, (change, model) in enumerate(
+        (
+            ({}, str(folder)),
+            (turns, None),
+            ({**turns, "seed": 1}, None),
+            ({"data.image_longest_edge": 16}, None),
+            ({"machine.precision": "bf16"}, None),
+        )
+    ):
+        train_run(plan(f"change {number}", {**shared, **change}, model))
+        assert kept() == 2 + number, change
     run = Run(tmp_path / "rows")
     recipe = Run(tmp_path / "first").recipe
     other = derive([inked], [None], recipe.model.name, hardware("cpu"))
-    used = {"data": other.data.model_copy(update={"limit": 30}), "evaluation": other.evaluation}
+    used = {"data": other.data.model_copy(update={"limit": 8}), "evaluation": other.evaluation}
     plan_run(run, recipe.model_copy(update=used), [inked])
     train_run(run)
-    assert len(list((tmp_path / "shared").iterdir())) == 5
+    assert kept() == 7
     train_run(plan("again", {**shared, "seed": 1}))  # without augmentation the seed changes no feature
-    assert len(list((tmp_path / "shared").iterdir())) == 5
+    assert kept() == 7
 
 
 def test_a_resumed_run_reads_the_same_features_and_ends_the_same(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +218,7 @@ def test_features_are_kept_in_the_precision_in_which_the_projector_gets_them(
     tmp_path: Path,
 ) -> None:
     options = {"features.cache": "always", "features.folder": str(tmp_path / "shared"), "machine.precision": "bf16"}
+    options |= {"schedule.steps": 2}
     read = train_run(planned(documents, tmp_path / "read", **LORA, **options))
     chunk = min((tmp_path / "shared").glob("*/*.safetensors"))
     with safe_open(chunk, framework="pt") as file:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import visiontune
-from tests.training.test_object_runs import samples_of, train
+from tests.object_runs import train
+from tests.training.test_object_runs import samples_of
 from visiontune.data.dataset import Dataset
 from visiontune.data.split import SPLITS
 from visiontune.demo_shapes import draw_source

@@ -101,7 +101,8 @@ def test_a_dry_run_leaves_no_run_and_its_time_stands_in_the_receipt_of_the_run_t
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = write_mixed(tmp_path / "source", 60).parent, tmp_path / "run"
-    overrides = {**SHORT, "schedule.steps": 4, "evaluation.every": 2}
+    few = {"data.limit": 16, "evaluation.samples": 4, "evaluation.max_new_tokens": 8}
+    overrides = {**SHORT, **few, "schedule.steps": 4, "evaluation.every": 2}
     options = [text for name, value in overrides.items() for text in (f"--{name}", json.dumps(value))]
     asked = ["train", str(source), "--model", "tiny/smolvlm", "--out", str(out), *options, "--dry-run"]
     with pytest.raises(SystemExit) as ended:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune
-from tests.conftest import SAME_EVERYWHERE
+from tests.object_runs import QUICK, train
 from tests.paused import paused_at
 from visiontune.data.dataset import Dataset
 from visiontune.data.objects import Objects
@@ -29,29 +29,6 @@ from visiontune.training.plan import plan_run
 from visiontune.training.plan_objects import TINY, TINY_MULTIPLE, TINY_PATCH, derive_objects
 from visiontune.training.teacher import Teacher
 
-QUICK: dict[str, Any] = {
-    "data.image_longest_edge": 64,
-    "objects.queries": 16,
-    "batch.samples": 4,
-    "batch.window": 16,
-    "schedule.steps": 6,
-    "optimizer.learning_rate": 3e-4,  # what rounding does to a step grows with it
-    "evaluation.every": 3,
-    "evaluation.samples": 4,
-    "checkpoints.every": 2,
-    **SAME_EVERYWHERE,
-}
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_source(tmp_path_factory.mktemp("shapes") / "source", 40)
-
-
-@pytest.fixture(scope="session")
-def shapes(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return visiontune.prepare(source, tmp_path_factory.mktemp("prepared") / "shapes")
-
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     folder = run.checkpoint_path(run.checkpoint_steps()[-1])
@@ -60,45 +37,38 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     }
 
 
-def train(data: Any, out: Path, model: str = "tiny/rf-detr", **overrides: Any) -> Any:
-    return visiontune.train(data, model=model, out=out, overrides={**QUICK, **overrides})
-
-
-@pytest.fixture(scope="session")
-def finished(shapes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(shapes.path, tmp_path_factory.mktemp("runs") / "detector")
-
-
-def test_annotations_alone_become_a_finished_run_with_receipts(finished: Run) -> None:
-    assert finished.status == "finished"
-    status = {receipt["name"]: receipt["status"] for receipt in finished.receipts}
+def test_annotations_alone_become_a_finished_run_with_receipts(detector_run: Run) -> None:
+    assert detector_run.status == "finished"
+    status = {receipt["name"]: receipt["status"] for receipt in detector_run.receipts}
     assert status["supervised"] == status["trained moved"] == status["seen"] == "passed"
     assert "failed" not in status.values()
-    written = json.loads((finished.path / "evaluations/validation/metrics.json").read_text())
+    written = json.loads((detector_run.path / "evaluations/validation/metrics.json").read_text())
     assert {"box_ap", "box_ap50", "box_ar100", "mask_ap", "mask_ap_small"} <= set(written["metrics"])
-    assert (finished.path / "report.html").is_file() and (finished.path / "measures.json").is_file()
+    assert (detector_run.path / "report.html").is_file() and (detector_run.path / "measures.json").is_file()
 
 
-def test_the_data_decide_whether_masks_are_learned(finished: Run, tmp_path: Path) -> None:
-    assert finished.recipe.objects is not None and finished.recipe.objects.masks
+def test_the_data_decide_whether_masks_are_learned(detector_run: Run, tmp_path: Path) -> None:
+    assert detector_run.recipe.objects is not None and detector_run.recipe.objects.masks
     boxes = draw_source(tmp_path / "boxes", 20, masks=False)
     run = train(boxes, tmp_path / "run", **{"schedule.steps": 1, "checkpoints.every": 1})
     assert not run.recipe.objects.masks and run.recipe.evaluation.metric == "box_ap"
 
 
 def test_a_run_that_was_paused_and_resumed_is_the_uninterrupted_run_bit_for_bit(
-    shapes: Dataset, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Dataset, detector_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with paused_at(3, monkeypatch):
         train(shapes.path, tmp_path / "run")
     train_run(Run(tmp_path / "run"))
-    again, whole = weights(Run(tmp_path / "run")), weights(finished)
+    again, whole = weights(Run(tmp_path / "run")), weights(detector_run)
     assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
 
 
-def test_a_finer_cut_into_micro_batches_gives_the_same_weights(shapes: Dataset, finished: Run, tmp_path: Path) -> None:
+def test_a_finer_cut_into_micro_batches_gives_the_same_weights(
+    shapes: Dataset, detector_run: Run, tmp_path: Path
+) -> None:
     cut = weights(train(shapes.path, tmp_path / "run", **{"batch.tokens": 1}))
-    for name, tensor in weights(finished).items():
+    for name, tensor in weights(detector_run).items():
         torch.testing.assert_close(cut[name], tensor, rtol=1e-3, atol=1e-5)
 
 
@@ -117,32 +87,32 @@ def losses(run: Run) -> list[float]:
 
 
 @pytest.mark.parametrize("field", CHANGES_LOSSES)
-def test_a_field_changes_what_is_learned(shapes: Dataset, finished: Run, tmp_path: Path, field: str) -> None:
-    changed = train(shapes.path, tmp_path / "run", **{"schedule.steps": 2, field: CHANGES_LOSSES[field]})
-    assert losses(changed)[:2] != losses(finished)[:2]
+def test_a_field_changes_what_is_learned(shapes: Dataset, detector_run: Run, tmp_path: Path, field: str) -> None:
+    changed = train(shapes.path, tmp_path / "run", **{"schedule.steps": 1, field: CHANGES_LOSSES[field]})
+    assert losses(changed) != losses(detector_run)[:1]
 
 
-def test_the_average_of_the_weights_is_what_is_evaluated_and_shipped(finished: Run) -> None:
+def test_the_average_of_the_weights_is_what_is_evaluated_and_shipped(detector_run: Run) -> None:
     from visiontune.training.model import load_trained
 
-    step = finished.checkpoint_steps()[-1]
-    folder = finished.checkpoint_path(step)
+    step = detector_run.checkpoint_steps()[-1]
+    folder = detector_run.checkpoint_path(step)
     own, average = load_file(folder / "trained.safetensors"), load_file(folder / "average.safetensors")
-    adapter, _ = load_trained(finished, finished.recipe, torch.device("cpu"), step)
+    adapter, _ = load_trained(detector_run, detector_run.recipe, torch.device("cpu"), step)
     loaded = dict(adapter.trained_module.named_parameters())
     assert all(torch.equal(loaded[name], tensor) for name, tensor in average.items())
     assert any(not torch.equal(own[name], tensor) for name, tensor in average.items())
 
 
-def test_so_many_objects_are_found_at_most(finished: Run, shapes: Dataset) -> None:
+def test_so_many_objects_are_found_at_most(detector_run: Run, shapes: Dataset) -> None:
     from visiontune.models.objects import finds_objects
     from visiontune.training.model import load_trained
 
-    recipe = finished.recipe
+    recipe = detector_run.recipe
     assert recipe.objects is not None
     few = recipe.model_copy(update={"objects": recipe.objects.model_copy(update={"most": 3})})
     for wanted, one in ((recipe.objects.most, recipe), (3, few)):
-        adapter = finds_objects(load_trained(finished, one, torch.device("cpu"))[0])
+        adapter = finds_objects(load_trained(detector_run, one, torch.device("cpu"))[0])
         batch = adapter.encoder.collate([adapter.encoder.encode(shapes.sample("test", 0))])
         with torch.no_grad():
             assert len(adapter.find(batch)[0]) == min(wanted, 16 * 2)
@@ -195,41 +165,41 @@ def test_a_model_for_texts_is_refused_before_anything_is_trained(shapes: Dataset
         train(shapes.path, tmp_path / "run", model="tiny/smolvlm")
 
 
-def test_found_objects_are_listed_and_drawn(finished: Run, source: Path, tmp_path: Path) -> None:
+def test_found_objects_are_listed_and_drawn(detector_run: Run, source: Path, tmp_path: Path) -> None:
     picture = source.parent / "images" / "0000.png"
-    (found,) = visiontune.predict(finished.path, [picture], pictures=tmp_path / "drawn", least_score=0.0)
+    (found,) = visiontune.predict(detector_run.path, [picture], pictures=tmp_path / "drawn", least_score=0.0)
     value = json.loads(json.dumps(found.to_json()))
     assert value["kind"] == "objects" and value["size"] == [96, 96] and value["objects"]
     assert {"category", "bbox", "score", "segmentation"} <= set(value["objects"][0])
     assert (tmp_path / "drawn" / "0000.png").is_file()
     with pytest.raises(RecipeError, match="knows the classes"):
-        visiontune.predict(finished.path, [picture], classes=["dog"])
+        visiontune.predict(detector_run.path, [picture], classes=["dog"])
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(PartlyReadError, match=r"1 of 2 files(.|\n)*broken\.png") as caught:
-        visiontune.predict(finished.path, [tmp_path / "broken.png", picture], pictures=tmp_path / "again")
+        visiontune.predict(detector_run.path, [tmp_path / "broken.png", picture], pictures=tmp_path / "again")
     assert [answer.id for answer in caught.value.answers] == [str(picture)]
 
 
-def test_a_run_is_what_its_folder_says(finished: Run, tmp_path: Path) -> None:
-    assert {check.name: check.status for check in visiontune.verify(finished.path)}["answers"] == "passed"
+def test_a_run_is_what_its_folder_says(detector_run: Run, tmp_path: Path) -> None:
+    assert {check.name: check.status for check in visiontune.verify(detector_run.path)}["answers"] == "passed"
 
 
-def test_a_run_that_answered_few_samples_is_verified_by_those(finished: Run, tmp_path: Path) -> None:
+def test_a_run_that_answered_few_samples_is_verified_by_those(detector_run: Run, tmp_path: Path) -> None:
     copy = Run(tmp_path / "copy")
-    shutil.copytree(finished.path, copy.path)
+    shutil.copytree(detector_run.path, copy.path)
     visiontune.evaluate(copy.path, split="validation", limit=2)
     assert "2 images again" in {check.name: check.found for check in visiontune.verify(copy.path)}["answers"]
 
 
-def test_merged_weights_loaded_by_plain_transformers_find_the_same_objects(finished: Run, tmp_path: Path) -> None:
-    folder = visiontune.export(finished.path, to="merged", out=tmp_path / "merged")["merged"]
+def test_merged_weights_loaded_by_plain_transformers_find_the_same_objects(detector_run: Run, tmp_path: Path) -> None:
+    folder = visiontune.export(detector_run.path, to="merged", out=tmp_path / "merged")["merged"]
     certificate = json.loads((folder / "certificate.json").read_text())
     (check,) = certificate["checks"]
     assert certificate["verdict"] == check["status"] == "passed" and check["numbers"]["objects"] > 0
 
 
 def test_merged_weights_that_find_other_objects_are_kept_aside(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from visiontune.exports import weights as exported
 
@@ -243,14 +213,8 @@ def test_merged_weights_that_find_other_objects_are_kept_aside(
 
     monkeypatch.setattr(exported, "_save_merged", changed)
     with pytest.raises(CertificateError, match="objects"):
-        visiontune.export(finished.path, to="merged", out=tmp_path / "merged")
+        visiontune.export(detector_run.path, to="merged", out=tmp_path / "merged")
     assert not (tmp_path / "merged").exists() and (tmp_path / "merged.failed").is_dir()
-
-
-@pytest.fixture(scope="session")
-def group(shapes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunGroup:
-    changes = {"data.image_longest_edge": 96, "schedule.steps": 2, "checkpoints.every": 1, "evaluation.every": 2}
-    return train(shapes.path, tmp_path_factory.mktemp("runs") / "teacher", "tiny/mm-grounding-dino,tiny/sam", **changes)
 
 
 def test_two_models_make_two_whole_runs_under_one_plan(group: RunGroup) -> None:
@@ -371,12 +335,12 @@ def test_a_folder_that_holds_a_group_is_not_trained_into_again(group: RunGroup, 
         train(shapes.path, group.path)
 
 
-def test_options_that_would_do_nothing_are_refused(finished: Run, source: Path) -> None:
+def test_options_that_would_do_nothing_are_refused(detector_run: Run, source: Path) -> None:
     picture = source.parent / "images" / "0000.png"
     with pytest.raises(RecipeError, match="no --prompt"):
-        visiontune.predict(finished.path, [picture], prompt="What?")
+        visiontune.predict(detector_run.path, [picture], prompt="What?")
     with pytest.raises(RecipeError, match="of texts"):
-        visiontune.evaluate(finished.path, ratios=[5])
+        visiontune.evaluate(detector_run.path, ratios=[5])
 
 
 def test_all_datasets_of_a_run_are_measured(shapes: Dataset, tmp_path: Path) -> None:

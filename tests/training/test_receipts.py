@@ -20,6 +20,7 @@ from visiontune.training import model as models
 from visiontune.training.loop import train_run
 
 Plan = Callable[..., Run]
+SHORT = {"schedule.steps": 2}
 
 
 def statuses(run: Run) -> dict[str, str]:
@@ -170,12 +171,12 @@ def test_frozen_sees_a_frozen_weight_that_moved(plan: Plan, monkeypatch: pytest.
         weight.data.view(-1)[0] += 1e-6
 
     after_each_step(monkeypatch, nudge)
-    fails(plan(), "frozen stayed frozen", "changed during the run")
+    fails(plan("run", SHORT), "frozen stayed frozen", "changed during the run")
 
 
 def test_frozen_sees_a_buffer_that_moved(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     after_each_step(monkeypatch, lambda training: next(training.module.buffers()).mul_(1.0001))
-    fails(plan(), "frozen stayed frozen", "changed during the run")
+    fails(plan("run", SHORT), "frozen stayed frozen", "changed during the run")
 
 
 def test_frozen_sees_a_frozen_weight_that_learns(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,14 +202,14 @@ def test_seen_sees_a_sample_that_was_skipped_and_one_that_was_another(
         original(training, batches)
 
     monkeypatch.setattr(loop, "_count", skip)
-    fails(plan("skipped"), "seen", "other numbers of samples")
+    fails(plan("skipped", SHORT), "seen", "other numbers of samples")
 
     def exchange(training: Any, batches: Any) -> None:
         batches[0][1].origins[0] = (0, 10**6, 0)
         original(training, batches)
 
     monkeypatch.setattr(loop, "_count", exchange)
-    fails(plan("exchanged"), "seen", "other samples were seen")
+    fails(plan("exchanged", SHORT), "seen", "other samples were seen")
 
 
 def test_image_matters_sees_a_prompt_that_gives_the_answer_away(tmp_path: Path, digit_scans: Any) -> None:
@@ -252,7 +253,7 @@ def test_memory_is_held_to_ten_percent_on_cuda_and_not_claimed_elsewhere() -> No
 
 
 def test_part_counts_are_saved_with_the_run(plan: Plan) -> None:
-    run = train_run(plan())
+    run = train_run(plan("run", SHORT))
     parts = json.loads((run.path / "parts.json").read_text())
     assert [(p["part"], p["state"]) for p in parts] == list(run.recipe.parts.items())
     assert {p["part"] for p in parts if p["trainable"]} == {"projector", "language_model"}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import visiontune
-from tests.conftest import QUICK
+from tests.conftest import QUICK, planner
 from tests.models import test_compiled, test_four_bit
 from tests.training import (
     test_attention,
@@ -37,8 +37,16 @@ from visiontune.training.plan import derive, plan_run
 
 Plan = Callable[..., Run]
 
-# Four steps; losses of dropout-free LoRA on the tiny checkpoint.
-BASE: dict[str, Any] = {"schedule.steps": 4, "evaluation.every": 4, "evaluation.samples": 4, "schedule.warmup": 0.25}
+# Four steps of dropout-free LoRA on the tiny checkpoint; so few images that the evaluation at the end is short.
+BASE: dict[str, Any] = {
+    "data.limit": 12,
+    "schedule.steps": 4,
+    "evaluation.every": 4,
+    "evaluation.samples": 4,
+    "schedule.warmup": 0.25,
+    "lora.dropout": 0.0,
+    "features.cache": "never",
+}
 
 # Field -> the overrides that change it, where the losses of a short run must differ.
 CHANGES_LOSSES: dict[str, dict[str, Any]] = {
@@ -68,7 +76,6 @@ CHANGES_LOSSES: dict[str, dict[str, Any]] = {
     "schedule.warmup": {"schedule.warmup": 0.5},
     "batch.samples": {"batch.samples": 16},
     "batch.window": {"batch.window": 16},
-    "machine.precision": {"machine.precision": "bf16"},
 }
 
 # The same for the fields of a device, in runs for a device on coloured pictures that are no squares.
@@ -88,27 +95,23 @@ def losses(run: Run) -> list[float]:
     return [entry["loss"] for entry in run.metrics("step")]
 
 
-_BASE_LOSSES: list[list[float]] = []
-
-
-@pytest.fixture
-def base_losses(plan: Plan) -> list[float]:
-    if not _BASE_LOSSES:
-        _BASE_LOSSES.append(losses(train_run(plan("base", {**BASE, "lora.dropout": 0.0}))))
-    return _BASE_LOSSES[0]
+@pytest.fixture(scope="module")
+def base(digits: Dataset, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that others differ from in a field."""
+    return train_run(planner(digits, tiny_checkpoint, tmp_path_factory.mktemp("base"))("run", BASE))
 
 
 @pytest.mark.parametrize("field", CHANGES_LOSSES)
-def test_the_field_changes_the_losses(field: str, plan: Plan, base_losses: list[float]) -> None:
+def test_the_field_changes_the_losses(field: str, plan: Plan, base: Run) -> None:
     changes = CHANGES_LOSSES[field]
     model = changes.get("model.name")
-    run = plan("changed", {**BASE, "lora.dropout": 0.0, **changes}, model)
+    run = plan("changed", {**BASE, **changes}, model)
     try:
         train_run(run)
     except DataError as error:
         assert field == "data.max_tokens" and "images are never cut" in error.found
         return
-    assert losses(run) != base_losses
+    assert losses(run) != losses(base)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def plan_for_device(colours: Dataset, tiny_checkpoint: Path, tmp_path: Path) -> 
 
     def make(name: str, overrides: dict[str, Any]) -> Run:
         recipe = derive([colours], [None], str(tiny_checkpoint), hardware("cpu"), profile="android-256")
-        changes = {**QUICK, **BASE, "schedule.steps": 2, "lora.dropout": 0.0, "device.image_size": 32}
+        changes = {**QUICK, **BASE, "schedule.steps": 2, "device.image_size": 32}
         run = Run(tmp_path / name)
         plan_run(run, recipe.changed({**changes, **overrides}), [colours])
         return run
@@ -198,7 +201,7 @@ def test_a_recipe_that_trains_what_its_device_does_not_do_is_refused(
 
 
 def test_a_devices_answers_are_no_longer_than_it_says(plan_for_device: Plan) -> None:
-    free = {"evaluation.answers": "generated", "optimizer.learning_rate": 1e-9}
+    free = {"evaluation.answers": "generated", "optimizer.learning_rate": 1e-9, "schedule.steps": 1}
     short = train_run(plan_for_device("short", {**free, "device.max_new_tokens": 1}))
     long = train_run(plan_for_device("long", {**free, "device.max_new_tokens": 12}))
     assert max(map(len, answers(short))) < max(map(len, answers(long)))
@@ -231,12 +234,19 @@ def answers(run: Run) -> list[str]:
     return [json.loads(line)["text"] for line in lines]
 
 
-def test_scored_answers_are_labels_and_generated_ones_what_the_model_says(plan: Plan) -> None:
-    untrained = {**BASE, "optimizer.learning_rate": 1e-9}
+@pytest.fixture(scope="module")
+def generating(digits: Dataset, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that has hardly learned and answers at length what it likes."""
+    free = {**BASE, "schedule.steps": 1, "optimizer.learning_rate": 1e-9, "evaluation.answers": "generated"}
+    make = planner(digits, tiny_checkpoint, tmp_path_factory.mktemp("generating"))
+    return train_run(make("run", {**free, "evaluation.max_new_tokens": 12}))
+
+
+def test_scored_answers_are_labels_and_generated_ones_what_the_model_says(plan: Plan, generating: Run) -> None:
+    untrained = {**BASE, "schedule.steps": 1, "optimizer.learning_rate": 1e-9}
     scored = train_run(plan("scored", {**untrained, "evaluation.answers": "scored"}))
-    generated = train_run(plan("generated", {**untrained, "evaluation.answers": "generated"}))
     labels = {str(digit) for digit in range(10)}
-    assert set(answers(scored)) <= labels and not set(answers(generated)) <= labels
+    assert set(answers(scored)) <= labels and not set(answers(generating)) <= labels
 
 
 def test_labels_are_scored_where_there_are_labels_and_nothing_else_can_be(recipe_of: Recipe, plan: Plan) -> None:
@@ -263,7 +273,7 @@ def test_a_label_longer_than_an_answer_may_be_is_refused_by_name(plan: Plan) -> 
 def test_the_wanted_accuracy_decides_where_to_abstain(plan: Plan) -> None:
     coverage = []
     for wanted in (0.01, 1.0):
-        run = train_run(plan(str(wanted), {**BASE, "evaluation.wanted_accuracy": wanted}))
+        run = train_run(plan(str(wanted), {**BASE, "data.limit": 30, "evaluation.wanted_accuracy": wanted}))
         calibration = run.read_json("calibration.json")
         assert calibration is not None and calibration["wanted_accuracy"] == wanted
         coverage.append(calibration["coverage"])
@@ -311,6 +321,7 @@ def test_every_field_of_the_recipe_is_shown_to_matter() -> None:
         "responses.rate": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "responses.behaviour": test_response_runs.test_a_core_is_not_given_what_it_was_not_made_for,
         "schedule.hours": test_response_plans.test_hours_become_a_recorded_number_of_steps,
+        "machine.precision": test_bf16_changes_the_losses_and_keeps_trained_weights_in_float32,
         "machine.compile": test_compiled.test_compiled_layers_leave_the_losses_and_answer_uncompiled,
         "tracking.trackers": test_trackers.test_tensorboard_shows_each_step_once_with_the_numbers_of_the_metrics,
         "tracking.project": test_trackers.test_wandb_goes_on_in_one_run_of_the_project,
@@ -378,10 +389,9 @@ def test_steps_checkpoints_and_evaluations_come_when_asked(plan: Plan) -> None:
     assert set(run.checkpoint_steps()) == {6, 8, 9, run.best["step"]}
 
 
-def test_metric_decides_the_best_checkpoint(plan: Plan) -> None:
-    for metric in ("accuracy", "normalised_match"):
-        run = train_run(plan(metric, {**BASE, "evaluation.metric": metric}))
-        assert run.best is not None and run.best["metric"] == metric
+def test_metric_decides_the_best_checkpoint(plan: Plan, base: Run) -> None:
+    other = train_run(plan("other", {**BASE, "schedule.steps": 1, "evaluation.metric": "normalised_match"}))
+    assert [(run.best or {})["metric"] for run in (base, other)] == ["accuracy", "normalised_match"]
 
 
 def test_patience_stops_early(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,42 +412,34 @@ def test_patience_stops_early(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> No
     assert run.best is not None and run.best["step"] == 6  # as good as step 4, and later
 
 
-def test_answers_are_no_longer_than_asked(plan: Plan) -> None:
-    untrained = {**BASE, "optimizer.learning_rate": 1e-9, "evaluation.answers": "generated"}
-    run = train_run(plan("short", {**untrained, "evaluation.max_new_tokens": 1}))
-    longer = train_run(plan("long", {**untrained, "evaluation.max_new_tokens": 12}))
-    assert max(map(len, answers(run))) < max(map(len, answers(longer)))
+def test_answers_are_no_longer_than_asked(plan: Plan, generating: Run) -> None:
+    free = {**BASE, "schedule.steps": 1, "optimizer.learning_rate": 1e-9, "evaluation.answers": "generated"}
+    run = train_run(plan("short", {**free, "evaluation.max_new_tokens": 1}))
+    assert max(map(len, answers(run))) < max(map(len, answers(generating)))
 
 
-def test_tokens_cut_micro_batches_and_leave_the_result(plan: Plan) -> None:
-    overrides = {**BASE, "lora.dropout": 0.0}
-    whole = train_run(plan("whole", {**overrides, "batch.tokens": 4096}))
-    cut = train_run(plan("cut", {**overrides, "batch.tokens": 100}))
-    assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
+def test_tokens_cut_micro_batches_and_leave_the_result(plan: Plan, base: Run) -> None:
+    cut = train_run(plan("cut", {**BASE, "batch.tokens": 100}))
+    assert losses(cut) == pytest.approx(losses(base), abs=1e-5)
 
 
-def test_packing_leaves_no_padding_and_the_result(plan: Plan) -> None:
-
-    overrides = {**BASE, "lora.dropout": 0.0}
-    padded = train_run(plan("padded", overrides))
+def test_packing_leaves_no_padding_and_the_result(plan: Plan, base: Run) -> None:
     for name, more in (("packed", {}), ("cut", {"batch.tokens": 100}), ("recomputed", {"machine.recompute": True})):
-        packed = train_run(plan(name, {**overrides, "batch.packing": True, **more}))
-        assert losses(packed) == pytest.approx(losses(padded), abs=1e-5)
+        packed = train_run(plan(name, {**BASE, "batch.packing": True, **more}))
+        assert losses(packed) == pytest.approx(losses(base), abs=1e-5)
         assert load_base(packed, packed.recipe, torch.device("cpu")).encoder.packing  # type: ignore[attr-defined]
         assert {receipt["status"] for receipt in packed.receipts} <= {"passed", "not applicable"}
 
 
 def test_recomputing_layers_keeps_less_and_leaves_the_losses(plan: Plan) -> None:
-    from visiontune.training import session
-
-    predicted: list[int] = []
     kept = train_run(plan("kept", {**BASE, "lora.dropout": 0.5}))
-    again = plan("again", {**BASE, "lora.dropout": 0.5, "machine.recompute": True})
-    for run in (kept, again):
-        opened = session.set_up(run, run.recipe, session.Ranks("cpu"))
-        predicted.append(opened.predicted_bytes)
+    again = train_run(plan("again", {**BASE, "lora.dropout": 0.5, "machine.recompute": True}))
+    predicted = [
+        next(one for one in run.receipts if one["name"] == "memory")["numbers"]["predicted_bytes"]
+        for run in (kept, again)
+    ]
     assert predicted[1] < predicted[0]
-    assert losses(train_run(again)) == losses(kept)
+    assert losses(again) == losses(kept)
 
 
 def test_an_absent_device_is_an_error_before_anything_is_loaded(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +462,7 @@ def test_workers_and_threads_are_those_asked_for(plan: Plan, monkeypatch: pytest
     monkeypatch.setattr(batches, "DataLoader", loader)
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)  # two beside another test would wait for each other
-    train_run(plan("two", {**BASE, "machine.workers": 2, "machine.threads": 2}))
+    train_run(plan("two", {**BASE, "schedule.steps": 1, "machine.workers": 2, "machine.threads": 2}))
     assert 2 in asked and threads == [2]
 
 
@@ -469,7 +471,7 @@ def test_out_of_memory_cuts_finer_says_so_once_and_leaves_the_result(
 ) -> None:
     from visiontune.models.smolvlm import SmolVLMAdapter
 
-    whole = train_run(plan("whole", {"lora.dropout": 0.0, "batch.tokens": 4096}))
+    whole = train_run(plan("whole", {**BASE, "batch.tokens": 4096}))
     original = SmolVLMAdapter.losses
     refused: list[int] = []
 
@@ -481,7 +483,7 @@ def test_out_of_memory_cuts_finer_says_so_once_and_leaves_the_result(
 
     monkeypatch.setattr(SmolVLMAdapter, "losses", losses_of_three)
     capsys.readouterr()
-    cut = train_run(plan("cut", {"lora.dropout": 0.0, "batch.tokens": 4096}))
+    cut = train_run(plan("cut", {**BASE, "batch.tokens": 4096}))
     assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
     said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
     assert len(said) == 2  # to two pieces of four, then to four pieces of two; not again in later steps
@@ -503,18 +505,18 @@ def test_one_sample_that_does_not_fit_is_a_clear_error(plan: Plan, monkeypatch: 
         train_run(plan("never"))
 
 
-def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(plan: Plan) -> None:
+def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(plan: Plan, base: Run) -> None:
     run = train_run(plan("half", {**BASE, "machine.precision": "fp16"}))
-    full = train_run(plan("full", {**BASE, "machine.precision": "fp32"}))
-    assert losses(run) == pytest.approx(losses(full), rel=0.05)
+    assert losses(run) == pytest.approx(losses(base), rel=0.05)
     scale = run.read_json(f"checkpoints/step-{run.checkpoint_steps()[-1]}/state.json")
     assert scale is not None and scale["loss_scale"]["scale"] > 0
 
 
-def test_bf16_keeps_trained_weights_in_float32(plan: Plan) -> None:
+def test_bf16_changes_the_losses_and_keeps_trained_weights_in_float32(plan: Plan, base: Run) -> None:
     from safetensors.torch import load_file
 
     run = train_run(plan("bf16", {**BASE, "machine.precision": "bf16"}))
+    assert losses(run) != losses(base)
     weights = load_file(run.checkpoint_path(run.checkpoint_steps()[-1]) / "trained.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     receipts = {r["name"]: r["status"] for r in run.receipts}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import visiontune
-from tests.training.test_object_runs import QUICK, finished, group, shapes, source  # noqa: F401
+from tests.object_runs import QUICK
 from visiontune.data.dataset import Dataset
 from visiontune.demo_shapes import draw_source
 from visiontune.errors import DataError, RecipeError, RunError
@@ -37,7 +37,7 @@ def train(data: Any, out: Path, model: str = "tiny/rf-detr", *, options: Any = N
     ],
 )
 def test_a_run_that_would_learn_nothing_or_not_what_was_asked(
-    shapes: Dataset,  # noqa: F811
+    shapes: Dataset,
     tmp_path: Path,
     options: dict[str, Any],
     overrides: dict[str, Any],
@@ -64,31 +64,31 @@ def test_a_model_for_objects_is_not_given_the_names_of_folders(digits: Dataset, 
 
 
 def test_numbers_that_leave_nothing_are_refused_of_a_run(
-    finished: Run,  # noqa: F811
-    source: Path,  # noqa: F811
+    detector_run: Run,
+    source: Path,
     tmp_path: Path,
 ) -> None:
     picture = source.parent / "images" / "0000.png"
     for limit in (0, -1):
         with pytest.raises(RecipeError, match="takes nothing"):
-            visiontune.evaluate(finished.path, limit=limit)
+            visiontune.evaluate(detector_run.path, limit=limit)
         with pytest.raises(RecipeError, match="takes nothing"):
-            visiontune.predict(finished.path, [picture], limit=limit)
+            visiontune.predict(detector_run.path, [picture], limit=limit)
     with pytest.raises(RecipeError, match="score of 5 is none"):
-        visiontune.predict(finished.path, [picture], least_score=5)
+        visiontune.predict(detector_run.path, [picture], least_score=5)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="pictures go to a folder"):
-        visiontune.predict(finished.path, [picture], pictures=tmp_path / "file")
+        visiontune.predict(detector_run.path, [picture], pictures=tmp_path / "file")
 
 
-def test_classes_are_named_once_each(group: RunGroup, source: Path) -> None:  # noqa: F811
+def test_classes_are_named_once_each(group: RunGroup, source: Path) -> None:
     picture = source.parent / "images" / "0000.png"
     for classes, found in ((["", " "], "No class is named"), (["car", "bus", "Car."], "read alike: car, Car.")):
         with pytest.raises(RecipeError, match=found):
             visiontune.predict(group.path, [picture], classes=classes)
 
 
-def test_a_run_is_not_planned_among_other_things(shapes: Dataset, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_is_not_planned_among_other_things(shapes: Dataset, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").touch()
     (tmp_path / "file").touch()
@@ -145,7 +145,7 @@ def test_a_plan_that_is_being_trained_is_left_alone(plan: Plan) -> None:
 
 
 def test_a_preset_leaves_out_what_detectors_cannot_do(
-    shapes: Dataset,  # noqa: F811
+    shapes: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import visiontune
 from tests.made_recordings import made, with_trials
-from tests.training.test_response_runs import QUICK, finished, prepared, sessions  # noqa: F401
+from tests.response_runs import QUICK
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
@@ -28,17 +28,17 @@ from visiontune.training.plan_responses import derive_responses
 
 
 def test_readouts_on_a_frozen_core_see_fewer_clips_more_often(
-    prepared: Path,  # noqa: F811
-    finished: Run,  # noqa: F811
+    prepared: Path,
+    core_run: Run,
 ) -> None:
     session = Dataset.open(next(path.parent for path in sorted(prepared.rglob("dataset.json"))))
-    recipe = derive_responses([session], [None], hardware("cpu"), start=finished)
+    recipe = derive_responses([session], [None], hardware("cpu"), start=core_run)
     choices = recipe.responses
     assert choices is not None
     clips = ClipDataset.open(session.path, choices.clip, choices.burn_in).count("train")
     assert recipe.why["schedule.steps"].startswith("24 epochs"), "few clips are seen often"
     assert recipe.schedule.steps == -(-24 * clips // recipe.batch.samples)
-    limited = derive_responses([session], [None], hardware("cpu"), start=finished, epochs=2)
+    limited = derive_responses([session], [None], hardware("cpu"), start=core_run, epochs=2)
     assert limited.schedule.steps == -(-2 * clips // limited.batch.samples)
 
 
@@ -47,7 +47,7 @@ class PauseAtOnce(Callback):
         run.ask_to_pause()
 
 
-def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_hours_become_a_recorded_number_of_steps(prepared: Path, tmp_path: Path) -> None:
     follow = ("schedule.steps", "evaluation.every", "checkpoints.every")
     few = {name: value for name, value in QUICK.items() if name not in follow}
     with pytest.raises(PausedError):
@@ -102,10 +102,10 @@ def test_behaviour_that_not_all_sessions_recorded_is_left_out_and_said(
         derived(apart, modulation="film")
 
 
-def test_a_core_is_not_given_bins_that_would_have_to_be_divided(tmp_path: Path, finished: Run) -> None:  # noqa: F811
+def test_a_core_is_not_given_bins_that_would_have_to_be_divided(tmp_path: Path, core_run: Run) -> None:
     slow = recorded(tmp_path, "slow", ("running", "pupil"), rate=30.0)
     with pytest.raises(RecipeError, match="30 bins a second, and the core sees 60") as refused:
-        derive_responses([slow], [None], hardware("cpu"), start=finished)
+        derive_responses([slow], [None], hardware("cpu"), start=core_run)
     assert "joined, not divided" in str(refused.value.fix)
 
 
@@ -116,7 +116,7 @@ def test_a_session_without_a_training_trial_is_refused_as_that(tmp_path: Path) -
         derived([Dataset.open(path)])
 
 
-def test_presets_and_fields_of_adapters_on_recordings(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_presets_and_fields_of_adapters_on_recordings(prepared: Path, tmp_path: Path) -> None:
     """A preset leaves out what a core cannot do; asked for by hand, the same is refused, before anything is written."""
     few = {**QUICK, "schedule.steps": 1, "evaluation.every": 1}
     run: Any = visiontune.train(prepared, out=tmp_path / "low", preset="low-memory", overrides=few)
@@ -131,9 +131,9 @@ def test_presets_and_fields_of_adapters_on_recordings(prepared: Path, tmp_path: 
         assert not (tmp_path / "refused/recipe.yaml").exists()
 
 
-def test_a_run_on_recordings_is_verified_by_its_rates(finished: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_on_recordings_is_verified_by_its_rates(core_run: Run, tmp_path: Path) -> None:
     copy = Run(tmp_path / "copy")
-    shutil.copytree(finished.path, copy.path)
+    shutil.copytree(core_run.path, copy.path)
     checks = {check.name: check for check in verify_run(copy)}
     assert checks["answers"].status == "passed" and "bins again, the same" in checks["answers"].found
     path = copy.path / "evaluations/validation/session-0.npz"
@@ -147,12 +147,12 @@ def test_a_run_on_recordings_is_verified_by_its_rates(finished: Run, tmp_path: P
 
 
 def test_evaluate_says_why_a_metric_has_no_value(
-    finished: Run,  # noqa: F811
+    core_run: Run,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(finished.path, copy)
+    shutil.copytree(core_run.path, copy)
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", str(copy), "--split", "validation"])
     out = capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_evaluate_says_why_a_metric_has_no_value(
         visiontune.evaluate(copy, split="validation", require="feve>=0")
 
 
-def test_a_movie_gets_the_rates_that_an_evaluation_gives_its_trial(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_movie_gets_the_rates_that_an_evaluation_gives_its_trial(prepared: Path, tmp_path: Path) -> None:
     """A recurrent core remembers from where a clip begins: both cut a trial in the same places."""
     few = {**QUICK, "schedule.steps": 1, "evaluation.every": 1, "responses.modulation": "none"}
     run: Any = visiontune.train(prepared, out=tmp_path / "run", overrides=few)
@@ -193,7 +193,7 @@ def test_validation_without_a_spike_is_not_called_no_samples(
     assert "step 1: bits_per_spike: nothing to score" in capsys.readouterr().err
 
 
-def test_a_choice_that_was_given_has_no_derived_reason(prepared: Path) -> None:  # noqa: F811
+def test_a_choice_that_was_given_has_no_derived_reason(prepared: Path) -> None:
     session = Dataset.open(next(path.parent for path in sorted(prepared.rglob("dataset.json"))))
     given = derived([session], clip=12)
     assert given.responses is not None and given.responses.clip == 12 and given.why["responses.clip"] == "set by hand"

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import visiontune
-from tests.conftest import SAME_EVERYWHERE
 from tests.paused import paused_at
+from tests.response_runs import QUICK, UNITS, train
 from tests.two_ranks import train_on_two_ranks
 from tests.written_recordings import write_npz
 from visiontune.data.recordings.clips import ClipDataset
@@ -27,58 +27,8 @@ from visiontune.training.loop import train_run
 from visiontune.training.model import load_trained, open_datasets
 from visiontune.training.plan_responses import refuse_other_frames
 from visiontune.training.ranks import Ranks
+from visiontune.training.receptive_fields import CLIPS
 from visiontune.training.session import order_of
-
-QUICK: dict[str, Any] = {
-    "responses.channels": [4],
-    "responses.kernels": [5],
-    "responses.temporal_kernels": [1],
-    "responses.strides": [2],
-    "responses.pools": [1],
-    "responses.recurrent_channels": 2,
-    "responses.temporal_taps": 6,
-    "responses.temporal_channels": 2,
-    "responses.clip": 48,
-    "batch.samples": 4,
-    "batch.window": 16,
-    "batch.tokens": 200,
-    "schedule.steps": 6,
-    "evaluation.every": 3,
-    "evaluation.samples": 8,
-    "checkpoints.every": 2,
-    **SAME_EVERYWHERE,
-}
-UNITS = (7, 4)
-
-
-@pytest.fixture(scope="session")
-def sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sessions of 60 s as .npz files, of two subjects, with other numbers of units."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number, units in enumerate(UNITS):
-        made = simulate(
-            f"session-{number}", seed=number, units=units, seconds=45, size=(16, 16), repeats=(1, 4),
-            subject=f"subject-{number}",
-        )  # fmt: skip
-        write_npz(made, folder / f"session-{number}.npz")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def prepared(sessions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared") / "data"
-    prepare_recordings(sessions, folder)
-    return folder
-
-
-def train(data: Any, out: Path, start: Any = None, **overrides: Any) -> Any:
-    kept = QUICK if start is None else {n: v for n, v in QUICK.items() if not n.startswith("responses.")}
-    return visiontune.train(data, out=out, start=start, overrides={**kept, **overrides})
-
-
-@pytest.fixture(scope="session")
-def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(prepared, tmp_path_factory.mktemp("runs") / "core")
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -91,7 +41,7 @@ def losses(run: Run) -> list[float]:
 
 
 def test_a_folder_of_sessions_becomes_a_finished_run_with_receipts(sessions: Path, tmp_path: Path) -> None:
-    run = train(sessions, tmp_path / "run")
+    run: Any = visiontune.train(sessions, out=tmp_path / "run", overrides=QUICK)
     assert run.status == "finished"
     status = {receipt["name"]: receipt["status"] for receipt in run.receipts}
     assert status["supervised"] == status["trained moved"] == status["seen"] == "passed"
@@ -99,39 +49,41 @@ def test_a_folder_of_sessions_becomes_a_finished_run_with_receipts(sessions: Pat
     written = json.loads((run.path / "evaluations/validation/metrics.json").read_text())
     assert {"bits_per_spike", "above_zero", "correlation"} <= set(written["metrics"])
     assert len(written["per_unit"]) == sum(UNITS) and (run.path / "report.html").is_file()
+    fields = json.loads((run.path / "evaluations/fields.json").read_text())
+    assert fields["clips"] == CLIPS and len(fields["units"]) == sum(UNITS)
     assert [Path(use.path).name for use in run.recipe.data.datasets] == ["session-0", "session-1"]
     (shown, *_) = next(r for r in run.receipts if r["name"] == "supervised")["examples"]
     assert shown["units"] in UNITS and shown["spikes"] > 0
 
 
 def test_a_run_that_was_paused_and_resumed_is_the_uninterrupted_run_bit_for_bit(
-    prepared: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, core_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with paused_at(3, monkeypatch):
         train(prepared, tmp_path / "run")
     train_run(Run(tmp_path / "run"))
-    again, whole = weights(Run(tmp_path / "run")), weights(finished)
+    again, whole = weights(Run(tmp_path / "run")), weights(core_run)
     assert again.keys() == whole.keys() and all(torch.equal(again[name], whole[name]) for name in whole)
 
 
-def test_a_finer_cut_into_micro_batches_gives_the_same_weights(prepared: Path, finished: Run, tmp_path: Path) -> None:
+def test_a_finer_cut_into_micro_batches_gives_the_same_weights(prepared: Path, core_run: Run, tmp_path: Path) -> None:
     cut = weights(train(prepared, tmp_path / "run", **{"batch.tokens": 1}))
-    for name, tensor in weights(finished).items():
+    for name, tensor in weights(core_run).items():
         torch.testing.assert_close(cut[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_two_ranks_equal_one(prepared: Path, finished: Run, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(prepared: Path, core_run: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "two")
     run.path.mkdir()
     (run.path / "base").mkdir()
-    for file in finished.base_folder.iterdir():
+    for file in core_run.base_folder.iterdir():
         (run.path / "base" / file.name).write_bytes(file.read_bytes())
-    finished.recipe.save(run.recipe_path)
+    core_run.recipe.save(run.recipe_path)
     train_on_two_ranks(run)
-    assert losses(run) == pytest.approx(losses(finished), abs=1e-5)
-    one, two = weights(finished), weights(run)
+    assert losses(run) == pytest.approx(losses(core_run), abs=1e-5)
+    one, two = weights(core_run), weights(run)
     assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-5
-    scores = [r.read_json("evaluations/validation/metrics.json")["metrics"]["bits_per_spike"] for r in (run, finished)]
+    scores = [r.read_json("evaluations/validation/metrics.json")["metrics"]["bits_per_spike"] for r in (run, core_run)]
     assert scores[0]["value"] == pytest.approx(scores[1]["value"], abs=1e-4)
 
 
@@ -162,13 +114,13 @@ CHANGES_LOSSES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("field", CHANGES_LOSSES)
-def test_a_field_changes_what_is_learned(prepared: Path, finished: Run, tmp_path: Path, field: str) -> None:
+def test_a_field_changes_what_is_learned(prepared: Path, core_run: Run, tmp_path: Path, field: str) -> None:
     changed = train(prepared, tmp_path / "run", **{"schedule.steps": 2, **CHANGES_LOSSES[field]})
-    assert losses(changed)[:2] != losses(finished)[:2]
+    assert losses(changed)[:2] != losses(core_run)[:2]
 
 
-def test_the_burn_in_follows_from_the_core(prepared: Path, finished: Run, tmp_path: Path) -> None:
-    chosen = finished.recipe.responses
+def test_the_burn_in_follows_from_the_core(prepared: Path, core_run: Run, tmp_path: Path) -> None:
+    chosen = core_run.recipe.responses
     assert chosen is not None and chosen.burn_in == 5 + 8  # six taps, and what fills the recurrent state
     with pytest.raises(RecipeError, match="looks 5 frames back"):
         train(prepared, tmp_path / "run", **{"responses.burn_in": 4})
@@ -215,11 +167,11 @@ def test_a_penalty_comes_once_a_step_and_rises_as_its_schedule_says(prepared: Pa
     assert run.metrics("step")[-1]["gradient_norm"] > 1  # and is learned, once for several micro-batches
 
 
-def test_a_new_session_is_fitted_on_the_frozen_core(sessions: Path, finished: Run, tmp_path: Path) -> None:
+def test_a_new_session_is_fitted_on_the_frozen_core(sessions: Path, core_run: Run, tmp_path: Path) -> None:
     made = simulate("session-new", seed=5, units=3, seconds=45, size=(16, 16), repeats=(1, 4))
     write_npz(made, tmp_path / "session-new.npz")
     runs = [
-        train(tmp_path / "session-new.npz", tmp_path / cache, finished.path, **{"features.cache": cache})
+        train(tmp_path / "session-new.npz", tmp_path / cache, core_run.path, **{"features.cache": cache})
         for cache in ("always", "never")
     ]
     for run in runs:
@@ -230,7 +182,7 @@ def test_a_new_session_is_fitted_on_the_frozen_core(sessions: Path, finished: Ru
     taken = json.loads((runs[0].base_folder / "taken.json").read_text())
     assert "core.blocks.0.weight" in taken["taken"] or any(name.startswith("core.") for name in taken["taken"])
     assert any(name.startswith("readout.") for name in taken["new"])
-    core, _ = load_trained(finished, finished.recipe, torch.device("cpu"))
+    core, _ = load_trained(core_run, core_run.recipe, torch.device("cpu"))
     new, _ = load_trained(runs[0], runs[0].recipe, torch.device("cpu"))
     own = dict(core.network.named_parameters())
     for name, parameter in new.network.named_parameters():
@@ -243,29 +195,29 @@ def test_a_new_session_is_fitted_on_the_frozen_core(sessions: Path, finished: Ru
     assert len(list(former.parent.glob("*.npz"))) == 1 and not former.exists()
 
 
-def test_a_core_is_not_changed_by_fields_of_a_new_one(sessions: Path, finished: Run, tmp_path: Path) -> None:
+def test_a_core_is_not_changed_by_fields_of_a_new_one(sessions: Path, core_run: Run, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"responses\.channels is of a new core"):
-        train(sessions / "session-0.npz", tmp_path / "run", finished.path, **{"responses.channels": [8]})
+        train(sessions / "session-0.npz", tmp_path / "run", core_run.path, **{"responses.channels": [8]})
 
 
-def test_a_core_is_not_given_what_it_was_not_made_for(sessions: Path, finished: Run, tmp_path: Path) -> None:
+def test_a_core_is_not_given_what_it_was_not_made_for(sessions: Path, core_run: Run, tmp_path: Path) -> None:
     """At another rate its filters would span another time, by other behaviour it would be modulated without meaning."""
     half, other = tmp_path / "half", tmp_path / "other"
     prepare_recordings(sessions / "session-0.npz", half, rate=30)
     with pytest.raises(RecipeError, match=r"30 bins a second, and the core sees 60") as refused:
-        train(half, tmp_path / "slow", finished.path)
+        train(half, tmp_path / "slow", core_run.path)
     assert refused.value.where == "responses.rate"
     with np.load(sessions / "session-0.npz") as file:
         arrays: dict[str, Any] = dict(file) | {"behaviour_names": np.array(["licks", "pupil"])}
     other.mkdir()
     np.savez(other / "session-0.npz", **arrays)
     with pytest.raises(RecipeError, match="recorded licks, pupil, and the core is modulated by running, pupil"):
-        train(other, tmp_path / "licking", finished.path)
+        train(other, tmp_path / "licking", core_run.path)
     with pytest.raises(RecipeError, match="core sees 50"):
         train(sessions, tmp_path / "run", **{"responses.rate": 50})
 
 
-def test_a_core_is_not_given_frames_that_it_was_not_made_for(finished: Run, tmp_path: Path) -> None:
+def test_a_core_is_not_given_frames_that_it_was_not_made_for(core_run: Run, tmp_path: Path) -> None:
     write_npz(simulate("new", seed=5, units=3, seconds=45, size=(16, 16), repeats=(1, 4)), tmp_path / "new.npz")
     with np.load(tmp_path / "new.npz") as file:
         arrays: dict[str, Any] = dict(file)
@@ -277,22 +229,22 @@ def test_a_core_is_not_given_frames_that_it_was_not_made_for(finished: Run, tmp_
     ):
         np.savez(tmp_path / f"{name}.npz", **{**arrays, "stimulus": stimulus})
         with pytest.raises(DataError, match=said) as refused:
-            train(tmp_path / f"{name}.npz", tmp_path / f"run-{name}", finished.path)
-        assert refused.value.where == str(finished.path) and "or train a new core" in str(refused.value.fix)
+            train(tmp_path / f"{name}.npz", tmp_path / f"run-{name}", core_run.path)
+        assert refused.value.where == str(core_run.path) and "or train a new core" in str(refused.value.fix)
         assert not (tmp_path / f"run-{name}/recipe.yaml").exists()
 
 
-def test_frames_of_another_range_are_refused_where_their_type_is_not_known(finished: Run) -> None:
-    core = Cortex.load(finished.base_folder).config
-    (summary, *_) = [one.info.recording for one in open_datasets(finished.recipe)]
+def test_frames_of_another_range_are_refused_where_their_type_is_not_known(core_run: Run) -> None:
+    core = Cortex.load(core_run.base_folder).config
+    (summary, *_) = [one.info.recording for one in open_datasets(core_run.recipe)]
     assert summary is not None
-    refuse_other_frames(core, None, [summary], finished.path)
+    refuse_other_frames(core, None, [summary], core_run.path)
     for changed in (
         {"stimulus_mean": 0.0, "stimulus_std": 0.5},
         {"stimulus_mean": core.stimulus_mean + 11 * core.stimulus_std},
     ):
         with pytest.raises(DataError, match="next to nothing"):
-            refuse_other_frames(core, None, [summary.model_copy(update=changed)], finished.path)
+            refuse_other_frames(core, None, [summary.model_copy(update=changed)], core_run.path)
 
 
 def test_a_shape_that_does_not_hold_is_a_clear_error(prepared: Path, tmp_path: Path) -> None:
@@ -305,9 +257,9 @@ def test_a_shape_that_does_not_hold_is_a_clear_error(prepared: Path, tmp_path: P
             train(prepared, tmp_path / "run", **{f"responses.{field}": value})
 
 
-def test_units_that_a_core_knows_keep_their_readouts(prepared: Path, finished: Run, tmp_path: Path) -> None:
-    run = train(prepared, tmp_path / "run", finished.path, **{"schedule.steps": 1})
-    core, _ = load_trained(finished, finished.recipe, torch.device("cpu"))
+def test_units_that_a_core_knows_keep_their_readouts(prepared: Path, core_run: Run, tmp_path: Path) -> None:
+    run = train(prepared, tmp_path / "run", core_run.path, **{"schedule.steps": 1})
+    core, _ = load_trained(core_run, core_run.recipe, torch.device("cpu"))
     base = Cortex.load(run.base_folder).state_dict()
     assert all(torch.equal(tensor, base[name]) for name, tensor in core.network.state_dict().items())
 
@@ -330,31 +282,31 @@ def test_readouts_start_only_from_runs_on_recordings(sessions: Path, tmp_path: P
         train(sessions, tmp_path / "run", tmp_path / "none")
 
 
-def test_scores_do_not_depend_on_how_a_split_is_cut(finished: Run) -> None:
-    adapter = predicts_responses(load_trained(finished, finished.recipe, torch.device("cpu"))[0])
-    datasets, found = open_datasets(finished.recipe), []
+def test_scores_do_not_depend_on_how_a_split_is_cut(core_run: Run) -> None:
+    adapter = predicts_responses(load_trained(core_run, core_run.recipe, torch.device("cpu"))[0])
+    datasets, found = open_datasets(core_run.recipe), []
     for tokens in (1, 10_000):
-        batch = finished.recipe.batch.model_copy(update={"tokens": tokens})
-        recipe = finished.recipe.model_copy(update={"batch": batch})
+        batch = core_run.recipe.batch.model_copy(update={"tokens": tokens})
+        recipe = core_run.recipe.model_copy(update={"batch": batch})
         found.append(predict_split_of_responses(adapter, datasets, "test", recipe, Ranks("cpu")))
     for one, other in zip(*found, strict=True):
         assert one.units == other.units and np.array_equal(one.places, other.places)
         np.testing.assert_allclose(one.rates, other.rates, rtol=1e-5)
 
 
-def test_what_an_evaluation_keeps_lies_where_it_says(finished: Run) -> None:
-    for dataset in open_datasets(finished.recipe):
+def test_what_an_evaluation_keeps_lies_where_it_says(core_run: Run) -> None:
+    for dataset in open_datasets(core_run.recipe):
         assert isinstance(dataset, ClipDataset)
-        with np.load(finished.path / f"evaluations/validation/{dataset.recording.name}.npz") as file:
+        with np.load(core_run.path / f"evaluations/validation/{dataset.recording.name}.npz") as file:
             bins = np.array([trial.start for trial in dataset.trials])[file["trials"]] + file["places"]
             recorded, valid = np.load(dataset.path / "counts.npy")[bins], file["valid"]
             assert valid.any() and np.array_equal(file["counts"][valid], recorded[valid])
             assert {dataset.trials[trial].split for trial in file["trials"]} == {"validation"}
 
 
-def test_a_movie_is_predicted_as_its_clips_are(finished: Run, tmp_path: Path) -> None:
+def test_a_movie_is_predicted_as_its_clips_are(core_run: Run, tmp_path: Path) -> None:
     """The first clip of a trial and the same frames as a movie get the same rates, behaviour at its mean."""
-    run = finished
+    run = core_run
     dataset = open_datasets(run.recipe)[0]
     assert isinstance(dataset, ClipDataset)
     trial = next(t for t in dataset.trials if t.split == "test")
@@ -409,12 +361,12 @@ def test_a_curriculum_ends_and_what_was_seen_is_what_it_promised(prepared: Path,
 
 
 def test_without_movies_there_is_nothing_to_predict_and_no_form_holds_a_run_on_recordings(
-    finished: Run, tmp_path: Path
+    core_run: Run, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="No files were given"):
-        visiontune.predict_movies(finished.path, [])
+        visiontune.predict_movies(core_run.path, [])
     with pytest.raises(RunError, match="no form for other software"):
-        visiontune.export(finished.path, to="merged", out=tmp_path / "merged")
+        visiontune.export(core_run.path, to="merged", out=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 
 import visiontune
-from tests.training.test_object_runs import shapes, source  # noqa: F401
-from tests.training.test_response_runs import prepared, sessions  # noqa: F401
 from visiontune.data.dataset import Dataset
 from visiontune.errors import RecipeError
 from visiontune.machine import hardware
