@@ -1,7 +1,5 @@
 """Facts about trained weights as ONNX graphs, and about a shipped folder as an app runs it."""
 
-import contextlib
-import io
 import shutil
 import subprocess
 import sys
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.exports.onnx_models import CLASSES, SIDE, detector, sample, shipped
+from tests.exports.onnx_models import CLASSES, SIDE, sample
 from tests.object_samples import changed, objects_of
 from visiontune.data.annotations.masks import to_pixels
 from visiontune.data.images import decode
@@ -31,19 +29,14 @@ from visiontune.exports.reference import image_of
 from visiontune.files import file_sha256
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return detector(tmp_path_factory.mktemp("base") / "model", lora=True)
+@pytest.fixture
+def adapter(finder: Any) -> Any:
+    return finder
 
 
-@pytest.fixture(scope="module")
-def folder(adapter: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The adapter's graphs and contract, written without a word on the terminal."""
-    place = tmp_path_factory.mktemp("shipped") / "folder"
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-        shipped(adapter, place)
-    assert out.getvalue() == ""
-    return place
+@pytest.fixture
+def folder(finder_folder: Path) -> Path:
+    return finder_folder
 
 
 def test_rf_detr_with_masks_gives_what_torch_gives_at_any_batch_size(adapter: Any, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What is exported is the model that was trained, and loads in plain PEFT and plain transformers."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from visiontune.training.model import load_trained
 
 Plan = Callable[..., Run]
 Trained = Callable[[dict[str, Any]], Run]
+Exported = Callable[[dict[str, Any]], dict[str, Path]]
+SHORT = {"schedule.steps": 4, "evaluation.every": 4, "evaluation.samples": 4, "checkpoints.every": 2}
 MIXED = {"parts.vision_encoder": "full", "parts.embeddings": "full", "lora.rank": 4}
 VARIANTS = {
     "lora.decomposed": True,
@@ -43,8 +46,23 @@ def trained(digits: Dataset, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
     def make(overrides: dict[str, Any]) -> Run:
         name = json.dumps(overrides)
         if name not in runs:
-            runs[name] = train_run(plan(f"run-{len(runs)}", overrides))
+            runs[name] = train_run(plan(f"run-{len(runs)}", SHORT | overrides))
         return runs[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """`exported({"lora.rank": 4})`: the adapter and the merged folder of that run, written once."""
+    folders: dict[str, dict[str, Path]] = {}
+
+    def make(overrides: dict[str, Any]) -> dict[str, Path]:
+        name = json.dumps(overrides)
+        if name not in folders:
+            out = tmp_path_factory.mktemp("exported")
+            folders[name] = visiontune.export(trained(overrides).path, to=["adapter", "merged"], out=out)
+        return folders[name]
 
     return make
 
@@ -59,13 +77,12 @@ def inputs_and_logits(run: Run, digits: Dataset) -> tuple[dict[str, torch.Tensor
 
 @OVERRIDES
 def test_the_adapter_in_plain_peft_is_the_trained_model_bit_for_bit(
-    trained: Trained, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
+    trained: Trained, exported: Exported, digits: Dataset, overrides: dict[str, Any]
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    run = trained(overrides)
-    folder = visiontune.export(run.path, to="adapter", out=tmp_path / "ship")["adapter"]
+    run, folder = trained(overrides), exported(overrides)["adapter"]
     inputs, logits = inputs_and_logits(run, digits)
     base = AutoModelForImageTextToText.from_pretrained(run.recipe.model.name, dtype=torch.float32)
     with torch.no_grad():
@@ -80,12 +97,11 @@ def test_the_adapter_in_plain_peft_is_the_trained_model_bit_for_bit(
 
 @OVERRIDES
 def test_the_merged_folder_in_plain_transformers_is_the_trained_model(
-    trained: Trained, digits: Dataset, tmp_path: Path, overrides: dict[str, Any]
+    trained: Trained, exported: Exported, digits: Dataset, overrides: dict[str, Any]
 ) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    run = trained(overrides)
-    folder = visiontune.export(run.path, to=["merged"], out=tmp_path / "ship")["merged"]
+    run, folder = trained(overrides), exported(overrides)["merged"]
     inputs, logits = inputs_and_logits(run, digits)
     plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -100,7 +116,7 @@ def test_the_merged_folder_in_plain_transformers_is_the_trained_model(
 def test_a_run_without_lora_is_exported_merged_only(plan: Plan, digits: Dataset, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
-    run = train_run(plan("tiny", model="tiny/smolvlm"))
+    run = train_run(plan("tiny", SHORT, model="tiny/smolvlm"))
     with pytest.raises(RunError, match="no adapter") as caught:
         visiontune.export(run.path, to="adapter", out=tmp_path / "ship")
     assert "merged" in (caught.value.fix or "") and not (tmp_path / "ship").exists()
@@ -157,9 +173,12 @@ def test_samples_of_several_images_and_of_none_are_compared_too(trained: Trained
     assert len({(reference.image_sha256, reference.pixels_sha256) for reference in made}) == 3
 
 
-def test_exported_weights_are_verified_by_their_files_and_beside_the_run(trained: Trained, tmp_path: Path) -> None:
+def test_exported_weights_are_verified_by_their_files_and_beside_the_run(
+    trained: Trained, exported: Exported, tmp_path: Path
+) -> None:
     run = trained({})
-    for form, folder in visiontune.export(run.path, to="adapter,merged", out=tmp_path).items():
+    for form in ("adapter", "merged"):
+        folder = shutil.copytree(exported({})[form], tmp_path / form)
         assert [check.name for check in visiontune.verify(folder)] == ["files"]
         checks = visiontune.verify(folder, run=run.path)
         assert {check.status for check in checks} == {"passed"} and len(checks) > 1
@@ -249,10 +268,9 @@ def test_a_path_that_does_not_exist_and_options_of_a_shipped_folder_are_refused(
         visiontune.verify(trained({}).path, data=tmp_path)
 
 
-def test_merged_weights_are_rounded_once(trained: Trained, tmp_path: Path) -> None:
-    run = trained({})
-    exact = load_file(visiontune.export(run.path, to="merged", out=tmp_path / "a")["merged"] / "model.safetensors")
-    once = visiontune.export(run.path, to="merged", out=tmp_path / "b", dtype="bfloat16")["merged"]
+def test_merged_weights_are_rounded_once(trained: Trained, exported: Exported, tmp_path: Path) -> None:
+    exact = load_file(exported({})["merged"] / "model.safetensors")
+    once = visiontune.export(trained({}).path, to="merged", out=tmp_path, dtype="bfloat16")["merged"]
     for name, tensor in load_file(once / "model.safetensors").items():
         assert torch.equal(tensor, exact[name].to(torch.bfloat16)), name
 
@@ -299,7 +317,7 @@ def test_weights_merged_upon_the_full_base_are_measured_against_the_rounded_base
 
     monkeypatch.setattr(model, "load_base", in_four_bits)
     monkeypatch.setattr(session, "load_base", in_four_bits)
-    run = train_run(plan("four bits", {"machine.precision": "bf16"}))
+    run = train_run(plan("four bits", SHORT | {"machine.precision": "bf16"}))
     try:
         folder = visiontune.export(run.path, to="merged", out=tmp_path / "merged")["merged"]
     except CertificateError:
