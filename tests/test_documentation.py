@@ -21,7 +21,7 @@ from visiontune.models.load import TINY
 from visiontune.recipe import field_names
 from visiontune.recipe_files import reference
 from visiontune.simulated_neurons import simulate
-from visiontune.training import plan
+from visiontune.training import derived, plan, receptive_fields
 from visiontune.training.receipts import NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,9 @@ def test_the_commands_and_the_code_of_the_readme_run(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "TINY_STEPS", 100)  # enough for the accuracy that the README requires of three classes
+    monkeypatch.setattr(plan, "TINY_STEPS", 60)  # enough for the accuracy that the README requires of three classes
+    monkeypatch.setattr(derived, "often", lambda steps, times: -(-steps // 2))  # not eight or ten times a run
+    monkeypatch.setattr(receptive_fields, "STEPS", 1)
     monkeypatch.setattr(rf_detr, "tiny_config", shallow_config)
     for label in "013":
         shutil.copytree(digits_folder / label, tmp_path / "photos" / label)

@@ -103,21 +103,18 @@ def _near_pairs(signatures: NDArray[np.uint32]) -> Iterator[NDArray[np.int64]]:
         starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
         ends = np.append(starts[1:], len(order))
         several = ends - starts > 1
-        pairs: list[NDArray[np.int64]] = []
-        waiting = 0
-        for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
-            members = order[start:end]
-            if end - start > _LARGE_BUCKET:
-                yield from _led(members, signatures)
+        starts, sizes = starts[several], (ends - starts)[several]
+        for size in np.unique(sizes).tolist():  # buckets of one size together: most hold two, and there are many
+            if size > _LARGE_BUCKET:
+                for start in starts[sizes == size].tolist():
+                    yield from _led(order[start : start + size], signatures)
                 continue
-            left, right = np.triu_indices(end - start, 1)
-            pairs.append(np.stack([members[left], members[right]]))
-            waiting += len(left)
-            if waiting >= _PAIRS_AT_ONCE:
-                yield _alike(np.concatenate(pairs, axis=1), signatures)
-                pairs, waiting = [], 0
-        if pairs:
-            yield _alike(np.concatenate(pairs, axis=1), signatures)
+            left, right = np.triu_indices(size, 1)
+            members = order[starts[sizes == size][:, None] + np.arange(size)]
+            at_once = max(1, _PAIRS_AT_ONCE // len(left))
+            for first in range(0, len(members), at_once):
+                some = members[first : first + at_once]
+                yield _alike(np.stack([some[:, left].ravel(), some[:, right].ravel()]), signatures)
 
 
 def _keys(rows: NDArray[np.uint32]) -> NDArray[np.uint64]:

@@ -72,8 +72,11 @@ def average_precisions(ranked: RankedDetections, chosen: NDArray[np.bool_]) -> F
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         # COCO reads each recall at the first detection that reaches it; precision is 0 where none does.
         reached = np.concatenate([precision, np.zeros((len(precision), 1))], axis=1)
-        for threshold, hits in enumerate(right):
-            found[resample, threshold] = reached[threshold, np.searchsorted(hits / truths, RECALLS)].mean()
+        needed = np.searchsorted(np.arange(truths + 1) / truths, RECALLS)  # so many hits
+        row = np.arange(len(right))[:, None]
+        apart = row * (truths + 1)  # makes one ascending row of all, for one search
+        first = np.searchsorted((right + apart).ravel(), needed + apart) - row * right.shape[1]
+        found[resample] = reached[row, first].mean(axis=1)
     return found
 
 
