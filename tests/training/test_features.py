@@ -68,7 +68,8 @@ def test_images_read_from_features_give_the_losses_of_images_with_several_tiles(
 
 
 def test_augmented_views_take_turns_with_and_without_features(plan: Plan) -> None:
-    turns = {"data.augment": 0.5, "data.augmented_views": 2, "data.limit": 12, "schedule.steps": 6}
+    turns = {"data.augment": 0.5, "data.augmented_views": 2, "data.limit": 12}
+    turns |= {"batch.window": 8, "schedule.steps": 6}
     drawn = losses(train_run(plan("drawn", {**turns, "features.cache": "never"})))
     read = train_run(plan("read", {**turns, "features.cache": "always"}))
     assert losses(read) == pytest.approx(drawn, rel=1e-6)
