@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
@@ -43,31 +42,3 @@ def on_two_ranks(work: Callable[[Ranks], None]) -> list[int | None]:
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
-
-
-# torchrun waits for what a rank returns, and never hears of one that leaves by an exit.
-WITHOUT_EXIT = """
-import runpy
-try:
-    runpy.run_module("visiontune", run_name="__main__")
-except SystemExit as ended:
-    assert not ended.code, ended.code
-"""
-
-
-def torchrun(script: Path, *arguments: str) -> int | None:
-    """`torchrun --nproc-per-node 2 --standalone -m visiontune` with these arguments, its ranks forked from this
-    process, which has imported all that they need; returns its exit code. `script` is written."""
-    script.write_text(WITHOUT_EXIT)
-
-    def launch() -> None:
-        from torch.distributed.run import main
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        options = ["--nproc-per-node", "2", "--standalone", "--start-method", "fork", "--run-path"]
-        main([*options, str(script), *arguments])
-
-    launcher = multiprocessing.get_context("fork").Process(target=launch)
-    launcher.start()
-    launcher.join()
-    return launcher.exitcode

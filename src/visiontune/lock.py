@@ -14,7 +14,16 @@ from visiontune.files import make_folder
 PATIENCE_SECONDS = 1.0
 
 
-def try_lock(file: IO[str]) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock file `path`, which is made where there is none."""
+    with path.open("a") as file:
+        if not _try_lock(file):
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+        return False
+
+
+def _try_lock(file: IO[str]) -> bool:
     """Lock an open file, unless another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -25,13 +34,12 @@ def try_lock(file: IO[str]) -> bool:
 
 @contextmanager
 def held(path: Path, what: str, where: Path, fix: str) -> Iterator[None]:
-    """Hold the lock file `path`; RunError where another process does: "Process N `what`", and
-    `where` and `fix`."""
+    """Hold the lock file `path`; RunError where another process does: "Process N `what`", with `where` and `fix`."""
     make_folder(path.parent)
     with path.open("a+") as file:
         # The workers of a process that was killed hold its lock for some milliseconds more.
         until = time.monotonic() + PATIENCE_SECONDS
-        while not try_lock(file):
+        while not _try_lock(file):
             if time.monotonic() > until:
                 file.seek(0)
                 process = file.read().strip() or "unknown"

@@ -1,6 +1,5 @@
 """Run: the folder a run lives in. Whoever starts, watches or continues a run reads and writes only this folder."""
 
-import fcntl
 import json
 import re
 import shutil
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from visiontune.data.dataset_info import read_info
 from visiontune.errors import DataError, RunError
 from visiontune.files import write_json
-from visiontune.lock import held, try_lock
+from visiontune.lock import held, is_held
 from visiontune.machine import is_first_process
 from visiontune.progress import note
 from visiontune.recipe import Recipe
@@ -158,14 +157,7 @@ class Run:
     def status(self) -> Status:
         """What the run is doing. One that says it is running while nobody holds its folder was interrupted."""
         status: Status = self.state["status"]
-        return "interrupted" if status == "running" and not self._is_held() else status
-
-    def _is_held(self) -> bool:
-        with (self.path / "lock").open("a") as file:
-            if not try_lock(file):
-                return True
-            fcntl.flock(file, fcntl.LOCK_UN)
-            return False
+        return "interrupted" if status == "running" and not is_held(self.path / "lock") else status
 
     def set_state(self, status: Status, **facts: Any) -> None:
         """Change the status, and keep or change the facts beside it."""

@@ -31,7 +31,7 @@ from visiontune.exports.compare import evaluate_shipped
 from visiontune.exports.gguf import write_gguf
 from visiontune.exports.gguf_check import check_layout, check_weights
 from visiontune.exports.reference import Reference, read_references, write_references
-from visiontune.exports.shipment import Shipment, prediction, tell_question
+from visiontune.exports.shipment import Shipment, prediction, tell_shipped_question
 from visiontune.exports.verify import Certified, _inputs
 from visiontune.files import fingerprint
 from visiontune.metrics.answers import points
@@ -343,7 +343,7 @@ def test_a_shipped_model_that_may_have_been_asked_other_questions_says_which_it_
     own = reference(question=trained.shipment.question)
     for references, told in (([own], False), ([own, reference(question="How many?")], True)):
         write_references(tmp_path / "reference.jsonl", references, lambda _: None)
-        tell_question(tmp_path)
+        tell_shipped_question(tmp_path)
         assert (f"{trained.shipment.question!r} is asked" in capsys.readouterr().err) == told
 
 

@@ -73,7 +73,9 @@ def test_the_trained_model_passes_every_check_and_its_speed_is_told(folder: Path
     )
     assert found.speed["median_ms"] > 0
     of = next(check.numbers for check in found.checks if check.name == "outputs")["of"]
-    assert of.keys() == {"proposals", "logits", "boxes", "masks"} and max(v["largest"] for v in of.values()) < 5e-5
+    assert of.keys() == {"proposals", "logits", "boxes", "masks"}
+    assert max(one["largest"] for name, one in of.items() if name != "masks") < 1e-5
+    assert of["masks"]["largest"] < 5e-5  # logits, which are larger than those of classes
     assert len(found.objects) == len(IMAGES)
 
 

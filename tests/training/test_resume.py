@@ -8,6 +8,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import visiontune.files
 import visiontune.run
 from tests.conftest import planner
-from tests.two_ranks import torchrun
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.errors import MachineError, PausedError, RunError
@@ -324,15 +325,16 @@ def test_two_trainers_cannot_use_one_folder(plan: Plan) -> None:
         train_run(run)
 
 
-def test_two_ranks_equal_one_with_dropout(plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_ranks_equal_one_with_dropout(plan: Plan) -> None:
     overrides = {**DROPOUT, "batch.tokens": 200, "schedule.steps": 6}
     one = train_run(plan("one", overrides))
     two = plan("two", {**overrides, "tracking.trackers": ["tensorboard"]})
-    capfd.readouterr()
-    code = torchrun(tmp_path / "launched.py", "resume", str(two.path), "--json")
-    out, err = capfd.readouterr()
-    assert code == 0, err[-3000:]
-    assert json.loads(out)["status"] == "finished"  # one object, though two processes ran
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launch, "-m", "visiontune", "resume", str(two.path), "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["status"] == "finished"  # one object, though two processes ran
     assert two.status == "finished"
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)
     a, b = last_weights(one), last_weights(two)

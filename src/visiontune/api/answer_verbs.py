@@ -200,8 +200,7 @@ def predict(
     from visiontune.data.dataset import font_path
     from visiontune.data.documents import Rendering
     from visiontune.exports.onnx_runtime import is_onnx_shipment
-    from visiontune.exports.shipment import is_shipment, predict_shipped, shipped_members
-    from visiontune.exports.shipment import tell_question as tell_shipped_question
+    from visiontune.exports.shipment import is_shipment, predict_shipped, shipped_members, tell_shipped_question
 
     images = [images] if isinstance(images, str | Path) else images
     check_limit(limit)

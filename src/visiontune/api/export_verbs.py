@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -62,16 +62,15 @@ def export(
     check_limit(limit)
     if push is None:
         refuse({"public": public or None}, "An export that is not pushed takes")
-    opened = open_run(source)
+    opened, variants = open_run(source), _variants(quantisation, dtype, step)
     if isinstance(opened, RunGroup):
         given: dict[str, Any] = {"to": to, "quantisation": quantisation, "dtype": dtype, "step": step}
         given |= {"samples": samples, "limit": limit, "with_inputs": with_inputs}
-        variants = _variants(quantisation, dtype, step)
         variant = "".join(dict.fromkeys(variants[form] for form in forms)) if out is None else ""
         base = opened.path / "exports" if out is None else Path(out)
         places = {role: base / f"{role}{variant}" for role in opened.runs}
         for role, member in opened.runs.items():
-            _places(member.path, forms, places[role])
+            _places(member.path, forms, places[role], variants)
         made = {role: export(member.path, out=places[role], **given) for role, member in opened.runs.items()}
         exported = {f"{role}/{form}": folder for role, folders in made.items() for form, folder in folders.items()}
         if push is not None:
@@ -79,7 +78,7 @@ def export(
 
             push_folders(exported, push, private=not public)
         return exported
-    folders = _places(opened.path, forms, out, _variants(quantisation, dtype, step) if out is None else None)
+    folders = _places(opened.path, forms, out, variants)
     if "onnx" in forms and quantisation not in (None, "int8"):
         raise VisiontuneError(
             f"'{quantisation}' is no type of an ONNX graph.", where="--quant", fix="int8, or leave it out"
@@ -144,19 +143,18 @@ def _forms(to: Sequence[str] | str) -> list[str]:
 
 def _variants(quantisation: str | None, dtype: str | None, step: int | None) -> dict[str, str]:
     """What the default folder of each form is called after its name: exports with other settings stand side by side."""
-    at_step = "" if step is None else f"-step-{step}"
+    from visiontune.exports.place import of_step
+
     kinds = {"gguf": quantisation if quantisation != "q8_0" else None, "onnx": quantisation, "merged": dtype}
-    return {form: (f"-{kinds[form]}" if kinds.get(form) else "") + at_step for form in FORMS}
+    return {form: (f"-{kinds[form]}" if kinds.get(form) else "") + of_step(step) for form in FORMS}
 
 
-def _places(
-    run: Path, forms: Sequence[str], out: Source | None, variants: dict[str, str] | None = None
-) -> dict[str, Path]:
+def _places(run: Path, forms: Sequence[str], out: Source | None, variants: Mapping[str, str]) -> dict[str, Path]:
     """The folder of each form; RunError where something stands in one that an export must not replace."""
     from visiontune.exports.place import check_place
 
     base = run / "exports" if out is None else Path(out)
-    named = {form: form + (variants or {}).get(form, "") for form in forms}
+    named = {form: form + variants[form] if out is None else form for form in forms}
     folders = {form: base if out is not None and len(forms) == 1 else base / named[form] for form in forms}
     for form, folder in folders.items():
         check_place(folder, form, run)

@@ -27,6 +27,7 @@ from visiontune.exports.onnx_certificate import LIMITS, HeldTo, Seen, as_json, c
 from visiontune.exports.onnx_graph import DECODER, FAMILIES, Proposals, graph_outputs, plain_network, write_graphs
 from visiontune.exports.onnx_quantise import quantise
 from visiontune.exports.onnx_runtime import OnnxContract
+from visiontune.exports.place import of_step
 from visiontune.exports.reference import REFERENCE_NAME, chosen, image_of, objects_of
 from visiontune.files import file_sha256, folder_written_whole, write_json, write_text
 from visiontune.machine import versions
@@ -132,8 +133,9 @@ def ship_onnx(
         write_onnx_card(run, aside, contract, value)
         failed = value["verdict"] == "failed"
         final = folder.with_name(f"{folder.name}.failed") if failed else folder
-        at_step = "" if step is None else f"-step-{step}"
-        write_json(run.path / "exports" / f"onnx-{dtype}{at_step}.json", {"folder": str(final.resolve()), **value})
+        write_json(
+            run.path / "exports" / f"onnx-{dtype}{of_step(step)}.json", {"folder": str(final.resolve()), **value}
+        )
         note(f"certificate {value['verdict']}: {final / CERTIFICATE_NAME}")
         if failed:
             shutil.rmtree(final, ignore_errors=True)

@@ -53,6 +53,11 @@ def check_place(out: Path, form: str, run: Path) -> None:
         raise RunError(f"This folder holds something else: {', '.join(others[:5])}.", where=str(out), fix=fix)
 
 
+def of_step(step: int | None) -> str:
+    """What the name of an export ends with that is not of the run's best checkpoint."""
+    return "" if step is None else f"-step-{step}"
+
+
 @contextmanager
 def places_held(places: Iterable[Path]) -> Iterator[None]:
     """Hold the places that an export goes to, so that no other one goes there meanwhile; RunError where one does.

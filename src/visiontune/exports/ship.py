@@ -35,6 +35,7 @@ from visiontune.exports.compare import HeldTo, certify
 from visiontune.exports.gguf import predicted_bytes, write_gguf
 from visiontune.exports.gguf_check import check_weights
 from visiontune.exports.llama_server import check_package
+from visiontune.exports.place import of_step
 from visiontune.exports.quantise import check_quantisation, projector_quantisation
 from visiontune.exports.reference import (
     REFERENCE_NAME,
@@ -193,8 +194,9 @@ def ship(
     passed = value["verdict"] == "passed"
     final = out if passed else out.with_name(f"{out.name}.failed")
     work.leave_as(final)
-    at_step = "" if step is None else f"-step-{step}"
-    write_json(run.path / "exports" / f"gguf-{quantisation}{at_step}.json", {"folder": str(final.resolve()), **value})
+    write_json(
+        run.path / "exports" / f"gguf-{quantisation}{of_step(step)}.json", {"folder": str(final.resolve()), **value}
+    )
     note(f"certificate {value['verdict']}: {final / CERTIFICATE_NAME}")
     if not passed:
         raise CertificateError(

@@ -165,7 +165,7 @@ def predict_shipped(
     return predictions
 
 
-def tell_question(folder: Path) -> None:
+def tell_shipped_question(folder: Path) -> None:
     """Say which question will be asked where the samples that the folder was compared on did not all ask just that."""
     question, path = read_shipment(folder).question, folder / REFERENCE_NAME
     if not path.is_file() or {line["question"] for line in read_lines(path)} != {question}:

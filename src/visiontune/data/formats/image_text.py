@@ -65,7 +65,7 @@ FIX = (
     f"columns {', '.join(ROLES['image'])}; {', '.join(ROLES['prompt'])}; {', '.join(ROLES['answer'])}; "
     f"or name them: {naming(image='photo', prompt='ask', answer='reply')}"
 )
-# How the text of an image begins that is written as plain base64: JPEG, PNG, WebP, GIF.
+# How the text of an image begins that is written as plain base64: JPEG, PNG, WebP, GIF, BMP, TIFF.
 _BASE64 = ("/9j/", "iVBOR", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
 
 

@@ -159,7 +159,7 @@ def jsonl(path: Path) -> Iterator[Line]:
             try:
                 value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_json_number)
                 if _has_escaped_halves(line):
-                    json.dumps(value, ensure_ascii=False).encode()
+                    _refuse_halves(value)
             except UnicodeError:
                 yield number, "the text is not UTF-8"
             except (ValueError, RecursionError) as error:
@@ -173,6 +173,11 @@ def _has_escaped_halves(text: bytes) -> bool:
     return b"\\ud" in text or b"\\uD" in text
 
 
+def _refuse_halves(value: Any) -> None:
+    """Raise UnicodeEncodeError where a value of JSON holds half a character."""
+    json.dumps(value, ensure_ascii=False).encode()
+
+
 def json_array(path: Path) -> Iterator[Line]:
     """The entries of a JSON array, or what is wrong with each; DataError where the file holds none."""
     text = path.read_bytes()
@@ -182,7 +187,7 @@ def json_array(path: Path) -> Iterator[Line]:
     for number, value in enumerate(values, start=1):
         if has_halves:
             try:
-                json.dumps(value, ensure_ascii=False).encode()
+                _refuse_halves(value)
             except UnicodeError:
                 yield number, "the text is not UTF-8"
                 continue
