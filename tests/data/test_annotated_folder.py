@@ -19,6 +19,7 @@ from tests.conftest import Call
 from tests.killed import killed
 from tests.planted_annotations import sound_annotations
 from tests.planted_images import draw_images
+from visiontune import lock
 from visiontune.data import annotated_folder
 from visiontune.data.annotated_folder import EXPORT_NAME, write_annotated
 from visiontune.data.annotations import coco, voc
@@ -29,7 +30,8 @@ from visiontune.data.objects import Objects
 from visiontune.data.pseudo_labels import LabelledImage, write_dataset
 from visiontune.data.sample import ImageFile, Images
 from visiontune.data.split import SPLITS
-from visiontune.errors import DataError, RecipeError, VisiontuneError
+from visiontune.errors import DataError, RecipeError, RunError, VisiontuneError
+from visiontune.exports.place import places_held
 
 ANNOTATIONS = Path(__file__).parent / "annotations"
 Scene = tuple[str, Objects]
@@ -354,6 +356,15 @@ def test_what_the_preparation_left_out_is_said(call: Call, tmp_path: Path) -> No
     code, _, err = call("export", tmp_path / "data", "--to", "coco", "--out", tmp_path / "out")
     record = json.loads((tmp_path / "out" / EXPORT_NAME).read_text())
     assert code == 0 and "left out are not here either" in err and sum(record["left_out"].values()) >= 1
+
+
+def test_nothing_is_written_to_a_place_that_another_export_holds(
+    prepared: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.0)
+    with places_held([tmp_path / "out"]), pytest.raises(RunError, match="is exporting to this place"):
+        visiontune.export(prepared.path, to="coco", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_somebody_put_among_those_of_an_earlier_export_are_named_and_stay(

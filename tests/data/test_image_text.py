@@ -199,9 +199,9 @@ def test_images_written_into_json_lines(place, style, encode, picture):
     assert pictures(formats.read(paths[1]).rows[0]) == data[2:]
 
 
-@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF", "WEBP"])
-def test_plain_base64_of_any_kind_of_image_is_an_image(place, kind, encode, picture):
-    data = encode(picture(0, 60), kind)
+@pytest.mark.parametrize(("kind", "mode"), [("BMP", "RGB"), ("TIFF", "RGB"), ("TIFF", "I;16B"), ("GIF", "P")])
+def test_plain_base64_of_any_kind_of_image_is_an_image(place, kind, mode, encode, picture):
+    data = encode(picture(0, 60).convert("I" if mode == "I;16B" else mode).convert(mode), kind)
     row = {"prompt": "Which?", "answer": "a", "image": encoded_in("base64", data)}
     assert pictures(formats.read(jsonl(place / "rows.jsonl", [{}, row])).rows[0]) == [data]
 

@@ -78,6 +78,11 @@ def test_a_teachers_probabilities_are_read_back(prepared, tmp_path):
     assert made.info.provenance == MADE
 
 
+def test_a_class_that_was_looked_for_and_never_found_makes_it_another_dataset(prepared, tmp_path):
+    more = write_dataset(tmp_path / "more", rows_of(prepared), (*CLASSES, "unicorn"), provenance=MADE)
+    assert more.info.content_hash != prepared.info.content_hash
+
+
 def test_many_images_become_several_files_in_the_same_order(prepared, tmp_path):
     made = write_dataset(tmp_path / "made", rows_of(prepared), CLASSES, provenance=MADE, shard_bytes=3000)
     assert len(made.shards("train")) > 2

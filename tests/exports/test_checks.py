@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import visiontune
 from tests.exports.test_certificate import SMALL
@@ -27,7 +28,7 @@ from visiontune.exports.certificate import (
     same,
     verdict,
 )
-from visiontune.exports.compare import evaluate_shipped
+from visiontune.exports.compare import compare_predictions, evaluate_shipped
 from visiontune.exports.gguf import write_gguf
 from visiontune.exports.gguf_check import check_layout, check_weights
 from visiontune.exports.reference import Reference, read_references, write_references
@@ -134,6 +135,13 @@ def test_answers_in_free_text_are_compared_by_the_metric_that_is_named() -> None
     assert found.status == "failed" and "rougeL 0.8333 trained, 0.6667 shipped" in found.found
     assert "lower by 0.1667 (0.0167 allowed)" in found.found
     assert compare_metric("rougeL", both * 3, [*both * 2, both[1], both[1]], EIGHT).status == "passed"
+
+
+def test_what_the_shipped_file_answers_is_held_to_what_the_trained_model_answered(trained: ship.Trained) -> None:
+    held_to: Any = type("HeldTo", (), {"metric": "exact_match", "points": [1.0] * 100})
+    for answer, status in (("red 3", "passed"), ("blue 3", "failed")):
+        answered = [Prediction("x", ("x",), Text(answer), truth=Text("red 3"))] * 100
+        assert compare_predictions(held_to, answered, trained.shipment).status == status
 
 
 def test_finer_files_are_held_to_finer_limits() -> None:
@@ -337,7 +345,7 @@ def test_an_export_with_other_options_is_another_export(trained: ship.Trained, c
 
 
 def test_a_shipped_model_that_may_have_been_asked_other_questions_says_which_it_is_asked(
-    trained: ship.Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: ship.Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained.shipment.write(tmp_path)
     own = reference(question=trained.shipment.question)
@@ -345,6 +353,11 @@ def test_a_shipped_model_that_may_have_been_asked_other_questions_says_which_it_
         write_references(tmp_path / "reference.jsonl", references, lambda _: None)
         tell_shipped_question(tmp_path)
         assert (f"{trained.shipment.question!r} is asked" in capsys.readouterr().err) == told
+    monkeypatch.setattr("visiontune.exports.shipment.predict_shipped", lambda *_, **__: [])
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    for prompt, told in ((None, True), ("How many?", False)):
+        visiontune.predict(tmp_path, tmp_path / "image.png", prompt=prompt)
+        assert ("is asked" in capsys.readouterr().err) == told
 
 
 def test_a_shipped_model_abstains_below_the_threshold_of_its_contract(trained: ship.Trained) -> None:

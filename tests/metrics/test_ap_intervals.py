@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.coco_scenes import Scene, objects, random_scene
-from visiontune.metrics.ap_intervals import ap_intervals, average_precisions, ranked_detections
+from visiontune.metrics.ap_intervals import ap_intervals, average_precisions, halved, ranked_detections
 from visiontune.metrics.average_precision import CocoPair, coco_pair, curves
 from visiontune.metrics.intervals import Metric
 from visiontune.metrics.object_scores import score_objects
@@ -106,6 +106,20 @@ def test_a_class_is_scored_over_the_images_in_which_it_was_looked_for() -> None:
     found = [replace(t, scores=np.ones(len(t))) for t in truths]
     low = score_objects(truths, found, scene.sizes, scene.class_names).metric("box_ap.class 1").low
     assert low == pytest.approx(0.025 ** (1 / 40))
+
+
+def test_halves_of_a_class_are_halves_of_the_images_in_which_it_was_looked_for() -> None:
+    scene, asked = found_by_chance(60), np.array([True, False])
+    two = [i for i, truth in enumerate(scene.truths) if (truth.classes == 1).any()][:2]
+    truths = [
+        truth if i in two else replace(truth.of_classes(asked), looked_for=asked)
+        for i, truth in enumerate(scene.truths)
+    ]
+    predictions = [p if i in two else p.of_classes(asked) for i, p in enumerate(scene.predictions)]
+    pair = coco_pair(truths, predictions, scene.sizes, scene.class_names, "boxes")
+    of_each = np.stack([halved(pair_of(scene, [i, i]), 1, 0)[2, 0] for i in two])
+    for half in halved(pair, 100, 0)[2]:  # one of the two, never both or none
+        assert (np.abs(of_each - half) < 1e-12).all(axis=1).any()
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -1,6 +1,8 @@
 """Facts about RF-DETR: what it sees, what it learns from, what it finds."""
 
 import io
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from visiontune.data.sample import Sample
 from visiontune.errors import ModelError
 from visiontune.metrics.object_scores import score_objects
 from visiontune.models import rf_detr
-from visiontune.models.load import native_image_size
+from visiontune.models.load import native_image_size, read_config
 from visiontune.models.parts import check_parts, set_training_mode
 from visiontune.models.rf_detr_masks import Drawing, drawings_of, mask_loss
 from visiontune.recipe import ObjectChoices
@@ -416,3 +418,10 @@ def test_the_same_arguments_build_the_same_files(boxes_folder: Path, tmp_path: P
     assert torch.equal(state, torch.get_rng_state())
     for file in boxes_folder.iterdir():
         assert file.read_bytes() == (tmp_path / file.name).read_bytes()
+
+
+def test_a_config_that_was_written_anew_is_read_anew(boxes_folder: Path, tmp_path: Path):
+    file = shutil.copytree(boxes_folder, tmp_path / "model") / "config.json"
+    assert read_config(str(file.parent)).num_queries == QUERIES
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_queries": QUERIES + 1}))
+    assert read_config(str(file.parent)).num_queries == QUERIES + 1

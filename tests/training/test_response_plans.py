@@ -11,7 +11,7 @@ import pytest
 
 import visiontune
 from tests.made_recordings import made, with_trials
-from tests.response_runs import QUICK
+from tests.response_runs import QUICK, train
 from visiontune.cli import main
 from visiontune.data.dataset import Dataset
 from visiontune.data.recordings.clips import ClipDataset
@@ -22,6 +22,7 @@ from visiontune.machine import hardware
 from visiontune.recipe import Recipe
 from visiontune.run import Run
 from visiontune.run_group import open_run
+from visiontune.training import plan_responses
 from visiontune.training.callbacks import Callback
 from visiontune.training.model import open_datasets
 from visiontune.training.plan_responses import derive_responses
@@ -40,6 +41,15 @@ def test_readouts_on_a_frozen_core_see_fewer_clips_more_often(
     assert recipe.schedule.steps == -(-24 * clips // recipe.batch.samples)
     limited = derive_responses([session], [None], hardware("cpu"), start=core_run, epochs=2)
     assert limited.schedule.steps == -(-2 * clips // limited.batch.samples)
+
+
+def test_the_places_of_readouts_are_looked_for_in_the_clips_of_the_run(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[ClipDataset] = []
+    monkeypatch.setattr(plan_responses, "place_readouts", lambda network, cut, *_: looked_at.extend(cut) or 0)
+    choices = train(prepared, tmp_path / "run", **{"schedule.steps": 1}).recipe.responses
+    assert {(one.clip, one.burn_in) for one in looked_at} == {(choices.clip, choices.burn_in)}
 
 
 class PauseAtOnce(Callback):
